@@ -1,0 +1,59 @@
+"""sj-robust: adversarially robust spiking networks, converted from robust ANNs.
+
+Everything public is imported on first use, so that `import sj_robust` costs no torch import.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from sj_robust.errors import SJRobustError
+
+if TYPE_CHECKING:
+    from sj_robust.attack import GradientView as GradientView
+    from sj_robust.convert import convert as convert
+    from sj_robust.data import load_dataset as load_dataset
+    from sj_robust.evaluate import evaluate as evaluate
+    from sj_robust.hub import list_models as list_models
+    from sj_robust.hub import load as load
+    from sj_robust.hub import save as save
+    from sj_robust.model import SpikingClassifier as SpikingClassifier
+    from sj_robust.neuron import Surrogate as Surrogate
+    from sj_robust.train import finetune as finetune
+    from sj_robust.train import train_ann as train_ann
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["GradientView", "SJRobustError", "SpikingClassifier", "Surrogate", "__version__", "convert", "evaluate", "finetune",
+           "list_models", "load", "load_dataset", "save", "train_ann"]
+
+_HOME = {
+    "GradientView": "attack", "SpikingClassifier": "model", "Surrogate": "neuron", "convert": "convert", "evaluate": "evaluate",
+    "finetune": "train", "list_models": "hub", "load": "hub", "load_dataset": "data", "save": "hub", "train_ann": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sj_robust' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(importlib.import_module(f"sj_robust.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `convert` and `evaluate` are functions here and subpackages too. Importing a subpackage sets it on its parent,
+        # which would hide the function; `from sj_robust.convert import ...` does not need that.
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
