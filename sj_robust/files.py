@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sj_robust.errors import SJRobustError
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -74,3 +76,12 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def zoo_root() -> Path:
+    """The zoo folder: inside the package in a wheel, beside it in a checkout. Raises SJRobustError where neither exists."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "zoo", package.parent / "zoo"):
+        if folder.is_dir():
+            return folder
+    raise SJRobustError(f"no zoo folder in {package} or beside it: the installation is incomplete, install sj-robust again")

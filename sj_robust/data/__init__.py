@@ -1,0 +1,7 @@
+"""Datasets by name or path, augmentation, and batches that depend on (seed, epoch, step) alone."""
+
+from sj_robust.data.augment import Augmentation
+from sj_robust.data.datasets import MEAN_STD, NAMES, ImageDataset, load_dataset
+from sj_robust.data.loader import batches, calibration_batches, steps_per_epoch
+
+__all__ = ["MEAN_STD", "NAMES", "Augmentation", "ImageDataset", "batches", "calibration_batches", "load_dataset", "steps_per_epoch"]

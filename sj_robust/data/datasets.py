@@ -1,0 +1,176 @@
+"""Image datasets by name or path, held as uint8 in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source
+from sj_robust.errors import SJRobustError
+from sj_robust.files import zoo_root
+
+Split = Literal["train", "test"]
+
+_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "cifar10": _CIFAR10,
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "tiny-imagenet": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "sample": _CIFAR10,
+}
+"""Per-channel mean and standard deviation of the training images in [0,1]: what a model's normalisation layer takes."""
+
+NAMES = tuple(MEAN_STD)
+
+_HUB: dict[str, tuple[str, dict[str, str]]] = {
+    "cifar10": ("uoft-cs/cifar10", {s: f"plain_text/{s}-00000-of-00001.parquet" for s in ("train", "test")}),
+    "cifar100": ("uoft-cs/cifar100", {s: f"cifar100/{s}-00000-of-00001.parquet" for s in ("train", "test")}),
+    "svhn": ("ufldl-stanford/svhn", {s: f"cropped_digits/{s}-00000-of-00001.parquet" for s in ("train", "test")}),
+    "tiny-imagenet": ("zh-plus/tiny-imagenet", {
+        "train": "data/train-00000-of-00001-1359597a978bc4fa.parquet",
+        "test": "data/valid-00000-of-00001-70d52db3c749a935.parquet",  # the published test images have no labels
+    }),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ImageDataset:
+    """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came from."""
+
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    name: str
+    split: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def floats(self, indices: Tensor | Sequence[int] | None = None) -> Tensor:
+        """Images as float32 [n,C,H,W] in [0,1], all or those at `indices`."""
+        images = self.images if indices is None else self.images[torch.as_tensor(indices, dtype=torch.int64)]
+        return images.float().div_(255)
+
+    def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
+        """The images at `indices`, in that order."""
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+
+    def first(self, count: int) -> ImageDataset:
+        """The first `count` images (all where there are fewer)."""
+        return replace(self, images=self.images[:count], labels=self.labels[:count])
+
+    def split_off(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
+        """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in dataset order.
+
+        Shares that are no whole numbers are rounded by largest remainder, ties to the lower label.
+        """
+        if not 0 < count < len(self):
+            raise SJRobustError(f"cannot hold out {count} of {len(self)} images: expected 1 to {len(self) - 1}")
+        sizes = self.labels.bincount().tolist()
+        quotas = [count * size // len(self) for size in sizes]
+        by_remainder = sorted(range(len(sizes)), key=lambda label: (-(count * sizes[label] % len(self)), label))
+        for label in by_remainder[:count - sum(quotas)]:
+            quotas[label] += 1
+        generator = torch.Generator().manual_seed(seed)
+        held = torch.zeros(len(self), dtype=torch.bool)
+        for label, quota in enumerate(quotas):
+            members = (self.labels == label).nonzero().flatten()
+            held[members[torch.randperm(len(members), generator=generator)[:quota]]] = True
+        return self.subset((~held).nonzero().flatten()), self.subset(held.nonzero().flatten())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of shape, pixels and labels: equal exactly where the data is, however it was stored."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().astype("<i8").data)
+        return digest.hexdigest()
+
+
+def load_dataset(name_or_path: str | os.PathLike[str], split: Split = "train", *, image_size: int | None = None) -> ImageDataset:
+    """Load one split of a dataset into memory.
+
+    `name_or_path` is one of NAMES or a path: a folder with {train,test}.parquet (also shards `train-*.parquet`, `*_subset`
+    names, and `valid*` for test), one parquet file, or a folder of images by class (directly, or under train/ and test/).
+    Parquet is the Hub's image layout: `img` or `image` = {bytes, path}, `label` or `fine_label` = int64.
+
+    Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging Face Hub; `imagenet` is
+    never fetched. `image_size` resizes the short side to it (bilinear) and cuts out the centre square.
+
+    A single parquet file, or class folders without train/ and test/, are read whichever split is asked for; a file whose
+    name says its split keeps that as its `.split`.
+
+    Raises SJRobustError in one line where data is missing, empty, of mixed sizes, damaged, or labelled out of range.
+    """
+    if split not in ("train", "test"):
+        raise SJRobustError(f"unknown split {split!r}: expected 'train' or 'test'")
+    if image_size is not None and image_size < 1:
+        raise SJRobustError(f"image_size={image_size}: expected a number of pixels, 1 or more")
+    name = known_name(str(name_or_path)) if isinstance(name_or_path, str) else None
+    if name:
+        source = _named(name, split)
+    else:
+        path = Path(name_or_path).expanduser()
+        if not path.exists():
+            raise SJRobustError(f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path of a folder or parquet file")
+        source, name = _at_path(path, split), _name_of(path)
+    images = torch.from_numpy(source.read(image_size))
+    return ImageDataset(images, torch.from_numpy(source.labels), source.classes, name, source.split)
+
+
+def known_name(text: str) -> str | None:
+    """The name in NAMES that `text` spells in its own way (`tiny_imagenet`, `CIFAR-10`), or None."""
+    def plain(word: str) -> str:
+        return word.lower().replace("_", "").replace("-", "")
+
+    return next((name for name in NAMES if plain(name) == plain(text)), None)
+
+
+def _named(name: str, split: Split) -> Source:
+    if name == "sample":
+        return _at_path(zoo_root() / "sample", split)
+    if root := os.environ.get("SJ_ROBUST_DATA"):
+        folder = Path(root).expanduser()
+        if found := [entry for entry in (sorted(folder.iterdir()) if folder.is_dir() else []) if known_name(entry.name) == name]:
+            return _at_path(found[0], split)
+    if name not in _HUB:
+        raise SJRobustError(f"{name} cannot be downloaded freely: pass the path of a folder of images by class, or set SJ_ROBUST_DATA to the folder that holds {name}/")
+    repository, files = _HUB[name]
+    return parquet_source([_download(name, repository, files[split])], split)
+
+
+def _download(name: str, repository: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download  # slow to import, and not needed for local data
+
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset"))
+    except Exception as error:  # network, HTTP, disk and client errors share no base class
+        raise SJRobustError(
+            f"could not download {name} ({repository} on the Hugging Face Hub; {type(error).__name__}): "
+            f"pass the path of your copy, or set SJ_ROBUST_DATA to the folder that holds {name}/"
+        ) from error
+
+
+def _at_path(path: Path, split: Split) -> Source:
+    if path.is_file():
+        return parquet_source([path], split)
+    files = parquet_files(path, split)
+    return parquet_source(files, split) if files else folder_source(path, split)
+
+
+def _name_of(path: Path) -> str:
+    path = path.resolve()
+    if path.is_file():
+        return known_name(path.parent.name) or known_name(path.stem) or path.stem
+    return known_name(path.name) or path.name

@@ -1,0 +1,120 @@
+"""Compressed images to one uint8 array in memory, and the cache that spares decoding them again."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from sj_robust.errors import SJRobustError
+from sj_robust.files import atomic_path
+
+CACHE_FROM = 5_000  # images: fewer decode in well under a second, so that a cache file would only litter the disk
+_CHUNK = 1_024
+_FORMAT = "1"  # part of every cache key: raise it whenever decoding changes
+
+Pixels = npt.NDArray[np.uint8]
+Encoded = bytes | Path | None
+
+
+def decode_images(items: Iterable[Encoded], count: int, *, image_size: int | None, place: Callable[[int], str]) -> Pixels:
+    """Decode `count` images (file contents or paths) to uint8 [count,3,H,W]; greyscale and palettes become RGB.
+
+    With `image_size` the short side is resized to it (bilinear, antialiased) and the centre square is cut out.
+    `place(i)` names image i in the error raised where it cannot be decoded or has another size than the first.
+    """
+    pixels: Pixels | None = None
+    row = 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for chunk in _chunks(items):
+            numbered = zip(range(row, row + len(chunk)), chunk, strict=True)
+            for image in pool.map(lambda pair: _decode(pair[1], image_size, place, pair[0]), numbered):
+                if pixels is None:
+                    pixels = np.empty((count, *image.shape), np.uint8)
+                if image.shape != pixels.shape[1:]:
+                    raise SJRobustError(
+                        f"{place(row)} is {image.shape[2]}x{image.shape[1]} pixels but the first image is "
+                        f"{pixels.shape[3]}x{pixels.shape[2]}: pass image_size to bring all images to one size"
+                    )
+                pixels[row] = image
+                row += 1
+    if pixels is None or row != count:
+        raise SJRobustError(f"{place(row)}: expected {count} images, found {row}; the data is incomplete, fetch it again")
+    return pixels
+
+
+def cached(key: str, count: int, make: Callable[[], Pixels]) -> Pixels:
+    """`make()`, or its result from an earlier run; `key` must identify the content, `count` is the expected length.
+
+    A cache file is a plain .npy (never a pickle) followed by the SHA-256 of its pixels. One that is damaged is made again;
+    a folder that cannot be written is no reason to fail.
+    """
+    path = cache_folder() / "images" / f"{hashlib.sha256(f'{_FORMAT}/{key}'.encode()).hexdigest()[:32]}.npy"
+    pixels = _read(path, count)
+    if pixels is None:
+        pixels = make()
+        try:
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.save(file, pixels, allow_pickle=False)
+                file.write(hashlib.sha256(pixels.data).digest())
+        except OSError:
+            pass
+    return pixels
+
+
+def cache_folder() -> Path:
+    """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust."""
+    if folder := os.environ.get("SJ_ROBUST_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sj_robust"
+
+
+def _read(path: Path, count: int) -> Pixels | None:
+    try:
+        with open(path, "rb") as file:
+            pixels = np.load(file, allow_pickle=False)
+            digest = file.read()
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError):
+        return None
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != count or not pixels.flags.c_contiguous:
+        return None
+    return pixels if hashlib.sha256(pixels.data).digest() == digest else None
+
+
+def _decode(item: Encoded, image_size: int | None, place: Callable[[int], str], row: int) -> Pixels:
+    if item is None:
+        raise SJRobustError(f"{place(row)} holds no image bytes")
+    try:
+        with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+            if image.mode[0] in "IF":  # PIL would clip 16-bit and float pixels to 255 without a word
+                raise ValueError(f"pixels of mode {image.mode} do not fit 8 bits")
+            rgb = image.convert("RGB")
+    except Exception as error:  # PIL raises nearly anything on damaged data
+        detail = " ".join(str(error).split())
+        raise SJRobustError(f"{place(row)} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
+    if image_size is not None:
+        rgb = _square(rgb, image_size)
+    return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _square(image: Image.Image, size: int) -> Image.Image:
+    short = min(image.size)
+    if short != size:
+        width, height = (max(size, round(side * size / short)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _chunks(items: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, _CHUNK)):
+        yield chunk

@@ -1,0 +1,182 @@
+"""Where images come from: parquet files in the Hub's image layout, and folders of images by class."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sj_robust.data.decode import CACHE_FROM, Encoded, Pixels, cached, decode_images
+from sj_robust.errors import SJRobustError
+from sj_robust.files import sha256
+
+IMAGE_COLUMNS = ("img", "image")
+LABEL_COLUMNS = ("label", "fine_label")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
+_PREFIXES = {"train": ("train",), "test": ("test", "valid", "val")}  # in order of preference
+_SUBFOLDERS = (".", "data", "plain_text", "cropped_digits", "cifar100")  # the last four as in snapshots of Hub repositories
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labels and class names, read; and how to read the images uint8 [N,3,H,W] (argument: image_size)."""
+
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    split: str
+    read: Callable[[int | None], Pixels]
+
+
+def parquet_files(folder: Path, split: str) -> list[Path]:
+    """The parquet files of one split in a folder, shards in order; empty where the folder holds no parquet file at all."""
+    every: list[Path] = []
+    for place in (folder / name for name in _SUBFOLDERS):
+        found = sorted(place.glob("*.parquet"))
+        every += found
+        for prefix in _PREFIXES[split]:
+            if files := [file for file in found if re.match(rf"{prefix}(idation)?([-_.].*)?$", file.stem)]:
+                return _complete(files)
+    if every:
+        names = ", ".join(file.name for file in every[:5])
+        raise SJRobustError(f"{folder} has no {split} split: expected {' or '.join(_PREFIXES[split])}*.parquet, found {names}")
+    return []
+
+
+def _complete(files: list[Path]) -> list[Path]:
+    """A single file, or all shards of one set: `train.parquet` beside shards, or a missing shard, would silently change the data."""
+    shards = [re.search(r"-(\d{5})-of-(\d{5})", file.name) for file in files]
+    if len(files) == 1 and shards[0] is None:
+        return files
+    totals = {int(shard[2]) if shard else None for shard in shards}
+    if len(totals) == 1 and None not in totals and [int(s[1]) for s in shards if s] == list(range(totals.pop() or 0)):
+        return files
+    names = ", ".join(file.name for file in files)
+    raise SJRobustError(f"{files[0].parent}: cannot tell which files make up the split: expected one file or a complete set of shards, found {names}; pass one file")
+
+
+def parquet_source(files: Sequence[Path], split: str) -> Source:
+    """Open parquet files of one split: labels are read and checked now, images when asked for."""
+    opened = [_open(file) for file in files]
+    image, label = _columns(opened[0], files[0])
+    for file, parquet in zip(files, opened, strict=True):
+        if _columns(parquet, file) != (image, label):
+            raise SJRobustError(f"{file} has other columns than {files[0].name}: expected {image} and {label} in every shard")
+    labels = np.concatenate([_labels(parquet, label, file) for file, parquet in zip(files, opened, strict=True)])
+    if not len(labels):
+        raise SJRobustError(f"{files[0]} holds no images: the {split} split is empty")
+    classes = _class_names(opened[0], label, files[0].parent, labels)
+    if (wrong := np.flatnonzero((labels < 0) | (labels >= len(classes)))).size:
+        raise SJRobustError(f"{files[0]}: row {wrong[0]} has label {labels[wrong[0]]}, expected 0 to {len(classes) - 1} ({len(classes)} classes)")
+    lengths = [parquet.metadata.num_rows for parquet in opened]
+
+    def place(row: int) -> str:
+        for file, length in zip(files, lengths, strict=True):
+            if row < length:
+                return f"{file}: row {row}"
+            row -= length
+        return str(files[-1])
+
+    def read(image_size: int | None) -> Pixels:
+        def decode() -> Pixels:
+            return decode_images(_blobs(opened, files, image), len(labels), image_size=image_size, place=place)
+
+        if len(labels) < CACHE_FROM:
+            return decode()
+        return cached(f"{[sha256(file) for file in files]}/{image}/{image_size}", len(labels), decode)
+
+    return Source(labels, classes, _split_in_name(files[0]) or split, read)
+
+
+def folder_source(folder: Path, split: str) -> Source:
+    """Images by class: FOLDER/CLASS/**, or FOLDER/{train,test|val}/CLASS/** where such folders exist; classes in name order."""
+    parts = {name: folder / name for name in ("train", "test", "val", "valid", "validation") if (folder / name).is_dir()}
+    root = folder
+    if parts:
+        names = ["train"] if split == "train" else ["test", "val", "valid", "validation"]
+        if not (found := [parts[name] for name in names if name in parts]):
+            raise SJRobustError(f"{folder} has no {split} split: expected a folder {' or '.join(names)} beside {', '.join(parts)}")
+        root = found[0]
+    # the training folder defines the classes, so that a class without test images does not shift the labels
+    classes = _subfolders(parts.get("train", root))
+    if unknown := sorted(set(_subfolders(root)) - set(classes)):
+        raise SJRobustError(f"{root} has a class {unknown[0]!r} that {parts['train']} lacks: both need the same class folders")
+    files, labels = [], []
+    for label, name in enumerate(classes):
+        members = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        files += members
+        labels += [label] * len(members)
+    if not files:
+        raise SJRobustError(f"{root} holds no images: expected parquet files or one folder of images per class")
+
+    def read(image_size: int | None) -> Pixels:
+        return decode_images(iter(files), len(files), image_size=image_size, place=lambda row: str(files[min(row, len(files) - 1)]))
+
+    return Source(np.array(labels, np.int64), tuple(classes), split, read)
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _open(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (OSError, pa.ArrowException) as error:
+        raise SJRobustError(f"{file} is not a readable parquet file: expected the Hub's image layout or a folder of images by class") from error
+
+
+def _columns(parquet: pq.ParquetFile, file: Path) -> tuple[str, str]:
+    schema = parquet.schema_arrow
+    image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+    found = f"found {', '.join(f'{field.name} ({field.type})' for field in schema)[:200]}"
+    if image is None or not (pa.types.is_struct(kind := schema.field(image).type) and kind.get_field_index("bytes") >= 0):
+        raise SJRobustError(f"{file}: expected an image column {' or '.join(IMAGE_COLUMNS)} = struct{{bytes, path}}, {found}")
+    if label is None or not pa.types.is_integer(schema.field(label).type):
+        raise SJRobustError(f"{file}: expected an integer label column {' or '.join(LABEL_COLUMNS)}, {found}")
+    return image, label
+
+
+def _labels(parquet: pq.ParquetFile, column: str, file: Path) -> npt.NDArray[np.int64]:
+    try:
+        labels = parquet.read(columns=[column]).column(column)
+    except (OSError, pa.ArrowException) as error:
+        raise SJRobustError(f"{file}: column {column} cannot be read: the file is damaged, fetch it again") from error
+    if labels.null_count:
+        raise SJRobustError(f"{file}: {labels.null_count} rows have no label")
+    return labels.cast(pa.int64()).to_numpy().copy()
+
+
+def _blobs(opened: Sequence[pq.ParquetFile], files: Sequence[Path], column: str) -> Iterator[Encoded]:
+    for file, parquet in zip(files, opened, strict=True):
+        try:
+            for batch in parquet.iter_batches(batch_size=1024, columns=[column]):
+                yield from batch.column(0).field("bytes").to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise SJRobustError(f"{file}: column {column} cannot be read: the file is damaged, fetch it again") from error
+
+
+def _class_names(parquet: pq.ParquetFile, label: str, folder: Path, labels: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """Names from the Hub's metadata, else from classes.txt beside the file, else the numbers themselves."""
+    try:
+        metadata = json.loads((parquet.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+        names = metadata["info"]["features"][label]["names"]
+        if isinstance(names, list) and names:
+            return tuple(str(name) for name in names)
+    except (ValueError, KeyError, TypeError):
+        pass  # absent or of another shape: metadata is a convenience
+    listing = folder / "classes.txt"
+    if listing.is_file():
+        return tuple(listing.read_text(encoding="utf-8").split())
+    return tuple(map(str, range(int(labels.max()) + 1)))
+
+
+def _split_in_name(file: Path) -> str | None:
+    return next((split for split, prefixes in _PREFIXES.items() if file.stem.startswith(prefixes)), None)
