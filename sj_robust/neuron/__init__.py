@@ -1,0 +1,21 @@
+"""The learnable-threshold LIF node, its surrogates and views, and its backends."""
+
+from sj_robust.neuron import torch_backend as torch_backend
+from sj_robust.neuron.backend import Multistep, available_backends, register_backend, select_backend
+from sj_robust.neuron.lif import Reset, ThresholdLIF
+from sj_robust.neuron.surrogate import ENSEMBLE_VIEWS, SURROGATE_NAMES, Surrogate, View, parse_view, view_name
+
+__all__ = [
+    "ENSEMBLE_VIEWS",
+    "SURROGATE_NAMES",
+    "Multistep",
+    "Reset",
+    "Surrogate",
+    "ThresholdLIF",
+    "View",
+    "available_backends",
+    "parse_view",
+    "register_backend",
+    "select_backend",
+    "view_name",
+]

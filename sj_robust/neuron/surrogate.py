@@ -1,0 +1,120 @@
+"""Surrogate derivatives of the spike function and the gradient views of a spiking network.
+
+A spike is s = [u ≥ 0] with u = h − v_th, the distance of the membrane potential to the threshold. Its derivative is zero
+almost everywhere, so a surrogate σ'(u) stands in for it. Which one is used decides what a gradient attack can see; the
+19 views of `ENSEMBLE_VIEWS` are the evaluation ensemble of Özdenizci & Legenstein (TMLR 2024, section 4.3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sj_robust.errors import SJRobustError
+
+SurrogateName = Literal["PCW", "EXP", "EXP-D", "RECT", "STE"]
+SURROGATE_NAMES: tuple[str, ...] = get_args(SurrogateName)
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A surrogate derivative σ'(u) of width γ.
+
+    ======  =========================  ===========================================
+    name    σ'(u)                      equal in SpikingJelly 2.0
+    ======  =========================  ===========================================
+    PCW     max(0, γ − |u|) / γ²       ``PiecewiseQuadratic(alpha=1/γ)``
+    EXP     exp(−γ|u|)
+    EXP-D   0.3 · exp(−γ|u|)
+    RECT    1/γ where |u| < γ/2        ``Rect(alpha=1/γ)``
+    STE     1                          ``DeterministicPass()``
+    ======  =========================  ===========================================
+
+    Raises SJRobustError for an unknown name or a width that is not a finite number above 0.
+    """
+
+    name: str
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in SURROGATE_NAMES:
+            raise SJRobustError(f"unknown surrogate {self.name!r}: expected one of {', '.join(SURROGATE_NAMES)}")
+        if not (isinstance(self.gamma, (int, float)) and math.isfinite(self.gamma) and self.gamma > 0):
+            raise SJRobustError(f"surrogate width must be a finite number above 0, got {self.gamma!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Surrogate:
+        """Read "PCW:0.5" (or "PCW", width 1)."""
+        name, _, width = text.partition(":")
+        try:
+            return cls(name, float(width) if width else 1.0)
+        except ValueError:
+            raise SJRobustError(f"surrogate {text!r}: the width after ':' must be a number, as in PCW:0.5") from None
+
+    def __str__(self) -> str:
+        return self.name if self.name == "STE" else f"{self.name}:{self.gamma:g}"
+
+    def derivative(self, u: Tensor) -> Tensor:
+        """σ'(u), elementwise; same shape and dtype as `u`."""
+        match self.name:
+            case "PCW":
+                return u.abs().neg_().add_(self.gamma).clamp_(min=0).div_(self.gamma**2)
+            case "EXP":
+                return u.abs().mul_(-self.gamma).exp_()
+            case "EXP-D":
+                return u.abs().mul_(-self.gamma).exp_().mul_(0.3)
+            case "RECT":
+                return (u.abs() < self.gamma / 2).to(u.dtype).div_(self.gamma)
+            case _:
+                return torch.ones_like(u)
+
+    def spike(self, u: Tensor) -> Tensor:
+        """[u ≥ 0] as 0/1 in the dtype of `u`; its backward multiplies by σ'(u)."""
+        return _Spike.apply(u, self)  # type: ignore[no-any-return]
+
+
+class _Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, surrogate: Surrogate) -> Tensor:
+        ctx.save_for_backward(u)
+        ctx.surrogate = surrogate
+        return (u >= 0).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (u,) = ctx.saved_tensors
+        return grads[0] * ctx.surrogate.derivative(u), None
+
+
+# How gradients flow back through a node: by a surrogate over time (BPTT), by the firing rate (BPTR: a step's gradient
+# passes where the neuron fired at least once), or through the network with its nodes replaced by ReLU (Act).
+View = Surrogate | Literal["rate", "activation"]
+
+ENSEMBLE_VIEWS: tuple[View, ...] = (
+    *(Surrogate("PCW", g) for g in (1.0, 2.0, 3.0, 0.5, 0.25)),
+    *(Surrogate("EXP-D", g) for g in (0.5, 1.0, 2.0)),
+    *(Surrogate("EXP", g) for g in (0.5, 1.0, 2.0)),
+    *(Surrogate("RECT", g) for g in (0.25, 0.5, 1.0, 2.0, 4.0)),
+    Surrogate("STE"),
+    "rate",
+    "activation",
+)
+
+
+def parse_view(text: str) -> View:
+    """Read "rate", "activation" or a surrogate such as "PCW:0.5". Raises SJRobustError for anything else."""
+    if text == "rate" or text == "activation":
+        return text
+    try:
+        return Surrogate.parse(text)
+    except SJRobustError as error:
+        raise SJRobustError(f"gradient view {text!r}: expected rate, activation or a surrogate like PCW:0.5 ({error})") from None
+
+
+def view_name(view: View) -> str:
+    """The text that `parse_view` reads back."""
+    return str(view)
