@@ -1,0 +1,7 @@
+"""Training: natural, PGD and TRADES for ANNs, adversarial finetuning for SNNs, resumable to the bit."""
+
+from sj_robust.train.checkpoint import Validation
+from sj_robust.train.config import PRESETS, TrainConfig, learning_rate, preset, validated
+from sj_robust.train.run import TrainResult, finetune, train_ann
+
+__all__ = ["PRESETS", "TrainConfig", "TrainResult", "Validation", "finetune", "learning_rate", "preset", "train_ann", "validated"]

@@ -1,0 +1,70 @@
+"""The losses: natural, PGD adversarial training and TRADES, each a function of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sj_robust.attack import PGD, RFGSM
+from sj_robust.train.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A differentiable `total` (scalar) and the plain numbers worth logging (loss terms, accuracies on this batch)."""
+
+    total: Tensor
+    facts: dict[str, float]
+
+
+def natural_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
+    """Cross-entropy on clean images x [N,C,H,W] with labels y [N]."""
+    logits = model(x)
+    total = F.cross_entropy(logits, y)
+    return Loss(total, {"loss": total.item(), "clean": accuracy(logits, y)})
+
+
+def pgd_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
+    """Cross-entropy on PGD images (Madry et al. 2018, eq. 2.1); with one step of 1.25·eps from a uniform start, Wong et al. 2020."""
+    attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config))
+    logits = model(attack(model, x, y, seed=seed, ids=ids))
+    total = F.cross_entropy(logits, y)
+    return Loss(total, {"loss": total.item(), "robust": accuracy(logits, y)})
+
+
+def trades_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
+    """CE(f(x), y) + beta·KL(f(x_adv) ‖ f(x)), the attack maximising the KL (Zhang et al. 2019, eq. 5).
+
+    x_adv comes from PGD (trades) or RFGSM (trades-rfgsm; Özdenizci & Legenstein 2024, section 3.3). The clean term is not detached.
+    """
+    if config.method == "trades":
+        x_adv = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config), loss="kl")(model, x, None, seed=seed, ids=ids)
+    else:
+        alpha = config.eps / 2 if config.alpha is None else config.alpha
+        x_adv = RFGSM(eps=config.eps, alpha=alpha, loss="kl")(model, x, None, seed=seed, ids=ids)
+    clean, adversarial = model(x), model(x_adv)
+    ce = F.cross_entropy(clean, y)
+    kl = F.kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
+    total = ce + config.beta * kl
+    return Loss(total, {"loss": total.item(), "ce": ce.item(), "kl": kl.item(),
+                        "clean": accuracy(clean, y), "robust": accuracy(adversarial, y)})
+
+
+LOSSES: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor, TrainConfig, int], Loss]] = {
+    "natural": natural_loss, "pgd": pgd_loss, "trades": trades_loss, "trades-rfgsm": trades_loss,
+}
+
+
+def step_size(config: TrainConfig) -> float:
+    """PGD's step: as configured, else 1.25·eps for a single step and 2.5·eps/steps for several."""
+    if config.step_size is not None:
+        return config.step_size
+    return 1.25 * config.eps if config.attack_steps == 1 else 2.5 * config.eps / config.attack_steps
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Fraction of the N rows of `logits` [N,K] whose largest entry is at the label y [N]."""
+    return (logits.argmax(1) == y).float().mean().item()

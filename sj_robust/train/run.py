@@ -1,0 +1,92 @@
+"""The two entry points, and what they report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from sj_robust.data import ImageDataset
+from sj_robust.errors import SJRobustError
+from sj_robust.train.checkpoint import Progress, Validation
+from sj_robust.train.config import PRESETS, Kind, TrainConfig
+from sj_robust.train.loop import Plan, fit
+
+if TYPE_CHECKING:
+    from sj_robust.model import NormalizedClassifier, SpikingClassifier
+
+
+class TrainResult(BaseModel):
+    """The facts of a finished run, for recipes and cards. Times are seconds over all resumptions of the run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    config: TrainConfig
+    dataset: str
+    split: str
+    fingerprint: str
+    images: int
+    validation_images: int
+    steps: int
+    epochs: float
+    seconds: float
+    images_per_second: float
+    best: Validation
+    validations: list[Validation]
+    device: str
+    threads: int
+    torch_version: str
+
+
+def train_ann(model: NormalizedClassifier, dataset: ImageDataset, config: TrainConfig | None = None,
+              folder: str | os.PathLike[str] = "run", *, resume: bool = False, device: str | torch.device = "cpu",
+              show_progress: bool | None = None) -> TrainResult:
+    """Train a ReLU network: natural, PGD or TRADES adversarial training (default: `PRESETS["ann"]["default"]`).
+
+    `model` maps images float32 [N,C,H,W] in [0,1] to logits [N,K] and is trained in place; at the end it is in eval mode and holds
+    the weights (their moving average, with `ema`) that were best on `config.validation` held-out images of `dataset`, never a test
+    set. `folder` receives state.safetensors (every epoch, every `checkpoint_minutes` and on Ctrl-C), log.jsonl and curves.png.
+
+    `resume=True` continues the run in `folder`, or starts it where there is none: the final weights equal those of an uninterrupted
+    run bit for bit on one machine with the same number of threads. A finished run returns at once.
+
+    Raises SJRobustError: `folder` holds a run and `resume` is False; its state is damaged, or of another config, dataset or network;
+    too few images; the loss or a weight is no longer finite (the last good state stays). KeyboardInterrupt after saving.
+    """
+    return _train(model, dataset, config or PRESETS["ann"]["default"], folder, "ann", resume, device, show_progress)
+
+
+def finetune(snn: SpikingClassifier, dataset: ImageDataset, config: TrainConfig | None = None,
+             folder: str | os.PathLike[str] = "run", *, resume: bool = False, device: str | torch.device = "cpu",
+             show_progress: bool | None = None) -> TrainResult:
+    """Finetune a converted spiking network, adversarially with RFGSM by default (Özdenizci & Legenstein, TMLR 2024, section 3.3).
+
+    Weights, batch norm and (with `learn_thresholds`) firing thresholds are trained through the model's own surrogate, thresholds
+    kept at `threshold_min` or above. Everything else as `train_ann`; default: `PRESETS["finetune"]["default"]`.
+    """
+    return _train(snn, dataset, config or PRESETS["finetune"]["default"], folder, "finetune", resume, device, show_progress)
+
+
+def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, folder: str | os.PathLike[str], kind: Kind, resume: bool,
+           device: str | torch.device, show_progress: bool | None) -> TrainResult:
+    highest = int(dataset.labels.max()) if len(dataset) else -1
+    classes = getattr(model, "num_classes", None)
+    if isinstance(classes, int) and highest >= classes:
+        raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
+                            f"num_classes={len(dataset.classes)}")
+    progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
+    return _result(progress, plan, dataset, device)
+
+
+def _result(progress: Progress, plan: Plan, dataset: ImageDataset, device: str | torch.device) -> TrainResult:
+    assert progress.best is not None  # the last step is always validated
+    images = progress.step * progress.config.batch_size
+    return TrainResult(
+        kind=progress.kind, config=progress.config, dataset=dataset.name, split=dataset.split, fingerprint=dataset.fingerprint,
+        images=len(plan.train), validation_images=len(plan.held_out), steps=progress.step, epochs=progress.step / plan.per_epoch,
+        seconds=round(progress.seconds, 1), images_per_second=round(images / progress.training_seconds, 1), best=progress.best,
+        validations=progress.validations, device=str(device), threads=torch.get_num_threads(), torch_version=torch.__version__)
