@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source
+from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source, split_in_name
 from sj_robust.errors import SJRobustError
 from sj_robust.files import zoo_root
 
@@ -108,8 +108,8 @@ def load_dataset(name_or_path: str | os.PathLike[str], split: Split = "train", *
     Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging Face Hub; `imagenet` is
     never fetched. `image_size` resizes the short side to it (bilinear) and cuts out the centre square.
 
-    A single parquet file, or class folders without train/ and test/, are read whichever split is asked for; a file whose
-    name says its split keeps that as its `.split`.
+    A single parquet file, or class folders without train/ and test/, are read whichever split is asked for; `.split` then
+    says what was read: the split in the file's name, else "all".
 
     Raises SJRobustError in one line where data is missing, empty, of mixed sizes, damaged, or labelled out of range.
     """
@@ -123,7 +123,9 @@ def load_dataset(name_or_path: str | os.PathLike[str], split: Split = "train", *
     else:
         path = Path(name_or_path).expanduser()
         if not path.exists():
-            raise SJRobustError(f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path of a folder or parquet file")
+            raise SJRobustError(
+                f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path of a folder or parquet file"
+            )
         source, name = _at_path(path, split), _name_of(path)
     images = torch.from_numpy(source.read(image_size))
     return ImageDataset(images, torch.from_numpy(source.labels), source.classes, name, source.split)
@@ -142,10 +144,14 @@ def _named(name: str, split: Split) -> Source:
         return _at_path(zoo_root() / "sample", split)
     if root := os.environ.get("SJ_ROBUST_DATA"):
         folder = Path(root).expanduser()
-        if found := [entry for entry in (sorted(folder.iterdir()) if folder.is_dir() else []) if known_name(entry.name) == name]:
+        entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        if found := [entry for entry in entries if known_name(entry.name) == name]:
             return _at_path(found[0], split)
     if name not in _HUB:
-        raise SJRobustError(f"{name} cannot be downloaded freely: pass the path of a folder of images by class, or set SJ_ROBUST_DATA to the folder that holds {name}/")
+        raise SJRobustError(
+            f"{name} cannot be downloaded freely: pass the path of a folder of images by class, "
+            f"or set SJ_ROBUST_DATA to the folder that holds {name}/"
+        )
     repository, files = _HUB[name]
     return parquet_source([_download(name, repository, files[split])], split)
 
@@ -164,7 +170,7 @@ def _download(name: str, repository: str, file: str) -> Path:
 
 def _at_path(path: Path, split: Split) -> Source:
     if path.is_file():
-        return parquet_source([path], split)
+        return parquet_source([path], split_in_name(path) or "all")
     files = parquet_files(path, split)
     return parquet_source(files, split) if files else folder_source(path, split)
 

@@ -57,7 +57,11 @@ def cached(key: str, count: int, make: Callable[[], Pixels]) -> Pixels:
     A cache file is a plain .npy (never a pickle) followed by the SHA-256 of its pixels. One that is damaged is made again;
     a folder that cannot be written is no reason to fail.
     """
-    path = cache_folder() / "images" / f"{hashlib.sha256(f'{_FORMAT}/{key}'.encode()).hexdigest()[:32]}.npy"
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # a user without a home folder
+        return make()
+    path = folder / "images" / f"{hashlib.sha256(f'{_FORMAT}/{key}'.encode()).hexdigest()[:32]}.npy"
     pixels = _read(path, count)
     if pixels is None:
         pixels = make()

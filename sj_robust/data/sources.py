@@ -20,7 +20,7 @@ from sj_robust.files import sha256
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
-_PREFIXES = {"train": ("train",), "test": ("test", "valid", "val")}  # in order of preference
+_PREFIXES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # in order of preference
 _SUBFOLDERS = (".", "data", "plain_text", "cropped_digits", "cifar100")  # the last four as in snapshots of Hub repositories
 
 
@@ -41,7 +41,7 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
         found = sorted(place.glob("*.parquet"))
         every += found
         for prefix in _PREFIXES[split]:
-            if files := [file for file in found if re.match(rf"{prefix}(idation)?([-_.].*)?$", file.stem)]:
+            if files := [file for file in found if _starts(file, prefix)]:
                 return _complete(files)
     if every:
         names = ", ".join(file.name for file in every[:5])
@@ -49,8 +49,17 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
     return []
 
 
+def split_in_name(file: Path) -> str | None:
+    """The split that a file's name begins with: `valid_subset.parquet` is "test"; None where it says nothing."""
+    return next((split for split, prefixes in _PREFIXES.items() if any(_starts(file, prefix) for prefix in prefixes)), None)
+
+
+def _starts(file: Path, prefix: str) -> bool:
+    return re.fullmatch(rf"{prefix}([-_.].*)?", file.stem) is not None
+
+
 def _complete(files: list[Path]) -> list[Path]:
-    """A single file, or all shards of one set: `train.parquet` beside shards, or a missing shard, would silently change the data."""
+    """A single file, or all shards of one set: a missing shard, or a file beside them, would change the data without a word."""
     shards = [re.search(r"-(\d{5})-of-(\d{5})", file.name) for file in files]
     if len(files) == 1 and shards[0] is None:
         return files
@@ -58,7 +67,10 @@ def _complete(files: list[Path]) -> list[Path]:
     if len(totals) == 1 and None not in totals and [int(s[1]) for s in shards if s] == list(range(totals.pop() or 0)):
         return files
     names = ", ".join(file.name for file in files)
-    raise SJRobustError(f"{files[0].parent}: cannot tell which files make up the split: expected one file or a complete set of shards, found {names}; pass one file")
+    raise SJRobustError(
+        f"{files[0].parent}: cannot tell which files make up the split: expected one file or a complete set of shards, "
+        f"found {names}; pass the path of one file"
+    )
 
 
 def parquet_source(files: Sequence[Path], split: str) -> Source:
@@ -68,12 +80,6 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
     for file, parquet in zip(files, opened, strict=True):
         if _columns(parquet, file) != (image, label):
             raise SJRobustError(f"{file} has other columns than {files[0].name}: expected {image} and {label} in every shard")
-    labels = np.concatenate([_labels(parquet, label, file) for file, parquet in zip(files, opened, strict=True)])
-    if not len(labels):
-        raise SJRobustError(f"{files[0]} holds no images: the {split} split is empty")
-    classes = _class_names(opened[0], label, files[0].parent, labels)
-    if (wrong := np.flatnonzero((labels < 0) | (labels >= len(classes)))).size:
-        raise SJRobustError(f"{files[0]}: row {wrong[0]} has label {labels[wrong[0]]}, expected 0 to {len(classes) - 1} ({len(classes)} classes)")
     lengths = [parquet.metadata.num_rows for parquet in opened]
 
     def place(row: int) -> str:
@@ -83,6 +89,13 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
             row -= length
         return str(files[-1])
 
+    labels = np.concatenate([_labels(parquet, label, file) for file, parquet in zip(files, opened, strict=True)])
+    if not len(labels):
+        raise SJRobustError(f"{files[0]} holds no images: the {split} split is empty")
+    classes = _class_names(opened[0], label, files[0].parent, labels)
+    if (wrong := np.flatnonzero((labels < 0) | (labels >= len(classes)))).size:
+        raise SJRobustError(f"{place(wrong[0])} has label {labels[wrong[0]]}, expected 0 to {len(classes) - 1} ({len(classes)} classes)")
+
     def read(image_size: int | None) -> Pixels:
         def decode() -> Pixels:
             return decode_images(_blobs(opened, files, image), len(labels), image_size=image_size, place=place)
@@ -91,25 +104,29 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
             return decode()
         return cached(f"{[sha256(file) for file in files]}/{image}/{image_size}", len(labels), decode)
 
-    return Source(labels, classes, _split_in_name(files[0]) or split, read)
+    return Source(labels, classes, split, read)
 
 
 def folder_source(folder: Path, split: str) -> Source:
     """Images by class: FOLDER/CLASS/**, or FOLDER/{train,test|val}/CLASS/** where such folders exist; classes in name order."""
-    parts = {name: folder / name for name in ("train", "test", "val", "valid", "validation") if (folder / name).is_dir()}
-    root = folder
+    # a folder of that name without folders below is a class: CIFAR-100 has one called "train"
+    parts = {name: folder / name for names in _PREFIXES.values() for name in names if _subfolders(folder / name)}
+    root, whole = folder, not parts
     if parts:
-        names = ["train"] if split == "train" else ["test", "val", "valid", "validation"]
-        if not (found := [parts[name] for name in names if name in parts]):
-            raise SJRobustError(f"{folder} has no {split} split: expected a folder {' or '.join(names)} beside {', '.join(parts)}")
+        if not (found := [parts[name] for name in _PREFIXES[split] if name in parts]):
+            names = " or ".join(_PREFIXES[split])
+            raise SJRobustError(f"{folder} has no {split} split: expected a folder {names} beside {', '.join(parts)}")
         root = found[0]
     # the training folder defines the classes, so that a class without test images does not shift the labels
     classes = _subfolders(parts.get("train", root))
     if unknown := sorted(set(_subfolders(root)) - set(classes)):
         raise SJRobustError(f"{root} has a class {unknown[0]!r} that {parts['train']} lacks: both need the same class folders")
-    files, labels = [], []
+    files: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
-        members = sorted(path for path in (root / name).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        members = sorted(path for path in (root / name).rglob("*") if _is_image(path))
+        if not members and root == parts.get("train", root):
+            raise SJRobustError(f"{root / name} holds no images ({' '.join(sorted(SUFFIXES))}): remove the folder if it is not a class")
         files += members
         labels += [label] * len(members)
     if not files:
@@ -118,18 +135,25 @@ def folder_source(folder: Path, split: str) -> Source:
     def read(image_size: int | None) -> Pixels:
         return decode_images(iter(files), len(files), image_size=image_size, place=lambda row: str(files[min(row, len(files) - 1)]))
 
-    return Source(np.array(labels, np.int64), tuple(classes), split, read)
+    return Source(np.array(labels, np.int64), tuple(classes), "all" if whole else split, read)
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
 def _open(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, page_checksum_verification=True)  # where the file has checksums, as the sample does
     except (OSError, pa.ArrowException) as error:
-        raise SJRobustError(f"{file} is not a readable parquet file: expected the Hub's image layout or a folder of images by class") from error
+        raise SJRobustError(
+            f"{file} is not a readable parquet file: expected one in the Hub's image layout, or a folder of images by class"
+        ) from error
 
 
 def _columns(parquet: pq.ParquetFile, file: Path) -> tuple[str, str]:
@@ -146,12 +170,12 @@ def _columns(parquet: pq.ParquetFile, file: Path) -> tuple[str, str]:
 
 def _labels(parquet: pq.ParquetFile, column: str, file: Path) -> npt.NDArray[np.int64]:
     try:
-        labels = parquet.read(columns=[column]).column(column)
+        labels = parquet.read(columns=[column]).column(column).cast(pa.int64())
     except (OSError, pa.ArrowException) as error:
         raise SJRobustError(f"{file}: column {column} cannot be read: the file is damaged, fetch it again") from error
     if labels.null_count:
         raise SJRobustError(f"{file}: {labels.null_count} rows have no label")
-    return labels.cast(pa.int64()).to_numpy().copy()
+    return labels.to_numpy()
 
 
 def _blobs(opened: Sequence[pq.ParquetFile], files: Sequence[Path], column: str) -> Iterator[Encoded]:
@@ -174,9 +198,7 @@ def _class_names(parquet: pq.ParquetFile, label: str, folder: Path, labels: npt.
         pass  # absent or of another shape: metadata is a convenience
     listing = folder / "classes.txt"
     if listing.is_file():
-        return tuple(listing.read_text(encoding="utf-8").split())
+        return tuple(line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
     return tuple(map(str, range(int(labels.max()) + 1)))
 
 
-def _split_in_name(file: Path) -> str | None:
-    return next((split for split, prefixes in _PREFIXES.items() if file.stem.startswith(prefixes)), None)
