@@ -1,0 +1,74 @@
+"""What a report says about the model, the data, the versions, and its own limits."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+import sj_robust
+from sj_robust.data import ImageDataset
+from sj_robust.evaluate.report import DatasetFacts, ModelFacts
+from sj_robust.model import SpikingClassifier
+
+
+def model_facts(model: nn.Module, num_classes: int) -> ModelFacts:
+    common: dict[str, Any] = {
+        "architecture": _architecture(model),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_classes": num_classes,
+        "weights_sha256": weights_sha256(model),
+    }
+    if isinstance(model, SpikingClassifier):
+        return ModelFacts(kind="snn", timesteps=model.timesteps, source=dict(model.source or {}), settings=dict(model.settings), **common)
+    return ModelFacts(kind="ann", timesteps=None, source=None, settings=None, **common)
+
+
+def _architecture(model: nn.Module) -> str:
+    source = getattr(model, "source", None) or {}
+    backbone = getattr(model, "backbone", model)
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    return str(source.get("architecture") or config.get("architecture") or type(backbone).__name__)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Hex SHA-256 of the state dict: every name, type, shape and value, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def dataset_facts(dataset: ImageDataset, evaluated: int) -> DatasetFacts:
+    return DatasetFacts(name=dataset.name, split=dataset.split, size=len(dataset), evaluated=evaluated,
+                        image_shape=tuple(dataset.images.shape[1:]), classes=len(dataset.classes), fingerprint=dataset.fingerprint)
+
+
+def versions() -> dict[str, str]:
+    installed = {name: version(name) for name in ("torch", "spikingjelly", "timm")}
+    return {"sj_robust": sj_robust.__version__, **installed, "python": platform.python_version()}
+
+
+def device_name(device: torch.device) -> str:
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
+def limits(attacks: list[str], views: list[str], evaluated: int, size: int, seed: int) -> list[str]:
+    """Honest statements on what the numbers do not show."""
+    statements = []
+    if attacks:
+        through = f"{len(views)} gradient views" if len(views) > 1 else f"the gradient view {views[0]}"
+        statements += [
+            f"Robust accuracy under {', '.join(attacks)} through {through} is an upper bound: "
+            "stronger attacks (APGD, SA-PGD, AutoAttack) were not run.",
+            "Black-box attacks (Square, transfer) were not run, and no check for gradient masking was made.",
+            f"One random start per attack and view (seed {seed}).",
+        ]
+    if evaluated < size:
+        statements.append(f"Only the first {evaluated} of {size} images were evaluated; the intervals cover that sampling error alone.")
+    return statements

@@ -1,0 +1,201 @@
+"""What an evaluation found: facts only, as JSON and as text."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sj_robust.errors import SJRobustError
+
+Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
+
+
+class Facts(BaseModel):
+    """Immutable; unknown fields are an error, so that a report of another version is not misread."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Accuracy(Facts):
+    """`correct` of `total` images, as a fraction with its Wilson 95 % interval."""
+
+    correct: int
+    total: int
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, correct: int, total: int) -> Accuracy:
+        low, high = wilson(correct, total)
+        return cls(correct=correct, total=total, value=correct / total, low=low, high=high)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
+    """Score interval for a proportion (Wilson, JASA 22, 1927), as fractions; z = 1.96 gives 95 %.
+
+    Raises SJRobustError unless 0 ≤ correct ≤ total and total ≥ 1.
+    """
+    if not (total >= 1 and 0 <= correct <= total):
+        raise SJRobustError(f"{correct} correct of {total} images: expected at least one image and 0 ≤ correct ≤ total")
+    p, spread = correct / total, z * z / total
+    centre = (p + spread / 2) / (1 + spread)
+    half = z * math.sqrt(p * (1 - p) / total + spread / total / 4) / (1 + spread)
+    # At 0 and at `total` correct the bounds are 0 and 1 exactly; rounding must not say otherwise.
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == total else centre + half)
+
+
+class ViewResult(Facts):
+    """One attack through one gradient view: how many images it was given and how many of these it broke.
+
+    `alone`: accuracy of all evaluated images against this view and nothing else. None where the view was given the
+    survivors of others only, because then it was not measured.
+    """
+
+    attempted: int
+    broken: int
+    alone: Accuracy | None
+
+
+class RobustResult(Facts):
+    """One attack at one eps through all views.
+
+    `joint`: images that survive every view of this attack and everything run before it (attacks listed earlier, smaller eps).
+    `alone`: images that survive every view of this attack at this eps, whatever other attacks did; None where not measured.
+    """
+
+    eps: float
+    attack: str
+    settings: dict[str, Any]
+    per_view: dict[str, ViewResult]
+    joint: Accuracy
+    alone: Accuracy | None
+
+
+class JointResult(Facts):
+    """All attacks and views at one eps: an image counts as robust only if it survived every one of them.
+
+    `carried`: images counted as broken because a smaller eps broke them; that adversarial image lies in this ball too.
+    """
+
+    eps: float
+    accuracy: Accuracy
+    carried: int
+
+
+class ModelFacts(Facts):
+    kind: Literal["snn", "ann"]
+    architecture: str
+    parameters: int
+    num_classes: int
+    timesteps: int | None
+    weights_sha256: str  # of the state dict: names, types, shapes, values
+    source: dict[str, Any] | None
+    settings: dict[str, Any] | None  # of the conversion
+
+
+class DatasetFacts(Facts):
+    """`evaluated` images, the first ones of `size`."""
+
+    name: str
+    split: str
+    size: int
+    evaluated: int
+    image_shape: tuple[int, ...]
+    classes: int
+    fingerprint: str
+
+
+class PerImage(Facts):
+    """Outcome of each evaluated image, in the order of the data set.
+
+    `broken_by[e][i]`: "ATTACK VIEW" that first broke image i at or below the e-th eps of the report. None where it is robust
+    there, and where `predicted[i] != label[i]`: an image misclassified as it is counts as not robust at every eps and is
+    not attacked.
+    """
+
+    label: list[int]
+    predicted: list[int]
+    broken_by: list[list[str | None]]
+
+
+class LayerActivity(Facts):
+    """One spiking layer: neurons per image, mean spikes of a neuron over all timesteps, and the same per timestep."""
+
+    neurons: int
+    spikes_per_neuron: float
+    rate: float
+
+
+class Activity(Facts):
+    """Spikes on the evaluated clean images. Means are over images and neurons; `spikes_per_image` is the total of one inference."""
+
+    layers: dict[str, LayerActivity]
+    neurons: int
+    spikes_per_neuron: float
+    spikes_per_image: float
+
+
+class Settings(Facts):
+    """How the evaluation was made: `views` in the order of attack, `passes` counted in images."""
+
+    eps: list[float]
+    attacks: list[str]
+    views: list[str]
+    survivors_only: bool
+    batch_size: int
+    seed: int
+    ball_tolerance: float
+    device: str
+
+
+class Report(Facts):
+    """The result of `sj_robust.evaluate`. Accuracies are fractions of the evaluated images; intervals are Wilson 95 %."""
+
+    format: Literal[1] = 1
+    model: ModelFacts
+    dataset: DatasetFacts
+    clean: Accuracy
+    joint: list[JointResult]
+    robust: list[RobustResult]
+    per_image: PerImage
+    activity: Activity | None
+    limits: list[str]
+    settings: Settings
+    forward_images: int
+    backward_images: int
+    seconds: float
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """JSON with one line per field: the outcomes of thousands of images must not fill thousands of lines."""
+        fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.model_dump(mode="json").items())
+        return "{\n" + ",\n".join(fields) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Report:
+        """Raises SJRobustError if `text` is not a report, naming the first field that is wrong."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the text"
+            raise SJRobustError(f"not an evaluation report of this version: {where}: {first['msg']}") from None
+
+    def summary(self) -> str:
+        """A text table: rows eps, columns the joint accuracy after each attack, then over all, then the views that broke most."""
+        from sj_robust.evaluate.table import summary
+
+        return summary(self)
+
+
+def eps_name(eps: float) -> str:
+    """8/255 for 0.03137…, else the number."""
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"

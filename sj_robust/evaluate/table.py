@@ -1,0 +1,42 @@
+"""The text table of a report."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sj_robust.evaluate.report import Report, RobustResult, eps_name
+
+
+def summary(report: Report) -> str:
+    """See `Report.summary`."""
+    model, data = report.model, report.dataset
+    kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
+    extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
+    lines = [f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images", f"clean accuracy  {report.clean}"]
+    if report.joint:
+        lines += ["", *_table(report)]
+    if report.activity:
+        lines += ["", f"spikes per neuron and image  {report.activity.spikes_per_neuron:.3f}"]
+    return "\n".join(lines)
+
+
+def _table(report: Report) -> list[str]:
+    attacks = report.settings.attacks
+    several = len(report.settings.views) > 1
+    header = ["eps", *(("after " if report.settings.survivors_only else "") + attack for attack in attacks), "joint"]
+    rows = [header + ["broke most"] * several]
+    for joint in report.joint:
+        results = {result.attack: result for result in report.robust if result.eps == joint.eps}
+        cells = [str(results[attack].alone if not report.settings.survivors_only else results[attack].joint) for attack in attacks]
+        rows.append([eps_name(joint.eps), *cells, str(joint.accuracy)] + [_strongest(list(results.values()))] * several)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header) + several)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _strongest(results: list[RobustResult], count: int = 3) -> str:
+    """The views that broke most images at one eps, over all attacks. Among survivors alone, earlier views have the first pick."""
+    broken: Counter[str] = Counter()
+    for result in results:
+        broken.update({view: found.broken for view, found in result.per_view.items()})
+    return ", ".join(f"{view} ({number})" for view, number in broken.most_common(count) if number) or "-"
