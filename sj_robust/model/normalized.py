@@ -1,0 +1,71 @@
+"""An image classifier that takes images in [0,1]: the form in which ANNs are attacked, trained and evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sj_robust.errors import SJRobustError
+
+
+class NormalizedClassifier(nn.Module):
+    """`backbone((x - mean) / std)`: images float [N,C,H,W] in [0,1] to logits [N,K].
+
+    With the normalisation inside, eps and bounds of an attack are those of the images. `mean` and `std` (one value per channel) are
+    buffers [C,1,1] outside the state dict: they describe the input, they are not learned.
+
+    Raises:
+        SJRobustError: `mean` and `std` differ in length or are empty, a value is not finite, a std is not positive;
+            in `forward`, images that are not [N,C,H,W] with that many channels.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        self.backbone = backbone
+        means, stds = _floats(mean), _floats(std)
+        if not means or len(means) != len(stds):
+            raise SJRobustError(f"mean has {len(means)} values and std {len(stds)}: give one of each per image channel")
+        if not all(map(math.isfinite, means + stds)) or min(stds) <= 0:
+            raise SJRobustError(f"mean {means} and std {stds}: expected finite values and std above 0, for images in [0,1]")
+        self.register_buffer("mean", torch.tensor(means).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(stds).view(-1, 1, 1), persistent=False)
+
+    @property
+    def num_classes(self) -> int:
+        """The number of logits K."""
+        return count_classes(self.backbone)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Images in [0,1] to what the backbone takes, same shape."""
+        if x.dim() != 4 or x.shape[1] != len(self.mean):
+            raise SJRobustError(f"images of shape {list(x.shape)}: expected [N,{len(self.mean)},H,W]")
+        return (x - self.mean) / self.std
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images in [0,1] [N,C,H,W] to logits [N,K]."""
+        return self.backbone(self.normalize(x))  # type: ignore[no-any-return]
+
+
+def count_classes(backbone: nn.Module) -> int:
+    """K of a classifier: its `num_classes` (every timm model has it), else the width of its last linear layer.
+
+    Raises:
+        SJRobustError: there is neither.
+    """
+    declared = getattr(backbone, "num_classes", None)
+    if isinstance(declared, int) and declared > 0:
+        return declared
+    widths = [module.out_features for module in backbone.modules() if isinstance(module, nn.Linear)]
+    if not widths:
+        raise SJRobustError(f"{type(backbone).__name__} has neither num_classes nor a linear layer: set its num_classes attribute")
+    return widths[-1]
+
+
+def _floats(values: Sequence[float] | Tensor) -> list[float]:
+    return [float(value) for value in (values.flatten() if isinstance(values, Tensor) else values)]

@@ -1,0 +1,219 @@
+"""Networks by timm name, and weights from files that others wrote, without ever running code found in them."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import pickle
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import timm
+import torch
+from torch import Tensor, nn
+
+from sj_robust.errors import SJRobustError
+from sj_robust.model import resnet, vgg, wide_resnet  # noqa: F401  imported to register their architectures with timm
+from sj_robust.model.base import renamed
+from sj_robust.model.normalized import NormalizedClassifier
+
+# where training scripts put the weights inside a checkpoint, averaged ones first: the order of timm's own loader, then that of others
+NESTS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net", "network")
+# what wrappers (DataParallel, torch.compile, robustness, TRADES, our own) put before a key
+PREFIXES = ("module.", "_orig_mod.", "attacker.", "model.", "backbone.", "net.", "network.", "basic_net.", "1.")
+# input normalisation stored by wrappers; ours is an argument of the model
+NORMALISATION = tuple(
+    owner + name for owner in ("", "normalizer.", "normalize.", "0.") for name in ("mean", "std", "mu", "sigma", "new_mean", "new_std")
+)
+LISTED = 10
+
+
+def create_ann(
+    architecture: str, num_classes: int | None = 10, *, weights: str | os.PathLike[str] | None = None, **model_args: Any
+) -> nn.Module:
+    """Build a network by its timm name and, if `weights` is given, fill it from that file.
+
+    Args:
+        architecture: any name `timm.create_model` knows: its own, this package's `cifar_*` and `tiny_*`, `hf-hub:…`, `local-dir:…`.
+        num_classes: logits K; None leaves the architecture's own number.
+        weights: a checkpoint, see `load_weights`.
+        model_args: passed on to the architecture, such as `shortcut="identity"`, `in_chans=1`, `pretrained=True`.
+
+    Returns:
+        The bare network: normalised images [N,C,H,W] to logits [N,K].
+
+    Raises:
+        SJRobustError: an unknown name, arguments that the architecture does not take, or weights that do not fit.
+    """
+    if ":" not in architecture and not timm.is_model(architecture.split(".")[0]):
+        raise SJRobustError(f"unknown architecture {architecture!r}: {_near(architecture)}")
+    if num_classes is not None:
+        model_args["num_classes"] = num_classes
+    try:
+        model = timm.create_model(architecture, **model_args)
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        raise SJRobustError(f"{architecture} cannot be built with {model_args}: {_first_line(error)}") from error
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Fill `model` from a checkpoint file, all of it or nothing: on an error the model is as it was.
+
+    Key prefixes of wrappers (`PREFIXES`) are removed as far as needed, an architecture's `checkpoint_renames` are applied, counters of
+    batches that a batch norm lacks are taken as 0. Normalisation constants in the file are left out with a warning: mean and std
+    are given to `NormalizedClassifier` or `convert`.
+
+    Raises:
+        SJRobustError: the file cannot be read (see `read_state_dict`), or its keys or shapes are not those of the model (listed).
+    """
+    target = model.backbone if isinstance(model, NormalizedClassifier) else model
+    expected = target.state_dict()
+    state = fit_keys(read_state_dict(path), expected, getattr(target, "checkpoint_renames", ()))
+    stored = [key for key in NORMALISATION if key in state and key not in expected]
+    if stored:
+        values = {key: [round(v, 4) for v in state.pop(key).flatten().tolist()] for key in stored}
+        warnings.warn(f"{path}: normalisation constants {values} are not loaded; give mean and std to the model", stacklevel=2)
+    for key, value in expected.items():
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, torch.zeros_like(value))
+    _check_keys(state, expected, path)
+    target.load_state_dict(state)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file on the CPU, by the names they have there, out of a nested `state_dict` (`NESTS`) if there is one.
+
+    `.safetensors` is read with safetensors, everything else (`.pt`, `.pth`, `.th`, `.bin`) with `torch.load(weights_only=True)`.
+
+    Raises:
+        SJRobustError: no such file, a folder, an empty or damaged file, a web page or Git LFS pointer saved in place of the weights, Python
+            objects that are not plain weights, or no tensors in it.
+    """
+    path = Path(path)
+    _check_file(path)
+    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
+    for nest in NESTS:
+        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
+            content = content[nest]
+            break
+    if not isinstance(content, Mapping):
+        raise SJRobustError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors or one with a key in {', '.join(NESTS)}")
+    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    others = [str(key) for key in content if str(key) not in tensors]
+    if others or not tensors:
+        raise SJRobustError(f"{path}: expected a dict of tensors, found {_listed(others) or 'an empty dict'}; save model.state_dict()")
+    return tensors
+
+
+def fit_keys(state: Mapping[str, Tensor], expected: Iterable[str], renames: Iterable[tuple[str, str]] = ()) -> dict[str, Tensor]:
+    """`state` with wrapper prefixes removed from the keys and `renames` applied where that leads to an `expected` (or normalisation) key.
+
+    A key that leads nowhere keeps its name without the prefixes that all fitting keys share, for the error message.
+
+    Raises:
+        SJRobustError: two tensors that differ claim the same key.
+    """
+    known = {*expected, *NORMALISATION}
+    renames = tuple(renames)
+    result: dict[str, Tensor] = {}
+    for key, value in state.items():
+        name = _fit_key(key, known, renames)
+        if name in result and not (result[name].shape == value.shape and torch.equal(result[name], value)):
+            raise SJRobustError(f"two different tensors for {name} (one is {key}): the file holds more than one network")
+        result[name] = value
+    return result
+
+
+def _fit_key(key: str, known: set[str], renames: tuple[tuple[str, str], ...]) -> str:
+    """The first known name on the way from `key` through its prefixes; the fully stripped one if none is known."""
+    while True:
+        name = next(iter(renamed({key: torch.empty(0)}, renames)))
+        if name in known:
+            return name
+        prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
+        if prefix is None:
+            return name
+        key = key.removeprefix(prefix)
+
+
+def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    missing = [key for key in expected if key not in state]
+    unknown = [key for key in state if key not in expected]
+    shapes = {key: (list(state[key].shape), list(value.shape)) for key, value in expected.items() if key in state}
+    misshapen = [f"{key} {stored} for {wanted}" for key, (stored, wanted) in shapes.items() if stored != wanted]
+    found = [("missing", missing), ("unknown", unknown), ("wrong shape", misshapen)]
+    problems = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in found if keys]
+    if problems:
+        raise SJRobustError(f"{path} does not fit the model; {'; '.join(problems)}. Check architecture, its arguments and num_classes")
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise SJRobustError(f"{path} is a folder: expected a weights file (.safetensors, .pt, .pth, .th, .bin)")
+    if not path.is_file():
+        raise SJRobustError(f"{path}: no such file")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512).lstrip()
+    except OSError as error:
+        raise SJRobustError(f"{path}: cannot be read ({error.strerror})") from error
+    if path.stat().st_size == 0:
+        raise SJRobustError(f"{path} is empty: download or save it again")
+    if head.startswith(b"<"):
+        raise SJRobustError(f"{path} is a web page, not weights: the download went to an error or confirmation page; fetch the file itself")
+    if head.startswith(b"version https://git-lfs"):
+        raise SJRobustError(f"{path} is a Git LFS pointer, not weights: run `git lfs pull`")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise SJRobustError(f"{path} is damaged or not a safetensors file ({_first_line(error)}): fetch it again") from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        # training scripts, timm's among them, keep their arguments beside the weights; a Namespace cannot run code
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = _refused_globals(path)
+        if refused:
+            raise SJRobustError(
+                f"{path} holds Python objects that could run code ({_listed(refused)}) and is not read: "
+                "where you trust it, load it yourself and save model.state_dict() alone"
+            ) from error
+        raise SJRobustError(f"{path} is damaged or not a PyTorch file ({_first_line(error)}): fetch it again") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError, UnicodeDecodeError) as error:
+        raise SJRobustError(f"{path} is damaged or not a PyTorch file ({_first_line(error)}): fetch it again") from error
+
+
+def _refused_globals(path: Path) -> list[str]:
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # whatever a damaged pickle makes of itself: it then names none
+        return []
+    return [name for name in names if name != "argparse.Namespace"]
+
+
+def _near(architecture: str) -> str:
+    names = timm.list_models()
+    matches = difflib.get_close_matches(architecture, names, n=5, cutoff=0.6)
+    return f"did you mean {', '.join(matches)}?" if matches else "timm.list_models() lists the names"
+
+
+def _listed(items: list[str]) -> str:
+    more = f", … ({len(items)} in all)" if len(items) > LISTED else ""
+    return ", ".join(items[:LISTED]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
