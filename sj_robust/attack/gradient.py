@@ -52,8 +52,8 @@ class LinfAttack:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that defines the attack, JSON-able, for reports."""
-        return {"name": self.name, **asdict(self)}
+        """Everything that defines the attack, defaults resolved, JSON-able, for reports."""
+        return {"name": self.name, **asdict(self), "step_size": self.stride}
 
     def start(self, x: Tensor, seed: int, ids: Tensor) -> Tensor:
         """Where the ascent begins, [N, ...]."""
@@ -98,6 +98,10 @@ class RFGSM(LinfAttack):
     @property
     def stride(self) -> float:
         return self.eps - self.jump
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "alpha": self.jump}
 
     def start(self, x: Tensor, seed: int, ids: Tensor) -> Tensor:
         return project(x + self.jump * signs_like(x, seed, ids), x, self.eps)
