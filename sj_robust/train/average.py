@@ -29,14 +29,15 @@ def update(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, ste
 def swapped(weights: dict[str, Tensor], ema: dict[str, Tensor]) -> Iterator[None]:
     """The average in place of the weights for the block (nothing happens where `ema` is empty); the weights come back bit for bit."""
     kept = start(weights) if ema else {}
-    _copy(ema, weights)
+    copy(ema, weights)
     try:
         yield
     finally:
-        _copy(kept, weights)
+        copy(kept, weights)
 
 
 @torch.no_grad()
-def _copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+def copy(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
+    """Write `source` into the tensors of `target`, in place."""
     for name, tensor in source.items():
         target[name].copy_(tensor)

@@ -62,6 +62,30 @@ class Progress(BaseModel):
     def finished(self) -> bool:
         return self.step == self.total_steps and self.validated
 
+    @property
+    def images_per_second(self) -> float:
+        """Training images over the seconds of training steps alone."""
+        return self.step * self.config.batch_size / self.training_seconds if self.training_seconds else 0.0
+
+    def add(self, result: Validation) -> bool:
+        """Note a validation; whether it is the best yet (of equals the later: it was trained longer)."""
+        self.validations.append(result)
+        if self.best and result.score < self.best.score:
+            return False
+        self.best = result
+        return True
+
+    def collect(self, facts: dict[str, float]) -> None:
+        """Add one step's numbers to those awaiting a log line."""
+        self.window = {name: self.window.get(name, 0.0) + value for name, value in facts.items()}
+        self.window_steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Means of the numbers collected since the last call."""
+        means = {name: total / self.window_steps for name, total in self.window.items()}
+        self.window, self.window_steps = {}, 0
+        return means
+
 
 Groups = dict[str, dict[str, Tensor]]  # "model", "momentum", "ema", "best" → tensors by name
 
@@ -112,8 +136,9 @@ def check_same_run(saved: Progress, wanted: Progress, folder: Path) -> None:
                                 "use the same value or another folder")
 
     differ("kind", saved.kind, wanted.kind)
-    for field in TrainConfig.model_fields.keys() - FREE_FIELDS:
-        differ(field, getattr(saved.config, field), getattr(wanted.config, field))
+    for field in TrainConfig.model_fields:
+        if field not in FREE_FIELDS:
+            differ(field, getattr(saved.config, field), getattr(wanted.config, field))
     differ("dataset", saved.fingerprint[:12], wanted.fingerprint[:12])
     differ("total steps", saved.total_steps, wanted.total_steps)
 

@@ -23,10 +23,10 @@ class Log:
 
     def write(self, **facts: Any) -> None:
         self._file.write((json.dumps(facts) + "\n").encode())
+        self._file.flush()  # for whoever follows the log
 
-    def flush(self) -> int:
+    def sync(self) -> int:
         """Bring the lines to disk; the length of the log in bytes, which belongs in the state saved next."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 

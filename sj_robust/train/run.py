@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.train.checkpoint import Progress, Validation
 from sj_robust.train.config import PRESETS, Kind, TrainConfig
-from sj_robust.train.loop import Plan, fit
-
-if TYPE_CHECKING:
-    from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.train.loop import fit
+from sj_robust.train.plan import Plan
 
 
 class TrainResult(BaseModel):
@@ -73,20 +71,23 @@ def finetune(snn: SpikingClassifier, dataset: ImageDataset, config: TrainConfig 
 
 def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, folder: str | os.PathLike[str], kind: Kind, resume: bool,
            device: str | torch.device, show_progress: bool | None) -> TrainResult:
+    if isinstance(model, SpikingClassifier) != (kind == "finetune"):
+        raise SJRobustError("finetune takes a SpikingClassifier: convert the network first (sj_robust.convert)" if kind == "finetune"
+                            else "train_ann takes a network without spiking nodes: use finetune for a SpikingClassifier")
     highest = int(dataset.labels.max()) if len(dataset) else -1
     classes = getattr(model, "num_classes", None)
     if isinstance(classes, int) and highest >= classes:
         raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
                             f"num_classes={len(dataset.classes)}")
+    device = torch.device(device)
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
     return _result(progress, plan, dataset, device)
 
 
-def _result(progress: Progress, plan: Plan, dataset: ImageDataset, device: str | torch.device) -> TrainResult:
+def _result(progress: Progress, plan: Plan, dataset: ImageDataset, device: torch.device) -> TrainResult:
     assert progress.best is not None  # the last step is always validated
-    images = progress.step * progress.config.batch_size
     return TrainResult(
         kind=progress.kind, config=progress.config, dataset=dataset.name, split=dataset.split, fingerprint=dataset.fingerprint,
-        images=len(plan.train), validation_images=len(plan.held_out), steps=progress.step, epochs=progress.step / plan.per_epoch,
-        seconds=round(progress.seconds, 1), images_per_second=round(images / progress.training_seconds, 1), best=progress.best,
+        images=len(plan.train), validation_images=len(plan.held_out), steps=progress.step, epochs=plan.epoch(progress.step),
+        seconds=round(progress.seconds, 1), images_per_second=round(progress.images_per_second, 1), best=progress.best,
         validations=progress.validations, device=str(device), threads=torch.get_num_threads(), torch_version=torch.__version__)
