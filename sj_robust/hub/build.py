@@ -1,0 +1,113 @@
+"""From a validated config and tensors to the classifier they describe."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import sj_robust.model  # noqa: F401  registers the CIFAR architectures with timm
+from sj_robust.convert import rebuild
+from sj_robust.errors import SJRobustError
+from sj_robust.hub.config import Config
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
+
+Classifier = SpikingClassifier | NormalizedClassifier
+
+
+def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The raw network named by a config, randomly initialised, without touching the global random state.
+
+    A config asking for a network much larger than its `tensors` is refused before any memory is taken for it.
+    Raises SJRobustError for a name timm does not have, or arguments it does not accept.
+    """
+    name = config.architecture
+    if name is None or not timm.is_model(name):
+        near = difflib.get_close_matches(name or "", timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        raise SJRobustError(f"architecture {name!r} is not known to timm {timm.__version__}: {hint}")
+    try:
+        with torch.device("meta"):
+            planned = _size(timm.create_model(name, num_classes=config.num_classes, **config.model_args).state_dict())
+        # folding or omitting batch norms only drops the few numbers they hold
+        if planned > 2 * _size(tensors) + 100_000:
+            raise SJRobustError(f"{name} with {config.model_args} has {planned} numbers, the weights {_size(tensors)}: they do not fit")
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(name, num_classes=config.num_classes, **config.model_args)
+    except SJRobustError:
+        raise
+    except Exception as error:  # timm's builders raise whatever the arguments led to
+        raise SJRobustError(f"timm {timm.__version__} cannot build {name} with {config.model_args} ({_line(error)}): "
+                            "config.json is damaged or made for another timm") from error
+
+
+def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> Classifier:
+    """The classifier described by `config` around `backbone`, holding `tensors`, in eval mode.
+
+    Raises SJRobustError, naming `origin`, where settings or tensors do not fit the network; the misfits are listed.
+    """
+    classifier: Classifier
+    if config.kind == "snn":
+        try:
+            with torch.random.fork_rng(devices=[]):
+                classifier = rebuild(backbone, dict(config.settings), source=dict(config.source))
+        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+            raise SJRobustError(f"the settings of {origin} do not fit {_called(config, backbone)} ({_line(error)})") from error
+    else:
+        classifier = NormalizedClassifier(backbone, config.settings["mean"], config.settings["std"])
+    holder = weights_of(classifier)
+    if problems := mismatches(holder.state_dict(), tensors):
+        raise SJRobustError(f"{origin} does not fit {_called(config, backbone)}: {few(problems)}")
+    holder.load_state_dict(dict(tensors))
+    # layouts take different kernels, which round differently
+    return classifier.to(memory_format=getattr(torch, config.memory_format)).eval()
+
+
+def weights_of(model: Classifier) -> nn.Module:
+    """The module whose state_dict is stored: a spiking classifier itself, an ANN's raw backbone so that timm knows the names."""
+    return model if isinstance(model, SpikingClassifier) else model.backbone
+
+
+def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What keeps the tensors `found` in a file from being those a network expects, one phrase each; empty when they fit."""
+    problems = [f"missing {key}" for key in expected if key not in found]
+    problems += [f"unexpected {key}" for key in found if key not in expected]
+    for key in expected.keys() & found.keys():
+        if expected[key].shape != found[key].shape:
+            problems.append(f"{key} is {list(found[key].shape)}, expected {list(expected[key].shape)}")
+        elif expected[key].dtype != found[key].dtype:
+            problems.append(f"{key} is {found[key].dtype}, expected {expected[key].dtype}")
+    return sorted(problems)
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return sorted(key for key, tensor in tensors.items() if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()))
+
+
+def few(items: list[str], limit: int = 5) -> str:
+    """The first items of a list, and how many more there are, for a message of one line."""
+    more = f"; and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + more
+
+
+def probe(input_size: list[int]) -> Tensor:
+    """One deterministic image [1,C,H,W] in [0,1], neither flat nor symmetric, to compare two networks on."""
+    return (torch.arange(math.prod(input_size), dtype=torch.float32) * 0.37).sin().abs().view(1, *input_size)
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def _called(config: Config, backbone: nn.Module) -> str:
+    return config.architecture or type(backbone).__name__
+
+
+def _line(error: Exception) -> str:
+    text = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,163 @@
+"""The model card: README.md of a checkpoint folder, filled from what was recorded there and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.report import Report, eps_name
+from sj_robust.files import write_atomic
+from sj_robust.hub import zoo
+from sj_robust.hub.config import CARD, EVALUATION, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
+from sj_robust.hub.figure import plot_accuracy
+from sj_robust.hub.results import Point, Results, check_belongs, read_report, results
+
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
+PLOT = f"{FIGURES}/accuracy.png"
+
+# dataset names of sj_robust.data → dataset repositories on the Hub
+HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "sample": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn",
+                "tiny-imagenet": "zh-plus/tiny-imagenet", "imagenet": "ILSVRC/imagenet-1k"}
+TAGS = ["sj-robust", "adversarial-robustness"]
+SPIKING_TAGS = ["spiking-neural-network", "snn", "ann2snn", "spikingjelly"]
+
+
+def write_card(folder: str | Path) -> Path:
+    """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder; returns the card's path.
+
+    Every statement comes from config.json, evaluation.json, evaluation_source.json and recipe.yaml; what they do not hold is
+    called "not recorded" or "not measured". The front matter is the Hub's metadata. Raises SJRobustError where one of these
+    files is damaged, or the evaluation is not of these weights.
+    """
+    target = Path(folder)
+    config = read_config(target)
+    report = read_report(target / EVALUATION)
+    if report is not None:
+        check_belongs(report, config.weights.state_sha256, config.timesteps, str(target))
+    source = read_report(target / SOURCE_EVALUATION)
+    curves = {label: results(found) for label, found in (("this model", report), ("ANN source", source)) if found is not None}
+    if report is not None:
+        plot_accuracy(curves, target / PLOT)
+    text = render(config, report, source, name=_name(target, config), recipe=_recipe(target))
+    write_atomic(target / CARD, text)
+    return target / CARD
+
+
+def render(config: Config, report: Report | None, source: Report | None, *, name: str, recipe: dict[str, Any] | None) -> str:
+    """The text of a card."""
+    found = None if report is None else results(report)
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters.update(line=_line, spoken=_spoken)
+    training = config.training or {}
+    channels = len(config.settings["mean"])
+    body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=name, config=config, report=report, results=found, source=source, plot=PLOT, training=training,
+        rows=_rows(found, None if source is None else results(source)), layers=_layers(config, report),
+        settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels")},
+        training_settings=training["config"] if isinstance(training.get("config"), dict) else {}, per_channel=bool(config.settings.get("channels")),
+        command=_command(config, recipe), shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
+        example=", ".join(map(str, config.input_size or (channels, 32, 32))))
+    content = f"---\n{_metadata(config, found, name).to_yaml()}\n---\n\n{body}"
+    return str(ModelCard(content))
+
+
+def _metadata(config: Config, found: Results | None, name: str) -> ModelCardData:
+    training = config.training or {}
+    trained_on = HUB_DATASETS.get(str(training.get("dataset")))
+    relation = None if config.base_model is None else "finetune" if config.training else "quantized"
+    return ModelCardData(
+        license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
+        tags=[*TAGS, *(SPIKING_TAGS if config.kind == "snn" else ["timm"])], datasets=[trained_on] if trained_on else None,
+        metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
+        model_name=name, eval_results=_eval_results(found) if found else None)
+
+
+def _eval_results(found: Results) -> list[EvalResult]:
+    """One entry per eps. The Hub tells entries apart by dataset, config and split alone, so eps has to be part of the config."""
+    attack = {"attacks": found.attacks, "views": found.views}
+    entries = [_eval_result(found, found.clean, "clean", "Clean accuracy", {})]
+    for point in found.robust:
+        eps = eps_name(point.eps)
+        entries.append(_eval_result(found, point, f"{found.norm}-{eps.replace('/', '-')}", f"Robust accuracy ({found.protocol}, eps {eps})",
+                                    {"eps": point.eps, **attack}))
+    return entries
+
+
+def _eval_result(found: Results, point: Point, config: str, metric: str, arguments: dict[str, Any]) -> EvalResult:
+    return EvalResult(
+        task_type="image-classification", task_name="Image classification", dataset_type=HUB_DATASETS.get(found.dataset, found.dataset),
+        dataset_name=found.dataset, dataset_config=config, dataset_split=found.split, metric_type="accuracy", metric_name=metric,
+        metric_value=round(point.value, 6),
+        metric_args={**arguments, "images": found.n, "wilson95": [round(point.low, 6), round(point.high, 6)]})
+
+
+def _rows(found: Results | None, source: Results | None) -> list[tuple[str, str, str]]:
+    """(eps, this model, its ANN source) of the accuracy table; only figures of the same eps share a row."""
+    columns = [{} if r is None else {point.eps: point for point in (r.clean, *r.robust)} for r in (found, source)]
+    every = sorted({eps for column in columns for eps in column})
+    return [("clean" if eps == 0 else eps_name(eps), *(_percent(column.get(eps)) for column in columns)) for eps in every]  # type: ignore[misc]
+
+
+def _percent(point: Point | None) -> str:
+    return "not measured" if point is None else f"{100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}]"
+
+
+def _layers(config: Config, report: Report | None) -> list[tuple[str, str, str, str]]:
+    """(layer, threshold, neurons, spikes per neuron) of a spiking network."""
+    active = report.activity.layers if report is not None and report.activity is not None else {}
+    thresholds = config.thresholds or {}
+    rows = []
+    for layer in dict.fromkeys([*thresholds, *active]):
+        threshold = f"{thresholds[layer]:.4g}" if layer in thresholds else "not recorded"
+        measured = active.get(layer)
+        neurons, spikes = (str(measured.neurons), f"{measured.spikes_per_neuron:.3f}") if measured else ("not measured", "not measured")
+        rows.append((layer, threshold, neurons, spikes))
+    return rows
+
+
+def _command(config: Config, recipe: dict[str, Any] | None) -> str | None:
+    if recipe is not None:
+        return f"sj-robust run {RECIPE}"
+    recorded = (config.training or {}).get("command") or config.source.get("command")
+    return recorded if isinstance(recorded, str) else None
+
+
+def _recipe(folder: Path) -> dict[str, Any] | None:
+    path = folder / RECIPE
+    if not path.exists():
+        return None
+    try:
+        content = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SJRobustError(f"{path} is not valid YAML ({str(error).splitlines()[0]}): save the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise SJRobustError(f"{path} holds no mapping, expected a recipe: save the checkpoint again")
+    return content
+
+
+def _name(folder: Path, config: Config) -> str:
+    """What `load` takes: the zoo's name for a folder inside the zoo, else the folder's own."""
+    resolved = folder.resolve()
+    inside = resolved.parent == (zoo.root() / "checkpoints").resolve()
+    return resolved.name if inside else (config.name if config.name == resolved.name else resolved.name)
+
+
+def _line(value: object) -> str:
+    """A recorded value as inert Markdown: one line, no table bar, code fence or HTML."""
+    text = " ".join(str(value).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def _spoken(value: object) -> str:
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return eps_name(value) if 0 < value < 0.2 and eps_name(value).endswith("/255") else f"{value:g}"
+    return _line(value)

@@ -1,0 +1,164 @@
+"""Save a model as a folder and load it back: validated JSON and safetensors, no pickle, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import yaml
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from sj_robust.errors import SJRobustError
+from sj_robust.files import atomic_folder, write_atomic
+from sj_robust.hub import zoo
+from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of
+from sj_robust.hub.config import CONFIG, EVALUATION, FILES, RECIPE, SOURCE_EVALUATION, WEIGHTS, Config, read_config
+from sj_robust.hub.describe import describe
+from sj_robust.hub.results import check_belongs
+from sj_robust.model import NormalizedClassifier
+
+
+def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: Any = None, training: Any = None, name: str | None = None,
+         source_report: Any = None, classes: Sequence[str] | None = None, input_size: Sequence[int] | None = None,
+         builder: str | None = None, license: str | None = None, base_model: str | None = None) -> Config:
+    """Write a model as a checkpoint folder, whole or not at all; an older checkpoint there is replaced.
+
+    model: a SpikingClassifier, or the NormalizedClassifier of an ANN (whose folder `timm.create_model("local-dir:...")` reads too).
+    recipe: what `sj-robust run` was given (text, path, mapping or pydantic model). report: the `evaluate` Report of this very
+    model; source_report: that of the ANN it came from. training: a TrainResult or a mapping of facts. name: for the card, the
+    folder's name when absent. classes: names by label. input_size: [C,H,W], known for a timm network. builder: "module:function"
+    that made a user's own network, recorded for the reader. license, base_model ("owner/name" on the Hub): for the card.
+
+    Returns the config as written. Before anything is written the network is rebuilt from that config and compared on one image;
+    a network that timm cannot rebuild is saved with a warning, and `load` then needs `model=`.
+    Raises SJRobustError where the folder holds anything that is not a checkpoint of ours, the weights are not finite, or the
+    report is of another model.
+    """
+    if not isinstance(model, NormalizedClassifier):  # a SpikingClassifier is one too
+        raise SJRobustError(f"save got a {type(model).__name__}, expected a SpikingClassifier or NormalizedClassifier(network, mean, std)")
+    target = Path(folder)
+    _check_replaceable(target)
+    tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights_of(model).state_dict().items()}
+    if bad := not_finite(tensors):
+        raise SJRobustError(f"the model has NaN or infinite weights ({few(bad)}), expected finite ones: did training diverge?")
+    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    config = describe(model, tensors, content, name=name or _usable_name(target), classes=classes, input_size=input_size, builder=builder,
+                      training=training, license=license, base_model=base_model)
+    texts = _records(config, report, source_report, recipe, "the one to be saved")
+    with atomic_folder(target) as temporary:
+        (temporary / WEIGHTS).write_bytes(content)
+        (temporary / CONFIG).write_text(_config_text(config), encoding="utf-8")
+        for file, text in texts.items():
+            (temporary / file).write_text(text, encoding="utf-8")
+    return config
+
+
+def record(folder: str | Path, *, report: Any = None, source_report: Any = None, recipe: Any = None) -> None:
+    """Add what became known after `save` to a checkpoint folder: an evaluation, its source's, the recipe. Weights stay as they are.
+
+    Raises SJRobustError where the folder is no checkpoint or the report is of another model.
+    """
+    target = Path(folder)
+    for file, text in _records(read_config(target), report, source_report, recipe, str(target)).items():
+        write_atomic(target / file, text)
+
+
+def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Module] | None = None) -> Classifier:
+    """The classifier saved in a folder, or the zoo model of that name: same logits bit for bit, in eval mode, on the CPU.
+
+    model: for a user's own network, a freshly built backbone or a function that builds one; a timm network is built by its name.
+    Nothing is unpickled or imported on a checkpoint's word. Raises SJRobustError, in one line, for anything missing, damaged,
+    altered since it was written, newer than this version, or not fitting the network.
+    """
+    folder = zoo.resolve(folder_or_name)
+    config = read_config(folder)
+    tensors = _read_weights(folder / WEIGHTS, config)
+    if model is not None:
+        backbone = model if isinstance(model, nn.Module) else model()
+        backbone = backbone.backbone if isinstance(backbone, NormalizedClassifier) else backbone
+    elif config.architecture is None:
+        made_by = f"it was made by {config.model!r}" if config.model else "what made it was not recorded"
+        raise SJRobustError(f"{folder} holds your own network ({made_by}): pass a freshly built one, load(..., model=...)")
+    else:
+        backbone = build_backbone(config, tensors)
+    return assemble(config, backbone, tensors, str(folder / WEIGHTS))
+
+
+def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
+    """The tensors of model.safetensors, after comparing its size and hash with the config's; their values must be finite."""
+    expected = config.weights
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size == expected.bytes else b""
+    except OSError as error:
+        raise SJRobustError(f"{path} cannot be read ({error.strerror}): a checkpoint folder needs {CONFIG} and {WEIGHTS}") from None
+    if size != expected.bytes:
+        raise SJRobustError(f"{path} has {size} bytes, config.json records {expected.bytes}: truncated or another file, get it again")
+    if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
+        raise SJRobustError(f"{path} has sha256 {found[:12]}…, config.json records {expected.sha256[:12]}…: it was altered, get it again")
+    try:
+        tensors = safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise SJRobustError(f"{path} is not a valid safetensors file ({error}): save or download the checkpoint again") from None
+    if bad := not_finite(tensors):
+        raise SJRobustError(f"{path} has NaN or infinite weights ({few(bad)}), expected finite ones: do not use this checkpoint")
+    return tensors
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Only what `save` wrote may be replaced: a folder with anything else in it is somebody's data."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise SJRobustError(f"{folder} is a file, expected a folder to save the checkpoint in: choose another path")
+    entries = sorted(entry.name for entry in folder.iterdir())
+    if foreign := [entry for entry in entries if entry not in FILES]:
+        raise SJRobustError(f"{folder} holds files that are not a checkpoint's ({few(foreign, 3)}) and is kept: choose another folder")
+    if entries:
+        try:
+            read_config(folder)
+        except SJRobustError as error:
+            raise SJRobustError(f"{folder} is not a checkpoint of sj-robust and is kept ({error}): choose another folder") from None
+
+
+def _records(config: Config, report: Any, source_report: Any, recipe: Any, where: str) -> dict[str, str]:
+    """What is known of a checkpoint beside its weights: {file name: text}."""
+    texts = {}
+    if report is not None:
+        check_belongs(report, config.weights.state_sha256, config.timesteps, where)
+        texts[EVALUATION] = report.to_json()
+    if source_report is not None:
+        texts[SOURCE_EVALUATION] = source_report.to_json()
+    if recipe is not None:
+        texts[RECIPE] = _recipe_text(recipe)
+    return texts
+
+
+def _recipe_text(recipe: Any) -> str:
+    if isinstance(recipe, str):
+        return recipe
+    if isinstance(recipe, Path):
+        return recipe.read_text(encoding="utf-8")
+    plain = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else recipe
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _config_text(config: Config) -> str:
+    content = config.model_dump(mode="json")
+    if content["pretrained_cfg"] is None:
+        del content["pretrained_cfg"]
+    else:
+        content["pretrained_cfg"] = {key: value for key, value in content["pretrained_cfg"].items() if value is not None}
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def _usable_name(folder: Path) -> str | None:
+    name = folder.resolve().name
+    return name if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}", name) else None

@@ -1,0 +1,221 @@
+"""config.json of a checkpoint folder: its schema, and reading it without trusting it.
+
+A checkpoint may come from a stranger, so every field is typed and bounded, unknown keys are refused, and nothing in it is
+ever imported, opened or executed: the architecture is a timm name, and a user's own class is only named, never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from sj_robust.errors import SJRobustError
+
+FORMAT_VERSION = 1
+LIBRARY = "sj-robust"
+CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION = "config.json", "model.safetensors", "evaluation.json", "evaluation_source.json"
+CARD, RECIPE, FIGURES = "README.md", "recipe.yaml", "figures"
+FILES = frozenset({CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION, CARD, RECIPE, FIGURES})
+MAX_CONFIG_BYTES = 1 << 20
+MAX_TEXT_BYTES = 64 << 20  # evaluation.json carries one outcome per image, eps and view
+
+# arguments of timm.create_model that read files, reach for the network or change what is built, and so are none of a config's business
+_TIMM_RUNTIME = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict",
+                           "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "device", "dtype",
+                           "model_name", "num_classes"})
+
+
+def _bounded(value: Any, depth: int = 0) -> Any:
+    """Refuse JSON that only an attacker would write: nested beyond reason, or numbers that would exhaust memory."""
+    if depth > 8:
+        raise ValueError("is nested more than 8 deep")
+    if isinstance(value, dict):
+        for item in value.values():
+            _bounded(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _bounded(item, depth + 1)
+    elif isinstance(value, (int, float)):
+        if not abs(value) < 1e18:  # NaN too
+            raise ValueError(f"holds the number {value!r}")
+    elif not isinstance(value, str | None):
+        raise ValueError(f"holds a {type(value).__name__}, which JSON cannot")
+    return value
+
+
+def _architecture_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    for key, value in arguments.items():
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", key):
+            raise ValueError(f"has the key {key!r}")
+        if key in _TIMM_RUNTIME:
+            raise ValueError(f"may not set {key!r}")
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, (int, float)) and not abs(item) <= 65536:
+                raise ValueError(f"sets {key!r} to {item!r}, above 65536")
+            if isinstance(item, str) and not re.fullmatch(r"[A-Za-z0-9_.\-]{0,64}", item):
+                raise ValueError(f"sets {key!r} to {item!r}")
+    return arguments
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$")]
+Architecture = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,95}$")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Facts = Annotated[dict[str, Any], AfterValidator(_bounded)]
+ModelArgs = Annotated[dict[str, Any], AfterValidator(_bounded), AfterValidator(_architecture_arguments)]
+Channel = Annotated[float, Field(ge=-1e4, le=1e4)]
+Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Weights(_Strict):
+    """model.safetensors as it was written; `state_sha256` is the classifier's own state, which an evaluation names."""
+
+    sha256: Sha256
+    state_sha256: Sha256
+    bytes: Annotated[int, Field(ge=8, le=1 << 38)]
+    tensors: Annotated[int, Field(ge=1, le=1_000_000)]
+    parameters: Annotated[int, Field(ge=0)]
+
+
+class TimmConfig(_Strict):
+    """The part of timm's pretrained_cfg that describes these weights, for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+
+    input_size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] | None = None
+    mean: list[Channel]
+    std: list[Channel]
+    first_conv: str | list[str] | None = None
+    classifier: str | list[str] | None = None
+
+
+class Config(_Strict):
+    """Everything needed to rebuild a model beside its weights. `kind` tells a spiking network ("snn") from its source ("ann").
+
+    `architecture` is a timm name built with `model_args` and `num_classes`; it is null for a user's own class, where `model`
+    names the "module:function" that built it, for the reader's information only.
+    """
+
+    format_version: Literal[1]
+    library_name: Literal["sj-robust"]
+    kind: Literal["ann", "snn"]
+    name: Name | None = None
+    architecture: Architecture | None
+    model_args: ModelArgs = {}
+    num_classes: Annotated[int, Field(ge=1, le=100_000)]
+    model: Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+:[A-Za-z0-9_.]+$")] | None = None
+    input_size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] | None = None
+    classes: Annotated[list[Line], Field(max_length=100_000)] | None = None
+    settings: Facts
+    thresholds: Annotated[dict[Line, float], Field(max_length=100_000)] | None = None
+    source: Facts = {}
+    training: Facts | None = None
+    license: Line | None = None
+    base_model: Annotated[str, Field(max_length=193, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*/[A-Za-z0-9_.\-]+$")] | None = None
+    weights: Weights
+    created_with: dict[Line, Line]
+    memory_format: Literal["contiguous_format", "channels_last"] = "contiguous_format"
+    pretrained_cfg: TimmConfig | None = None
+
+    @field_validator("settings")
+    @classmethod
+    def _settings(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for key in ("mean", "std"):
+            values = settings.get(key)
+            if not isinstance(values, list) or not 1 <= len(values) <= 4096 or not all(_number(v) and abs(v) <= 1e4 for v in values):
+                raise ValueError(f"{key} is {_short(values)}, expected a list of one number per channel")
+        if len(settings["mean"]) != len(settings["std"]) or not all(v > 0 for v in settings["std"]):
+            raise ValueError("std must be as long as mean and positive")
+        if "timesteps" in settings and not (_integer(settings["timesteps"]) and 1 <= settings["timesteps"] <= 1024):
+            raise ValueError(f"timesteps is {_short(settings['timesteps'])}, expected an integer from 1 to 1024")
+        counts = (settings.get("channels") or {}).values()
+        if not all(_integer(count) and 1 <= count <= 65536 for count in counts):
+            raise ValueError("channels are expected to be integers from 1 to 65536")
+        return settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.kind == "snn" and "timesteps" not in self.settings:
+            raise ValueError("settings of an snn need timesteps")
+        if self.classes is not None and len(self.classes) != self.num_classes:
+            raise ValueError(f"classes has {len(self.classes)} names for {self.num_classes} classes")
+        return self
+
+    @property
+    def timesteps(self) -> int | None:
+        """Time steps T of a spiking network, None for an ANN."""
+        return self.settings["timesteps"] if self.kind == "snn" else None
+
+
+def read_config(folder: Path) -> Config:
+    """Read and validate config.json of a checkpoint folder. Raises SJRobustError naming the file and the first thing wrong with it."""
+    path = folder / CONFIG
+    content = parse_json(path, MAX_CONFIG_BYTES)
+    version = content.get("format_version")
+    if content.get("library_name") != LIBRARY or version is None:
+        raise SJRobustError(f"{path} was not written by sj-robust (no library_name {LIBRARY!r}, format_version): expected a checkpoint")
+    if _integer(version) and version > FORMAT_VERSION:
+        raise SJRobustError(f"{path} has format {version}, made by a newer sj-robust (this one reads {FORMAT_VERSION}): upgrade sj-robust")
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        raise SJRobustError(f"{path} is not a valid checkpoint config: {first_error(error)}") from None
+
+
+def parse_json(path: Path, limit: int) -> dict[str, Any]:
+    """A JSON object from a file of at most `limit` bytes; NaN and infinities, which JSON does not have, are refused."""
+    text = read_bounded(path, limit)
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise SJRobustError(f"{path} is not valid JSON ({reason}): download or save the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise SJRobustError(f"{path} holds a JSON {type(content).__name__}, expected an object: download or save the checkpoint again")
+    return content
+
+
+def read_bounded(path: Path, limit: int) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes. Raises SJRobustError where it is missing, larger or not text."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise SJRobustError(f"{path} cannot be read ({error.strerror}): a checkpoint folder needs {CONFIG} and {WEIGHTS}") from None
+    if len(content) > limit:
+        raise SJRobustError(f"{path} is larger than {limit} bytes, no such file is written by sj-robust")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise SJRobustError(f"{path} is not UTF-8 text: download or save the checkpoint again") from None
+
+
+def first_error(error: ValidationError) -> str:
+    """The first problem of a pydantic error in one line: where, what, and the value found."""
+    first, count = error.errors(include_url=False)[0], error.error_count()
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    value = "" if first["type"] in ("missing", "value_error") else f" (found {_short(first['input'])})"
+    more = f"; {count - 1} more" if count > 1 else ""
+    return f"{where}: {first['msg']}{value}{more}"
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,86 @@
+"""The accuracies of a recorded evaluation, few enough for an index entry, a table and a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from sj_robust.errors import SJRobustError
+from sj_robust.hub.config import MAX_TEXT_BYTES, read_bounded
+
+if TYPE_CHECKING:
+    from sj_robust.evaluate import Accuracy, Report
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Point(BaseModel):
+    """Accuracy at one eps (0: clean) as a fraction, with its Wilson 95 % interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    eps: Annotated[float, Field(ge=0, le=1)]
+    value: Fraction
+    low: Fraction
+    high: Fraction
+
+
+class Results(BaseModel):
+    """Clean accuracy, and joint robust accuracy per eps: an image counts only if it survives all `attacks` through all `views`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    dataset: str
+    split: str
+    n: Annotated[int, Field(ge=1)]
+    norm: str = "linf"
+    attacks: list[str]
+    views: Annotated[int, Field(ge=0)]
+    clean: Point
+    robust: list[Point]
+
+    @property
+    def protocol(self) -> str:
+        """What "robust" meant, in a few words."""
+        if not self.robust:
+            return "clean accuracy only"
+        return f"{' + '.join(self.attacks)}, {self.views} gradient view{'s' if self.views != 1 else ''}, worst case per image, {self.norm}"
+
+
+def read_report(path: Path) -> Report | None:
+    """The evaluation recorded at `path`, None where there is none. Raises SJRobustError where it is damaged."""
+    if not path.exists():
+        return None
+    from sj_robust.evaluate.report import Report
+
+    try:
+        return Report.from_json(read_bounded(path, MAX_TEXT_BYTES))
+    except SJRobustError as error:
+        raise SJRobustError(f"{path}: {error}; evaluate the checkpoint again") from None
+
+
+def results(report: Report) -> Results:
+    """The few numbers of a report."""
+    return Results(dataset=report.dataset.name, split=report.dataset.split, n=report.dataset.evaluated, attacks=report.settings.attacks,
+                   views=len(report.settings.views), clean=_point(0.0, report.clean),
+                   robust=[_point(joint.eps, joint.accuracy) for joint in report.joint])
+
+
+def read_results(path: Path) -> Results | None:
+    """`results` of the evaluation recorded at `path`, None where there is none."""
+    report = read_report(path)
+    return None if report is None else results(report)
+
+
+def check_belongs(report: Report, state_sha256: str, timesteps: int | None, where: str) -> None:
+    """Raise SJRobustError unless `report` was made with these very weights and time steps."""
+    found = report.model
+    if found.weights_sha256 != state_sha256 or found.timesteps != timesteps:
+        raise SJRobustError(f"the evaluation is of another model than {where} (weights {found.weights_sha256[:12]}…, T={found.timesteps}; "
+                            f"expected {state_sha256[:12]}…, T={timesteps}): evaluate this one")
+
+
+def _point(eps: float, accuracy: Accuracy) -> Point:
+    return Point(eps=eps, value=accuracy.value, low=accuracy.low, high=accuracy.high)

@@ -1,0 +1,165 @@
+"""The index of models: one YAML of facts per model, written from its checkpoint, read without importing torch."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sj_robust.errors import SJRobustError
+from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
+from sj_robust.hub.config import (
+    CONFIG,
+    EVALUATION,
+    FILES,
+    RECIPE,
+    SOURCE_EVALUATION,
+    WEIGHTS,
+    Config,
+    Name,
+    Sha256,
+    first_error,
+    read_bounded,
+    read_config,
+)
+from sj_robust.hub.results import Results, read_results
+
+VERIFIED = (CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION, RECIPE)  # the card and its figures are derived from these
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class FileFacts(_Strict):
+    """Size and content hash of one file of a checkpoint."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Entry(_Strict):
+    """One model of the zoo. None where the checkpoint does not record a fact."""
+
+    format_version: Literal[1] = 1
+    name: Name
+    kind: Literal["ann", "snn"]
+    architecture: str | None
+    timesteps: int | None
+    dataset: str | None
+    threat: str | None
+    method: str | None
+    checkpoint: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$")]
+    recipe: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}/recipe\.yaml$")] | None
+    files: dict[Literal["config.json", "model.safetensors", "evaluation.json", "evaluation_source.json", "recipe.yaml"], FileFacts]
+    results: Results | None
+
+    @property
+    def folder(self) -> Path:
+        """The checkpoint folder on disk."""
+        return root() / self.checkpoint
+
+    def verify(self) -> None:
+        """Compare every file with its recorded size and hash. Raises SJRobustError for the first that is missing or differs."""
+        for name, facts in self.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise SJRobustError(f"{path} of zoo model {self.name!r} is missing: install sj-robust again")
+            if path.stat().st_size != facts.bytes or sha256(path) != facts.sha256:
+                raise SJRobustError(f"{path} of zoo model {self.name!r} differs from the index: it was altered, install sj-robust again")
+
+
+def root() -> Path:
+    """The zoo folder: in the package of a wheel, beside it in a checkout."""
+    return zoo_root()
+
+
+def list_models() -> list[Entry]:
+    """Every model of the zoo, by name. Raises SJRobustError naming an index file that is damaged."""
+    return [_read(path) for path in sorted(root().glob("*.yaml"))]
+
+
+def find(name: str) -> Entry:
+    """The zoo model called `name`. Raises SJRobustError with the nearest names where there is none."""
+    path = root() / f"{name}.yaml"
+    if path.parent == root() and path.name in {entry.name for entry in root().glob("*.yaml")}:
+        return _read(path)
+    raise SJRobustError(f"{name!r} is neither a checkpoint folder nor a zoo model: {_near(name)}")
+
+
+def resolve(folder_or_name: str | Path) -> Path:
+    """The checkpoint folder meant by a path, or by the name of a zoo model, whose files are then verified against the index."""
+    path = Path(folder_or_name)
+    if path.is_dir():
+        return path
+    if isinstance(folder_or_name, Path) or path.is_file() or "/" in folder_or_name:
+        raise SJRobustError(f"{folder_or_name} is not a folder: expected a checkpoint folder or a zoo model's name ({_near(path.name)})")
+    entry = find(folder_or_name)
+    entry.verify()
+    return entry.folder
+
+
+def add(folder: str | Path, name: str) -> Entry:
+    """Write or refresh zoo/NAME.yaml from a checkpoint folder, and copy the folder into zoo/checkpoints unless it is there already.
+
+    Every fact is read from the checkpoint's own files. Raises SJRobustError where the folder is no checkpoint of ours.
+    """
+    source, target = Path(folder).resolve(), root().resolve() / "checkpoints" / name
+    config = read_config(source)
+    present = [file for file in VERIFIED if (source / file).is_file()]
+    files = {file: FileFacts(sha256=sha256(source / file), bytes=(source / file).stat().st_size) for file in present}
+    if WEIGHTS not in files or files[WEIGHTS].sha256 != config.weights.sha256:
+        raise SJRobustError(f"{source} does not hold the {WEIGHTS} that its {CONFIG} records: save the checkpoint again")
+    try:
+        entry = Entry.model_validate({"name": name, **_facts(source, config), "checkpoint": f"checkpoints/{name}", "files": files,
+                                      "recipe": f"checkpoints/{name}/{RECIPE}" if RECIPE in files else None})
+    except ValidationError as error:
+        raise SJRobustError(f"{source} cannot enter the zoo as {name!r}: {first_error(error)}") from None
+    if source != target:
+        with atomic_folder(target) as temporary:
+            for item in FILES:
+                _copy(source / item, temporary / item)
+    write_atomic(root() / f"{name}.yaml", yaml.safe_dump(entry.model_dump(mode="json"), sort_keys=False))
+    return entry
+
+
+def _facts(folder: Path, config: Config) -> dict[str, Any]:
+    training = config.training or {}
+    settings = training.get("config")
+    settings = settings if isinstance(settings, dict) else {}
+    results, method = read_results(folder / EVALUATION), settings.get("method")
+    threat = None if method is None else "none" if method == "natural" else "linf"
+    dataset = training.get("dataset") or (results.dataset if results else None)
+    return {"kind": config.kind, "architecture": config.architecture, "timesteps": config.timesteps, "dataset": dataset, "threat": threat,
+            "method": method, "results": results}
+
+
+def _read(path: Path) -> Entry:
+    try:
+        entry = Entry.model_validate(yaml.safe_load(read_bounded(path, 1 << 20)))
+    except ValidationError as error:
+        raise SJRobustError(f"{path} is not a valid zoo entry: {first_error(error)}") from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SJRobustError(f"{path} is not valid YAML ({str(error).splitlines()[0]}): install sj-robust again") from None
+    if entry.name != path.stem:
+        raise SJRobustError(f"{path} describes {entry.name!r}, expected {path.stem!r}: install sj-robust again")
+    return entry
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target)
+    elif source.exists():
+        shutil.copyfile(source, target)
+
+
+def _near(name: str) -> str:
+    names = sorted(path.stem for path in root().glob("*.yaml"))
+    if not names:
+        return "the zoo is empty"
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    return f"did you mean {', '.join(near)}?" if near else f"the zoo has {', '.join(names[:8])}" + (", ..." if len(names) > 8 else "")
