@@ -7,8 +7,9 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,11 +19,13 @@ from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_path
 
 CACHE_FROM = 5_000  # images: fewer decode in well under a second, so that a cache file would only litter the disk
-_CHUNK = 1_024
-_FORMAT = "1"  # part of every cache key: raise it whenever decoding changes
+_FORMATS = ("WEBP", "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")  # in the order tried; PIL's others include interpreters such as EPS
+_TASK = 64  # images for one thread at a time: a task each costs more than decoding a small image
+_VERSION = "1"  # part of every cache key: raise it whenever decoding changes
 
 Pixels = npt.NDArray[np.uint8]
 Encoded = bytes | Path | None
+T = TypeVar("T")
 
 
 def decode_images(items: Iterable[Encoded], count: int, *, image_size: int | None, place: Callable[[int], str]) -> Pixels:
@@ -34,9 +37,9 @@ def decode_images(items: Iterable[Encoded], count: int, *, image_size: int | Non
     pixels: Pixels | None = None
     row = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for chunk in _chunks(items):
-            numbered = zip(range(row, row + len(chunk)), chunk, strict=True)
-            for image in pool.map(lambda pair: _decode(pair[1], image_size, place, pair[0]), numbered):
+        tasks = _chunks(enumerate(items), _TASK)
+        while some := list(islice(tasks, 16)):  # not all at once: `items` may be read from disk as it goes
+            for image in chain.from_iterable(pool.map(lambda task: [_decode(item, image_size, place(i)) for i, item in task], some)):
                 if pixels is None:
                     pixels = np.empty((count, *image.shape), np.uint8)
                 if image.shape != pixels.shape[1:]:
@@ -61,7 +64,7 @@ def cached(key: str, count: int, make: Callable[[], Pixels]) -> Pixels:
         folder = cache_folder()
     except RuntimeError:  # a user without a home folder
         return make()
-    path = folder / "images" / f"{hashlib.sha256(f'{_FORMAT}/{key}'.encode()).hexdigest()[:32]}.npy"
+    path = folder / "images" / f"{hashlib.sha256(f'{_VERSION}/{key}'.encode()).hexdigest()[:32]}.npy"
     pixels = _read(path, count)
     if pixels is None:
         pixels = make()
@@ -84,26 +87,26 @@ def cache_folder() -> Path:
 def _read(path: Path, count: int) -> Pixels | None:
     try:
         with open(path, "rb") as file:
-            pixels = np.load(file, allow_pickle=False)
+            pixels = np.lib.format.read_array(file, allow_pickle=False)  # np.load would also open archives and pickles
             digest = file.read()
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError):
+    except (OSError, ValueError, MemoryError):
         return None
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or len(pixels) != count or not pixels.flags.c_contiguous:
         return None
     return pixels if hashlib.sha256(pixels.data).digest() == digest else None
 
 
-def _decode(item: Encoded, image_size: int | None, place: Callable[[int], str], row: int) -> Pixels:
+def _decode(item: Encoded, image_size: int | None, where: str) -> Pixels:
     if item is None:
-        raise SJRobustError(f"{place(row)} holds no image bytes")
+        raise SJRobustError(f"{where} holds no image bytes")
     try:
-        with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+        with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_FORMATS) as image:
             if image.mode[0] in "IF":  # PIL would clip 16-bit and float pixels to 255 without a word
                 raise ValueError(f"pixels of mode {image.mode} do not fit 8 bits")
             rgb = image.convert("RGB")
     except Exception as error:  # PIL raises nearly anything on damaged data
         detail = " ".join(str(error).split())
-        raise SJRobustError(f"{place(row)} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
+        raise SJRobustError(f"{where} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
     if image_size is not None:
         rgb = _square(rgb, image_size)
     return np.asarray(rgb).transpose(2, 0, 1)
@@ -118,7 +121,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def _chunks(items: Iterable[Encoded]) -> Iterator[list[Encoded]]:
+def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
-    while chunk := list(islice(iterator, _CHUNK)):
+    while chunk := list(islice(iterator, size)):
         yield chunk
