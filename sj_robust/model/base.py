@@ -61,7 +61,7 @@ class Classifier(nn.Module):
     """
 
     checkpoint_renames: ClassVar[tuple[tuple[str, str], ...]] = ()
-    classifier_name: ClassVar[str] = "fc"
+    classifier_name = "fc"
 
     def __init__(self, num_classes: int, in_chans: int, num_features: int) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from sj_robust.model.base import PooledClassifier, config, init_weights
 class SubsampleAndPad(nn.Module):
     """He et al.'s parameter-free shortcut, option A: every `stride`-th pixel, then zero channels added equally on both sides.
 
-    [N,C,H,W] to [N,C',⌈H/stride⌉,⌈W/stride⌉]. A strided view and one padded copy, which keeps channels_last.
+    [N,C,H,W] to [N,C',⌈H/stride⌉,⌈W/stride⌉]. A strided view and one padded copy, channels_last where x is (and its sides even).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -115,7 +116,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def fit_keys(state: Mapping[str, Tensor], expected: Iterable[str], renames: Iterable[tuple[str, str]] = ()) -> dict[str, Tensor]:
     """`state` with wrapper prefixes removed from the keys and `renames` applied where that leads to an `expected` (or normalisation) key.
 
-    A key that leads nowhere keeps its name without the prefixes that all fitting keys share, for the error message.
+    A key that leads nowhere loses all its prefixes, and shows so in the error message.
 
     Raises:
         SJRobustError: two tensors that differ claim the same key.
@@ -185,23 +186,30 @@ def _read_torch(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        refused = _refused_globals(path)
-        if refused:
-            raise SJRobustError(
-                f"{path} holds Python objects that could run code ({_listed(refused)}) and is not read: "
-                "where you trust it, load it yourself and save model.state_dict() alone"
-            ) from error
-        raise SJRobustError(f"{path} is damaged or not a PyTorch file ({_first_line(error)}): fetch it again") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError, OSError, UnicodeDecodeError) as error:
-        raise SJRobustError(f"{path} is damaged or not a PyTorch file ({_first_line(error)}): fetch it again") from error
+        refused = _refused_globals(path, error)
+        if not refused:
+            raise _damaged(path, error) from error
+        raise SJRobustError(
+            f"{path} holds Python objects that could run code ({_listed(refused)}) and is not read: "
+            "where you trust it, load it yourself and save model.state_dict() alone"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+        raise _damaged(path, error) from error
 
 
-def _refused_globals(path: Path) -> list[str]:
+def _refused_globals(path: Path, error: Exception) -> list[str]:
+    """Names of the classes and functions that `weights_only` refused, those outside torch first."""
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # whatever a damaged pickle makes of itself: it then names none
-        return []
-    return [name for name in names if name != "argparse.Namespace"]
+    except Exception:  # the old file format has no such list, a damaged pickle may raise anything: then the message has the first name
+        names = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    return sorted((name for name in names if name != "argparse.Namespace"), key=lambda name: (name.startswith("torch."), name))
+
+
+def _damaged(path: Path, error: Exception) -> SJRobustError:
+    inner = re.search(r"WeightsUnpickler error: (.*)", str(error))
+    reason = inner[1].strip() if inner else _first_line(error)
+    return SJRobustError(f"{path} is damaged or not a plain PyTorch checkpoint ({reason}): fetch it again")
 
 
 def _near(architecture: str) -> str:
@@ -216,4 +224,5 @@ def _listed(items: list[str]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """The first sentence of the first line: what follows in torch's messages is advice, some of it unsafe."""
+    return next(iter(str(error).splitlines()), "").split(". ")[0] or type(error).__name__

@@ -88,7 +88,8 @@ default_cfgs = generate_default_cfgs({name: config(pool_size=(8, 8)) for name in
 
 
 def _wide_resnet(variant: str, pretrained: bool, depth: int, width: int, **options: Any) -> nn.Module:
-    return build_model_with_cfg(WideResNet, variant, pretrained, feature_cfg={"out_indices": (0, 1, 2)}, depth=depth, width=width, **options)
+    features = {"out_indices": (0, 1, 2)}
+    return build_model_with_cfg(WideResNet, variant, pretrained, feature_cfg=features, depth=depth, width=width, **options)
 
 
 @register_model
