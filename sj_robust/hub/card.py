@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from sj_robust.hub.results import Point, Results, check_belongs, read_report, re
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
+THIS = "this model"
 
-# dataset names of sj_robust.data → dataset repositories on the Hub
-HUB_DATASETS = {"cifar10": "uoft-cs/cifar10", "sample": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "svhn": "ufldl-stanford/svhn",
-                "tiny-imagenet": "zh-plus/tiny-imagenet", "imagenet": "ILSVRC/imagenet-1k"}
+# names in sj_robust.data → repository on the Hub, and what to call it
+HUB_DATASETS = {
+    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "sample": ("uoft-cs/cifar10", "CIFAR-10 (the sample embedded in sj-robust)"),
+    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"), "svhn": ("ufldl-stanford/svhn", "SVHN"),
+    "tiny-imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"), "imagenet": ("ILSVRC/imagenet-1k", "ImageNet-1k")}
 TAGS = ["sj-robust", "adversarial-robustness"]
 SPIKING_TAGS = ["spiking-neural-network", "snn", "ann2snn", "spikingjelly"]
 
@@ -40,27 +44,29 @@ def write_card(folder: str | Path) -> Path:
     if report is not None:
         check_belongs(report, config.weights.state_sha256, config.timesteps, str(target))
     source = read_report(target / SOURCE_EVALUATION)
-    curves = {label: results(found) for label, found in (("this model", report), ("ANN source", source)) if found is not None}
+    curves = {label: results(found) for label, found in ((THIS, report), ("ANN source", source)) if found is not None}
     if report is not None:
         plot_accuracy(curves, target / PLOT)
-    text = render(config, report, source, name=_name(target, config), recipe=_recipe(target))
+    text = render(config, report, source, curves, name=_name(target, config), recipe=_recipe(target))
     write_atomic(target / CARD, text)
     return target / CARD
 
 
-def render(config: Config, report: Report | None, source: Report | None, *, name: str, recipe: dict[str, Any] | None) -> str:
-    """The text of a card."""
-    found = None if report is None else results(report)
+def render(config: Config, report: Report | None, source: Report | None, curves: Mapping[str, Results], *, name: str,
+           recipe: dict[str, Any] | None) -> str:
+    """The text of a card; `curves` are the results of the reports by what they are called."""
+    found = curves.get(THIS)
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update(line=_line, spoken=_spoken)
     training = config.training or {}
     channels = len(config.settings["mean"])
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name, config=config, report=report, results=found, source=source, plot=PLOT, training=training,
-        rows=_rows(found, None if source is None else results(source)), layers=_layers(config, report),
+        name=name, config=config, report=report, results=found, source=source, plot=PLOT, training=training, columns=list(curves),
+        rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "", layers=_layers(config, report),
         settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels")},
-        training_settings=training["config"] if isinstance(training.get("config"), dict) else {}, per_channel=bool(config.settings.get("channels")),
-        command=_command(config, recipe), shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
+        per_channel=bool(config.settings.get("channels")), command=_command(config, recipe),
+        training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
+        shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
     content = f"---\n{_metadata(config, found, name).to_yaml()}\n---\n\n{body}"
     return str(ModelCard(content))
@@ -72,7 +78,7 @@ def _metadata(config: Config, found: Results | None, name: str) -> ModelCardData
     relation = None if config.base_model is None else "finetune" if config.training else "quantized"
     return ModelCardData(
         license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
-        tags=[*TAGS, *(SPIKING_TAGS if config.kind == "snn" else ["timm"])], datasets=[trained_on] if trained_on else None,
+        tags=[*TAGS, *(SPIKING_TAGS if config.kind == "snn" else ["timm"])], datasets=[trained_on[0]] if trained_on else None,
         metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
         model_name=name, eval_results=_eval_results(found) if found else None)
 
@@ -89,18 +95,24 @@ def _eval_results(found: Results) -> list[EvalResult]:
 
 
 def _eval_result(found: Results, point: Point, config: str, metric: str, arguments: dict[str, Any]) -> EvalResult:
+    repository, pretty = _hub_dataset(found.dataset)
     return EvalResult(
-        task_type="image-classification", task_name="Image classification", dataset_type=HUB_DATASETS.get(found.dataset, found.dataset),
-        dataset_name=found.dataset, dataset_config=config, dataset_split=found.split, metric_type="accuracy", metric_name=metric,
+        task_type="image-classification", task_name="Image classification", dataset_type=repository, dataset_name=pretty,
+        dataset_config=config, dataset_split=found.split, metric_type="accuracy", metric_name=metric,
         metric_value=round(point.value, 6),
         metric_args={**arguments, "images": found.n, "wilson95": [round(point.low, 6), round(point.high, 6)]})
 
 
-def _rows(found: Results | None, source: Results | None) -> list[tuple[str, str, str]]:
-    """(eps, this model, its ANN source) of the accuracy table; only figures of the same eps share a row."""
-    columns = [{} if r is None else {point.eps: point for point in (r.clean, *r.robust)} for r in (found, source)]
+def _hub_dataset(name: str) -> tuple[str, str]:
+    """Repository on the Hub and readable name; for data we have no repository of, the name it was given."""
+    return HUB_DATASETS.get(name, (name, name))
+
+
+def _rows(curves: Mapping[str, Results]) -> list[list[str]]:
+    """Rows (eps, accuracy of each) of the accuracy table; only figures of the same eps share a row."""
+    columns = [{round(point.eps, 9): point for point in (found.clean, *found.robust)} for found in curves.values()]
     every = sorted({eps for column in columns for eps in column})
-    return [("clean" if eps == 0 else eps_name(eps), *(_percent(column.get(eps)) for column in columns)) for eps in every]  # type: ignore[misc]
+    return [["clean" if eps == 0 else eps_name(eps), *(_percent(column.get(eps)) for column in columns)] for eps in every]
 
 
 def _percent(point: Point | None) -> str:
