@@ -27,12 +27,34 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["GradientView", "SJRobustError", "SpikingClassifier", "Surrogate", "__version__", "convert", "evaluate", "finetune",
-           "list_models", "load", "load_dataset", "save", "train_ann"]
+__all__ = [
+    "GradientView",
+    "SJRobustError",
+    "SpikingClassifier",
+    "Surrogate",
+    "__version__",
+    "convert",
+    "evaluate",
+    "finetune",
+    "list_models",
+    "load",
+    "load_dataset",
+    "save",
+    "train_ann",
+]
 
 _HOME = {
-    "GradientView": "attack", "SpikingClassifier": "model", "Surrogate": "neuron", "convert": "convert", "evaluate": "evaluate",
-    "finetune": "train", "list_models": "hub", "load": "hub", "load_dataset": "data", "save": "hub", "train_ann": "train",
+    "GradientView": "attack",
+    "SpikingClassifier": "model",
+    "Surrogate": "neuron",
+    "convert": "convert",
+    "evaluate": "evaluate",
+    "finetune": "train",
+    "list_models": "hub",
+    "load": "hub",
+    "load_dataset": "data",
+    "save": "hub",
+    "train_ann": "train",
 }
 
 

@@ -1,0 +1,23 @@
+"""The command line: `sj-robust COMMAND`. Importing it, and `--help`, import no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from sj_robust.cli.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 success, 1 a failure named in one line on stderr, 2 wrong usage."""
+    try:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has gone. Whatever is still buffered must not raise again when Python closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

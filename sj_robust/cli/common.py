@@ -1,0 +1,135 @@
+"""What the commands share: options, failures in one line, results on stdout. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sj_robust.errors import SJRobustError
+
+
+def fraction(text: str) -> float:
+    """A number or a fraction such as 8/255; anything else is wrong usage (exit code 2)."""
+    try:
+        return float(Fraction(text.replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise typer.BadParameter(f"{text!r} is neither a number nor a fraction such as 8/255") from None
+
+
+def budget(text: str) -> float:
+    """An l-infinity distance on images in [0,1]: above 0, at most 1."""
+    value = fraction(text)
+    if not 0 < value <= 1:
+        raise typer.BadParameter(f"{text!r} is not above 0 and at most 1: images lie in [0,1], so write 8/255, not 8")
+    return value
+
+
+def words(text: str) -> list[str]:
+    """The parts of a comma-separated list."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def numbers(text: str | None) -> list[float] | None:
+    """The numbers of a comma-separated list; None stays None."""
+    return None if text is None else [fraction(word) for word in words(text)]
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:1; the default is cuda where there is one.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="cifar10, cifar100, svhn, tiny-imagenet, imagenet, sample, or the path of parquet files or of a folder of images by class.",
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
+
+
+def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a function as the command `name`, with `example` under its help.
+
+    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def guarded(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
+                raise
+            except KeyboardInterrupt:
+                fail("interrupted" + (f"; {again}" if again else ""))
+            except SJRobustError as error:
+                fail(str(error), error)
+            except Exception as error:
+                fail(f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1 for the traceback)", error)
+
+        return app.command(name, epilog=f"Example: {example}")(guarded)
+
+    return register
+
+
+def fail(message: str, error: BaseException | None = None) -> NoReturn:
+    """End with `message` on one line of stderr and exit code 1; with SJ_ROBUST_DEBUG set, after the traceback of `error`."""
+    if error is not None and os.environ.get("SJ_ROBUST_DEBUG"):
+        traceback.print_exception(error)
+    print(f"sj-robust: {message}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def usage(message: str) -> NoReturn:
+    """End as wrong usage: `message` on stderr, exit code 2."""
+    raise typer.BadParameter(message)
+
+
+def say(text: str) -> None:
+    """One line of news on stderr, where it does not mix with results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """JSON on stdout, indented, as it is (no wrapping, no colour)."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
+    """A table on stdout; wide enough for its content where stdout is not a terminal."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def console() -> Console:
+    """A console on stdout that does not cut lines when its output goes into a file or pipe."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+def pick_device(device: str | None) -> Any:
+    """The torch device named, or the default. Raises SJRobustError where it cannot be used."""
+    import torch
+
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise SJRobustError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): try --device cpu") from None
+    return chosen

@@ -1,0 +1,92 @@
+"""convert: an ANN becomes a spiking checkpoint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sj_robust.cli.common import Data, Device, Out, Seed, command, numbers, pick_device, say
+from sj_robust.cli.options import Args, Builder, Mean, Norm, Pretrained, Reset, Size, Std, Weights, arguments, command_line, one_of
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    command(app, "convert", "sj-robust convert runs/ann --data cifar10 --timesteps 4 --out runs/snn")(convert)
+
+
+def convert(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[SOURCE]", help="The checkpoint or zoo name of an ANN, or a timm name with --weights or --pretrained."),
+    ] = None,
+    *,
+    data: Data,
+    out: Out,
+    model: Builder = None,
+    arg: Args = None,
+    weights: Weights = None,
+    pretrained: Pretrained = False,
+    mean: Mean = None,
+    std: Std = None,
+    timesteps: Annotated[int, typer.Option("--timesteps", "-T", min=1, help="T, the steps of one inference.")] = 8,
+    percentile: Annotated[float, typer.Option("--percentile", min=0, max=100, help="Of a node's input, becomes its threshold.")] = 99.7,
+    scale: Annotated[float, typer.Option("--scale", min=0, help="Factor on all thresholds.")] = 0.3,
+    calibration_timesteps: Annotated[int, typer.Option("--calibration-timesteps", min=1)] = 100,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Calibration batches.")] = 11,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in each.")] = 64,
+    norm: Annotated[
+        Norm, typer.Option("--norm", help="Batch norm: kept as a layer, folded into the layer before, or left out.")
+    ] = Norm.integrate,
+    reset: Annotated[Reset, typer.Option("--reset", help="To zero, or by subtracting the threshold.")] = Reset.hard,
+    leak: Annotated[float, typer.Option("--leak", min=0, max=1, help="Factor on the potential from step to step; 1 is no leak.")] = 1.0,
+    per_channel: Annotated[bool, typer.Option("--per-channel", help="One threshold per channel.")] = False,
+    image_size: Size = None,
+    seed: Seed = 0,
+    device: Device = None,
+) -> None:
+    """Convert an ANN into a spiking network: its weights, batch norms and calibrated firing thresholds. OUT becomes the checkpoint."""
+    one_of(source, model)
+    from sj_robust.data import load_dataset
+    from sj_robust.hub import zoo
+    from sj_robust.hub.config import read_config
+    from sj_robust.pipeline import convert_with, save_trained
+    from sj_robust.recipe import ConvertSettings, checked
+    from sj_robust.source import facts_of, from_text, open_ann
+
+    settings = checked(
+        ConvertSettings,
+        {
+            "timesteps": timesteps,
+            "percentile": percentile,
+            "scale": scale,
+            "calibration_timesteps": calibration_timesteps,
+            "batches": batches,
+            "batch_size": batch_size,
+            "norm": norm.value,
+            "reset": reset.value,
+            "leak": leak,
+            "per_channel": per_channel,
+        },
+    )
+    ann_settings = from_text(
+        source,
+        model=model,
+        args=arguments(arg),
+        weights=weights and str(weights),
+        pretrained=pretrained,
+        mean=numbers(mean),
+        std=numbers(std),
+    )
+    where = pick_device(device)
+    dataset = load_dataset(data, "train", image_size=image_size)
+    ann = open_ann(ann_settings, dataset, seed=seed)
+    facts: dict[str, Any] = (
+        facts_of(read_config(zoo.resolve(ann_settings.checkpoint)))
+        if ann_settings.checkpoint
+        else {key: value for key, value in ann_settings.model_dump(include={"architecture", "model", "weights"}).items() if value}
+    )
+    snn = convert_with(ann, dataset, settings, seed=seed, source={**facts, "command": command_line()}, device=where)
+    save_trained(snn, out, dataset, builder=model)
+    say(f"{out}: spiking, T={snn.timesteps}, thresholds {min(snn.thresholds().values()):.3g} to {max(snn.thresholds().values()):.3g}")
+    print(out)

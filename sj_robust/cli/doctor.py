@@ -1,0 +1,71 @@
+"""doctor: what is installed here and what it can do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+import typer
+
+from sj_robust.cli.common import Json, command, print_json
+
+PACKAGES = (
+    "sj-robust",
+    "torch",
+    "torchvision",
+    "timm",
+    "spikingjelly",
+    "numpy",
+    "safetensors",
+    "huggingface_hub",
+    "pyarrow",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+    "nir",
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    command(app, "doctor", "sj-robust doctor --json")(doctor)
+
+
+def doctor(as_json: Json = False) -> None:
+    """Show versions, devices, neuron backends and where the zoo lies: what a bug report needs."""
+    facts = _facts()
+    if as_json:
+        print_json(facts)
+        return
+    flat = {**{key: value for key, value in facts.items() if key != "packages"}, **facts["packages"]}
+    width = max(map(len, flat))
+    for key, value in flat.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{key:<{width}}  {'not installed' if shown is None else shown}")
+
+
+def _facts() -> dict[str, Any]:
+    import torch
+
+    from sj_robust.files import zoo_root
+    from sj_robust.neuron import available_backends
+
+    devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processors": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "devices": devices,
+        "neuron backends": sorted(available_backends()),
+        "zoo": str(zoo_root()),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,93 @@
+"""evaluate and card: what a checkpoint is worth, and saying so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
+from sj_robust.cli.options import Args, arguments
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    command(app, "evaluate", "sj-robust evaluate runs/snn --data cifar10 --eps 2/255 --eps 8/255 --max-images 500 --record")(evaluate)
+    command(app, "card", "sj-robust card runs/snn")(card)
+
+
+def evaluate(
+    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")],
+    *,
+    data: Data,
+    eps: Annotated[
+        list[float] | None,
+        typer.Option("--eps", parser=budget, metavar="EPS", help="Radius, once or several times.  [default: 2/255 4/255 8/255]"),
+    ] = None,
+    attacks: Annotated[str, typer.Option("--attacks", metavar="A,A", help="fgsm, rfgsm, pgdN.")] = "fgsm,pgd10",
+    views: Annotated[
+        str, typer.Option("--views", metavar="V,V", help="Gradient views such as PCW:1,STE,rate,activation, or all (19).")
+    ] = "all",
+    max_images: Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
+    every_view: Annotated[
+        bool, typer.Option("--every-view", help="Attack all images through every view, not only those still standing.")
+    ] = False,
+    split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
+    image_size: Annotated[int | None, typer.Option("--image-size", min=1)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
+    ] = None,
+    arg: Args = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the report, as JSON, to this file.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write it into the checkpoint folder as evaluation.json.")] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure clean accuracy, and robust accuracy against every attack through every gradient view.
+
+    An image counts as robust only if it survives all of them, judged by the true spiking forward pass.
+    """
+    from sj_robust import evaluate as measure
+    from sj_robust.data import load_dataset
+    from sj_robust.files import write_atomic
+    from sj_robust.hub import load, zoo
+    from sj_robust.hub import record as record_in
+    from sj_robust.model import SpikingClassifier
+    from sj_robust.source import call_builder
+
+    where = pick_device(device)
+    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    dataset = load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
+    chosen = None if views == "all" or not isinstance(classifier, SpikingClassifier) else words(views)
+    if views != "all" and chosen is None:
+        say("an ANN has its exact gradient only: --views is left aside")
+    report = measure(
+        classifier,
+        dataset,
+        eps=eps or (2 / 255, 4 / 255, 8 / 255),
+        attacks=words(attacks),
+        views=chosen,
+        survivors_only=not every_view,
+        max_images=max_images,
+        batch_size=batch_size,
+        seed=seed,
+        device=where,
+    )
+    if out:
+        write_atomic(out, report.to_json())
+        say(f"report: {out}")
+    if record:
+        folder = zoo.resolve(checkpoint)
+        record_in(folder, report=report)
+        say(f"recorded: {folder / 'evaluation.json'}; sj-robust card {folder} writes it into the card")
+    print(report.to_json().rstrip() if as_json else report.summary())
+
+
+def card(folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")]) -> None:
+    """Write the model card README.md, and its plot, from what the checkpoint folder records; prints the card's path."""
+    from sj_robust.hub import write_card
+
+    print(write_card(folder))

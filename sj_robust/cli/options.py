@@ -1,0 +1,90 @@
+"""The options that training and conversion share."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sj_robust.cli.common import budget, usage
+
+
+class Method(StrEnum):
+    natural = "natural"
+    pgd = "pgd"
+    trades = "trades"
+    trades_rfgsm = "trades-rfgsm"
+
+
+class Preset(StrEnum):
+    default = "default"
+    paper = "paper"
+
+
+class Reset(StrEnum):
+    hard = "hard"
+    soft = "soft"
+
+
+class Norm(StrEnum):
+    integrate = "integrate"
+    fuse = "fuse"
+    omit = "omit"
+
+
+RESUME = "the same command with --resume goes on from the last saved state"
+
+Budget = Annotated[float | None, typer.Option("--eps", parser=budget, metavar="EPS", help="Radius of the training attack: 8/255 or 0.031.")]
+Epochs = Annotated[float | None, typer.Option("--epochs", min=0, help="Passes over the training images; fractions allowed.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1)]
+Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate.")]
+Beta = Annotated[float | None, typer.Option("--beta", min=0, help="Weight of the KL term of trades and trades-rfgsm.")]
+Steps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="PGD steps of pgd and trades.")]
+Ema = Annotated[float | None, typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off.")]
+Held = Annotated[int | None, typer.Option("--validation", min=1, help="Training images held out to select the best step.")]
+PresetOption = Annotated[Preset, typer.Option("--preset", help="Settings that the other options change.")]
+MethodOption = Annotated[Method | None, typer.Option("--method", help="Loss and training attack.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.training; start it where there is none.")]
+Size = Annotated[int | None, typer.Option("--image-size", min=1, help="Resize and crop the images to this many pixels.")]
+Weights = Annotated[Path | None, typer.Option("--weights", help="A weight file (.safetensors, .pt, .pth) to load.")]
+Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download timm's own weights.")]
+Builder = Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="A function of yours that returns the network.")]
+Args = Annotated[
+    list[str] | None,
+    typer.Option("--arg", metavar="KEY=VALUE", help="An argument of the architecture or function, such as shortcut=identity; repeatable."),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option("--mean", metavar="M,M,M", help="Channel means that the network was trained with; the default is the named data set's."),
+]
+Std = Annotated[str | None, typer.Option("--std", metavar="S,S,S", help="The same for standard deviations.")]
+
+
+def arguments(pairs: list[str] | None) -> dict[str, Any]:
+    """KEY=VALUE pairs as keyword arguments; a VALUE that is JSON (2, true, [1, 2]) is read as such, anything else as text."""
+    found: dict[str, Any] = {}
+    for pair in pairs or []:
+        key, equals, value = pair.partition("=")
+        if not (key.isidentifier() and equals):
+            usage(f"--arg {pair!r} is not KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def one_of(name: str | None, model: str | None) -> None:
+    """Wrong usage unless one of the two was given."""
+    if name is None and model is None:
+        usage("give either a network by name or --model MODULE:FUNCTION")
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record."""
+    return "sj-robust " + shlex.join(sys.argv[1:])

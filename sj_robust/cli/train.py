@@ -1,0 +1,195 @@
+"""train-ann and finetune: adversarial training of a network before and after its conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, fraction, numbers, pick_device, print_json, say
+from sj_robust.cli.options import (
+    RESUME,
+    Args,
+    BatchSize,
+    Beta,
+    Budget,
+    Builder,
+    Ema,
+    Epochs,
+    Held,
+    Mean,
+    MethodOption,
+    Preset,
+    PresetOption,
+    Pretrained,
+    Rate,
+    Resume,
+    Size,
+    Std,
+    Steps,
+    arguments,
+    command_line,
+    one_of,
+)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    command(app, "train-ann", "sj-robust train-ann cifar_resnet20 --data cifar10 --method pgd --eps 8/255 --out runs/ann", again=RESUME)(
+        train_ann
+    )
+    command(app, "finetune", "sj-robust finetune runs/snn --data cifar10 --epochs 2 --out runs/robust-snn", again=RESUME)(finetune)
+
+
+def train_ann(
+    architecture: Annotated[
+        str | None, typer.Argument(metavar="[ARCH]", help="A timm architecture, or the checkpoint of an ANN to go on from.")
+    ] = None,
+    *,
+    data: Data,
+    out: Out,
+    model: Builder = None,
+    arg: Args = None,
+    init: Annotated[Path | None, typer.Option("--init", help="A weight file to start from.")] = None,
+    pretrained: Pretrained = False,
+    mean: Mean = None,
+    std: Std = None,
+    preset: PresetOption = Preset.default,
+    method: MethodOption = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    eps: Budget = None,
+    attack_steps: Steps = None,
+    beta: Beta = None,
+    ema: Ema = None,
+    validation: Held = None,
+    image_size: Size = None,
+    resume: Resume = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Train a ReLU network: natural, PGD or TRADES adversarial training.
+
+    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
+    """
+    one_of(architecture, model)
+    from sj_robust.data import load_dataset
+    from sj_robust.pipeline import save_trained, training_folder
+    from sj_robust.source import from_text, open_ann
+    from sj_robust.train import preset as named
+    from sj_robust.train import train_ann as train
+
+    config = named(
+        "ann",
+        preset.value,
+        method=method and method.value,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        eps=eps,
+        attack_steps=attack_steps,
+        beta=beta,
+        ema=ema,
+        validation=validation,
+        seed=seed,
+    )
+    where = pick_device(device)
+    dataset = load_dataset(data, "train", image_size=image_size)
+    settings = from_text(
+        architecture,
+        model=model,
+        args=arguments(arg),
+        weights=init and str(init),
+        pretrained=pretrained,
+        mean=numbers(mean),
+        std=numbers(std),
+        train=config,
+    )
+    ann = open_ann(settings, dataset, seed=seed)
+    result = train(ann, dataset, config, training_folder(out), resume=resume, device=where)
+    save_trained(ann, out, dataset, _with_command(result), builder=model)
+    _report(out, result, as_json)
+
+
+def finetune(
+    checkpoint: Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.")],
+    *,
+    data: Data,
+    out: Out,
+    preset: PresetOption = Preset.default,
+    method: MethodOption = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    eps: Budget = None,
+    alpha: Annotated[
+        float | None, typer.Option("--alpha", parser=fraction, metavar="EPS", help="RFGSM's random step; the default is eps/2.")
+    ] = None,
+    beta: Beta = None,
+    fixed_thresholds: Annotated[bool, typer.Option("--fixed-thresholds", help="Keep the firing thresholds as converted.")] = False,
+    ema: Ema = None,
+    validation: Held = None,
+    image_size: Size = None,
+    model: Builder = None,
+    arg: Args = None,
+    resume: Resume = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Finetune a converted network adversarially: its weights, batch norms and firing thresholds.
+
+    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
+    """
+    from sj_robust.data import load_dataset
+    from sj_robust.errors import SJRobustError
+    from sj_robust.hub import load
+    from sj_robust.model import SpikingClassifier
+    from sj_robust.pipeline import save_trained, training_folder
+    from sj_robust.source import call_builder
+    from sj_robust.train import finetune as train
+    from sj_robust.train import preset as named
+
+    config = named(
+        "finetune",
+        preset.value,
+        method=method and method.value,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        eps=eps,
+        alpha=alpha,
+        beta=beta,
+        learn_thresholds=False if fixed_thresholds else None,
+        ema=ema,
+        validation=validation,
+        seed=seed,
+    )
+    where = pick_device(device)
+    snn = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    if not isinstance(snn, SpikingClassifier):
+        raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
+    dataset = load_dataset(data, "train", image_size=image_size)
+    result = train(snn, dataset, config, training_folder(out), resume=resume, device=where)
+    save_trained(snn, out, dataset, _with_command(result), builder=model)
+    _report(out, result, as_json)
+
+
+def _with_command(result: Any) -> dict[str, Any]:
+    return {**result.model_dump(mode="json"), "command": command_line()}
+
+
+def _report(out: Path, result: Any, as_json: bool) -> None:
+    if as_json:
+        print_json({"checkpoint": str(out), **result.model_dump(mode="json")})
+        return
+    best = result.best
+    robust = "" if best.robust is None else f", robust {100 * best.robust:.1f} %"
+    say(
+        f"{result.steps} steps in {result.seconds:.0f} s ({result.images_per_second:.0f} images/s); "
+        f"best on {result.validation_images} held-out images at step {best.step}: clean {100 * best.clean:.1f} %{robust}"
+    )
+    print(out)

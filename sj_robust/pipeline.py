@@ -1,0 +1,296 @@
+"""All stages of one model, from its source to a measured checkpoint; a stage whose output is there and unchanged is skipped.
+
+FOLDER/ann            the ANN's checkpoint, trained where the recipe says so (state, log and curves in ann.training)
+FOLDER/converted      the spiking network as converted
+FOLDER/finetuned      the same after finetuning, where the recipe has it (finetuned.training)
+FOLDER/evaluated      the reports ann.json and snn.json (and converted.json), on the same images and eps
+FOLDER/NAME           the result: checkpoint, both evaluations, card and recipe
+
+Beside each lies NAME.stage.json: the settings and inputs it was made from, and the hashes of what was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sj_robust import hub
+from sj_robust.convert import convert
+from sj_robust.data import ImageDataset, calibration_batches, load_dataset
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import Report, evaluate
+from sj_robust.files import sha256, write_atomic
+from sj_robust.hub.config import read_config
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.neuron import Surrogate
+from sj_robust.progress import bar
+from sj_robust.recipe import ConvertSettings, Recipe
+from sj_robust.source import call_builder, facts_of, fingerprint, open_ann
+from sj_robust.train import TrainResult, finetune, train_ann
+
+_RESERVED = {"ann", "converted", "finetuned", "evaluated"}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where the outcome lies, the reports, and which stages ran ("made") or were skipped ("kept")."""
+
+    checkpoint: Path
+    ann: Path
+    ann_report: Report
+    snn_report: Report
+    converted_report: Report | None
+    stages: dict[str, str]
+
+
+def convert_with(
+    ann: NormalizedClassifier,
+    dataset: ImageDataset,
+    settings: ConvertSettings,
+    *,
+    seed: int = 0,
+    source: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    show_progress: bool | None = None,
+) -> SpikingClassifier:
+    """`sj_robust.convert` with calibration images drawn from `dataset` by `seed`."""
+    arguments = settings.model_dump(exclude={"batches", "batch_size", "surrogate"})
+    calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
+    layers = sum(isinstance(module, torch.nn.ReLU) for module in ann.modules())
+    with bar("balancing thresholds", layers, unit="layers", show=show_progress) as progress:
+        return convert(
+            ann.to(device),
+            calibration,
+            surrogate=Surrogate.parse(settings.surrogate),
+            source=source,
+            on_layer=lambda name, value: progress.advance(1),
+            **arguments,
+        )
+
+
+def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
+    """Where the state, log and curves of the training lie that makes `checkpoint`: beside it."""
+    path = Path(checkpoint)
+    return path.with_name(path.name + ".training")
+
+
+def save_trained(
+    model: NormalizedClassifier | SpikingClassifier,
+    folder: Path,
+    dataset: ImageDataset,
+    result: TrainResult | dict[str, Any] | None = None,
+    **facts: Any,
+) -> None:
+    """Save a model made for the images of `dataset`."""
+    shape = tuple(dataset.images.shape[1:])
+    hub.save(model, folder, training=result, classes=dataset.classes, input_size=shape, **facts)  # type: ignore[arg-type]
+
+
+def run(
+    recipe: Recipe,
+    folder: str | os.PathLike[str],
+    *,
+    data: str | None = None,
+    device: str | torch.device = "cpu",
+    show_progress: bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunResult:
+    """Do all stages of `recipe` in `folder`, skipping those whose output is there and made from the same settings and inputs.
+
+    A run that was interrupted, however, goes on when called again: finished stages are kept, training resumes from its last saved
+    state. A stage whose settings changed is made again; what was there before is kept once, as STAGE.previous.
+
+    data: name or path that takes the place of `recipe.dataset`. say: called with one line per stage.
+    Raises SJRobustError as the stages do, and where `folder` holds files of these names that no run made.
+    """
+    if recipe.name in _RESERVED:
+        raise SJRobustError(f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use ARCH-snn-tT.DATASET_THREAT_METHOD")
+    return _Run(recipe, Path(folder), data or recipe.dataset, device, show_progress, say).all_stages()
+
+
+@dataclass
+class _Run:
+    recipe: Recipe
+    folder: Path
+    data: str
+    device: str | torch.device
+    show: bool | None
+    say: Callable[[str], None]
+    stages: dict[str, str] = field(default_factory=dict)
+
+    def all_stages(self) -> RunResult:
+        recipe = self.recipe
+        self.train = load_dataset(self.data, "train", image_size=recipe.image_size)
+        self.test = load_dataset(self.data, "test", image_size=recipe.image_size)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ann = self.stage(
+            "ann",
+            {"ann": recipe.ann.model_dump(mode="json"), "source": fingerprint(recipe.ann), "seed": recipe.seed},
+            self.make_ann,
+            trains_on=self.train,
+        )
+        converted = snn = self.stage(
+            "converted",
+            {"convert": recipe.convert.model_dump(mode="json"), "seed": recipe.seed, "ann": _identity(ann)},
+            self.make_converted,
+            trains_on=self.train,
+        )
+        if recipe.finetune:
+            snn = self.stage(
+                "finetuned",
+                {"finetune": recipe.finetune.model_dump(mode="json", exclude={"checkpoint_minutes"}), "converted": _identity(snn)},
+                self.make_finetuned,
+                trains_on=self.train,
+            )
+        ann_report = self.report("ann", ann)
+        converted_report = self.report("converted", converted) if recipe.evaluate.converted and recipe.finetune else None
+        snn_report = self.report("snn", snn)
+        made_from = {
+            "recipe": recipe.to_yaml(),
+            "snn": _identity(snn),
+            "reports": [sha256(self.folder / "evaluated" / f"{kind}.json") for kind in ("ann", "snn")],
+        }
+        result = self.stage(recipe.name, made_from, lambda path: self.make_result(path, ann, snn, ann_report, snn_report))
+        return RunResult(result, ann, ann_report, snn_report, converted_report, self.stages)
+
+    def make_ann(self, path: Path) -> None:
+        settings = self.recipe.ann
+        ann, result = open_ann(settings, self.train, seed=self.recipe.seed), None
+        if settings.train:
+            result = train_ann(
+                ann, self.train, settings.train, training_folder(path), resume=True, device=self.device, show_progress=self.show
+            )
+        save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model)
+
+    def make_converted(self, path: Path) -> None:
+        ann = self.load(self.folder / "ann")
+        assert isinstance(ann, NormalizedClassifier)
+        snn = convert_with(
+            ann,
+            self.train,
+            self.recipe.convert,
+            seed=self.recipe.seed,
+            source=facts_of(read_config(self.folder / "ann")),
+            device=self.device,
+            show_progress=self.show,
+        )
+        save_trained(snn, path, self.train, name=self.recipe.name, builder=self.recipe.ann.model)
+
+    def make_finetuned(self, path: Path) -> None:
+        snn = self.load(self.folder / "converted")
+        assert isinstance(snn, SpikingClassifier)
+        result = finetune(
+            snn, self.train, self.recipe.finetune, training_folder(path), resume=True, device=self.device, show_progress=self.show
+        )
+        save_trained(snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model)
+
+    def report(self, kind: str, checkpoint: Path) -> Report:
+        settings = self.recipe.evaluate.model_dump(exclude={"views", "converted"})
+        views = None if kind == "ann" else self.recipe.evaluate.views  # an ANN has its exact gradient only
+        path = self.folder / "evaluated" / f"{kind}.json"
+
+        def work(_: Path) -> None:
+            report = evaluate(
+                self.load(checkpoint),
+                self.test,
+                views=views,
+                seed=self.recipe.seed,
+                device=self.device,
+                show_progress=self.show,
+                **settings,
+            )
+            write_atomic(path, report.to_json())
+
+        made_from = {
+            "settings": settings,
+            "views": views,
+            "seed": self.recipe.seed,
+            "model": _identity(checkpoint),
+            "test": self.test.fingerprint,
+        }
+        self.stage(f"evaluated/{kind}.json", made_from, work)
+        return Report.from_json(path.read_text())
+
+    def make_result(self, path: Path, ann: Path, snn: Path, ann_report: Report, snn_report: Report) -> None:
+        model, config = self.load(snn), read_config(snn)
+        save_trained(
+            model,
+            path,
+            self.train,
+            config.training,
+            name=self.recipe.name,
+            builder=self.recipe.ann.model,  # type: ignore[arg-type]
+            recipe=self.recipe.to_yaml(),
+            report=snn_report,
+            source_report=ann_report,
+        )
+        hub.write_card(path)
+        hub.record(ann, report=ann_report)
+        hub.write_card(ann)
+
+    def load(self, checkpoint: Path) -> NormalizedClassifier | SpikingClassifier:
+        builder = self.recipe.ann.model
+        return hub.load(checkpoint, model=call_builder(builder, dict(self.recipe.ann.args)) if builder else None)
+
+    def stage(self, name: str, made_from: dict[str, Any], work: Callable[[Path], None], *, trains_on: ImageDataset | None = None) -> Path:
+        """Let `work` make `name` in the folder, unless it is there and was made from the same; the path of it."""
+        path = self.folder / name
+        record_path = path.with_name(path.name + ".stage.json")
+        made_from = json.loads(json.dumps({**made_from, "data": trains_on.fingerprint if trains_on else None}))
+        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+        record = _read_record(record_path)
+        if record.get("key") == key and _intact(self.folder, record.get("outputs")):
+            self.stages[name] = "kept"
+            self.say(f"{name}: kept")
+            return path
+        if record.get("key") != key:
+            _set_aside([path, training_folder(path)], known=bool(record))
+            write_atomic(record_path, json.dumps({"key": key, "made_from": made_from}, indent=2) + "\n")
+        self.say(f"{name}: making")
+        work(path)
+        write_atomic(record_path, json.dumps({"key": key, "made_from": made_from, "outputs": _outputs(self.folder, path)}, indent=2) + "\n")
+        self.stages[name] = "made"
+        return path
+
+
+def _identity(checkpoint: Path) -> dict[str, Any]:
+    """What a stage that starts from `checkpoint` depends on: its weights and structure, not its timings or versions."""
+    config = read_config(checkpoint)
+    return {"weights": config.weights.sha256, "settings": config.settings}
+
+
+def _outputs(folder: Path, path: Path) -> dict[str, str]:
+    files = [path] if path.is_file() else [path / "config.json", path / "model.safetensors"]
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+
+def _intact(folder: Path, outputs: dict[str, str] | None) -> bool:
+    return bool(outputs) and all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in (outputs or {}).items())
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _set_aside(paths: Sequence[Path], *, known: bool) -> None:
+    """Rename what an earlier run with other settings made to NAME.previous, in place of an older one."""
+    for path in paths:
+        if path.exists():
+            if not known:
+                raise SJRobustError(f"{path} exists and was not made by `sj-robust run`: use another folder, or move it away")
+            previous = path.with_name(path.name + ".previous")
+            if previous.is_dir():
+                shutil.rmtree(previous)
+            os.replace(path, previous)

@@ -1,0 +1,159 @@
+"""A recipe: everything that decides one model, as a small YAML file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from sj_robust.errors import SJRobustError
+from sj_robust.train import TrainConfig, preset
+from sj_robust.train.config import Budget, Kind
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$"
+
+
+def _training(kind: Kind) -> BeforeValidator:
+    """Let `preset:` name what the other settings change; without it they change the preset "default"."""
+
+    def complete(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return preset(kind, value.get("preset") or "default", **{key: v for key, v in value.items() if key != "preset"})
+
+    return BeforeValidator(complete)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class AnnSettings(_Strict):
+    """The source network: exactly one of `architecture` (a timm name), `model` (module:function) and `checkpoint` (folder or zoo name);
+    the checkpoint of a network that timm cannot build needs the `model` that builds it. `args` go to architecture or model.
+
+    `weights` are loaded before any training; `mean` and `std` default to the data set's where it is a named one, else to those of
+    the network's pretrained_cfg. `train` is a preset and what it changes; without it the network is taken as it is.
+    """
+
+    name: str | None = Field(None, pattern=_NAME, description="what its checkpoint calls itself: ARCH.DATASET_THREAT_METHOD")
+    architecture: str | None = None
+    model: str | None = None
+    checkpoint: str | None = None
+    args: dict[str, JsonValue] = {}
+    num_classes: int | None = Field(None, ge=1)
+    weights: str | None = None
+    pretrained: bool = False
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    train: Annotated[TrainConfig | None, _training("ann")] = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> AnnSettings:
+        given = [name for name in ("architecture", "model", "checkpoint") if getattr(self, name)]
+        if len(given) != 1 and given != ["model", "checkpoint"]:
+            raise ValueError(f"give exactly one of architecture, model and checkpoint, not {' and '.join(given) or 'none'}")
+        if self.architecture and not (self.weights or self.pretrained or self.train):
+            raise ValueError(f"{self.architecture} would keep its random weights: give weights, pretrained: true, or train")
+        if self.checkpoint and (self.weights or self.pretrained):
+            raise ValueError("a checkpoint brings its own weights: leave weights and pretrained away")
+        if self.checkpoint and self.args and not self.model:
+            raise ValueError("a checkpoint brings its own args: leave args away")
+        return self
+
+
+class ConvertSettings(_Strict):
+    """Arguments of `sj_robust.convert`; calibration images are `batches` × `batch_size` training images drawn by the recipe's seed."""
+
+    timesteps: int = Field(8, ge=1, le=1024)
+    percentile: float = Field(99.7, gt=0, le=100)
+    scale: float = Field(0.3, gt=0)
+    calibration_timesteps: int = Field(100, ge=1)
+    leak: float = Field(1.0, gt=0, le=1)
+    reset: Literal["hard", "soft"] = "hard"
+    norm: Literal["integrate", "fuse", "omit"] = "integrate"
+    norm_statistics: Literal["calibrate", "reset"] = "calibrate"
+    per_channel: bool = False
+    surrogate: str = "PCW:1"
+    batches: int = Field(11, ge=1)
+    batch_size: int = Field(64, ge=1)
+
+
+class EvaluateSettings(_Strict):
+    """Arguments of `sj_robust.evaluate`; `views` null: all 19 for an SNN. The ANN is measured on the same images and eps.
+
+    `converted`: measure the network as converted too, which tells what finetuning is worth.
+    """
+
+    eps: list[Budget] = [2 / 255, 4 / 255, 8 / 255]
+    attacks: list[str] = ["fgsm", "pgd10"]
+    views: list[str] | None = None
+    max_images: int | None = Field(None, ge=1)
+    batch_size: int = Field(128, ge=1)
+    converted: bool = False
+
+
+class Recipe(_Strict):
+    """One model from source to measured checkpoint. Paths in it are relative to the working directory."""
+
+    name: str = Field(pattern=_NAME, description="ARCH-snn-tT.DATASET_THREAT_METHOD")
+    dataset: str
+    image_size: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    ann: AnnSettings
+    convert: ConvertSettings = ConvertSettings()
+    finetune: Annotated[TrainConfig | None, _training("finetune")] = None
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_seed(cls, fields: Any) -> Any:
+        """The recipe's seed is also the trainings' where they name none."""
+        if not isinstance(fields, dict):
+            return fields
+        fields, seed = dict(fields), fields.get("seed", 0)
+        ann = fields.get("ann")
+        if isinstance(ann, dict) and isinstance(ann.get("train"), dict):
+            fields["ann"] = {**ann, "train": {"seed": seed, **ann["train"]}}
+        if isinstance(fields.get("finetune"), dict):
+            fields["finetune"] = {"seed": seed, **fields["finetune"]}
+        return fields
+
+    def to_yaml(self) -> str:
+        """The recipe with every default and preset written out, so that it stays what it was when those change."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def read_recipe(path: str | os.PathLike[str]) -> Recipe:
+    """Read and validate a YAML recipe. Raises SJRobustError naming the file and the first thing wrong with it."""
+    try:
+        fields = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SJRobustError(f"recipe {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
+    except yaml.YAMLError as error:
+        raise SJRobustError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    return make_recipe(fields, str(path))
+
+
+def make_recipe(fields: Any, origin: str = "recipe") -> Recipe:
+    """A Recipe from plain fields. Raises SJRobustError naming `origin` and the first thing wrong with them."""
+    return checked(Recipe, fields, f"{origin}: ")
+
+
+def checked(model: type[Settings], fields: Any, origin: str = "") -> Settings:
+    """`fields` validated as one of the models here. Raises SJRobustError with the first thing wrong, in one line."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SJRobustError(f"{origin}{where}{': ' if where else ''}{reason}") from None
+    except SJRobustError as error:
+        raise SJRobustError(f"{origin}{error}") from None
