@@ -1,0 +1,80 @@
+"""Wilson intervals and reports as JSON."""
+
+from __future__ import annotations
+
+import pytest
+
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import Accuracy, Report, eps_name, evaluate, wilson
+
+
+@pytest.mark.parametrize(("correct", "total", "low", "high"), [
+    # Newcombe, Statistics in Medicine 17 (1998), table I, method 3 (score without continuity correction)
+    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
+])
+def test_wilson_agrees_with_published_values(correct: int, total: int, low: float, high: float) -> None:
+    found = wilson(correct, total)
+    assert found == pytest.approx((low, high), abs=5e-5)
+    assert wilson(total - correct, total) == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for total in (1, 7, 500, 10_000):
+        for correct in {0, 1, total // 3, total - 1, total}:
+            interval = stats.binomtest(correct, total).proportion_ci(0.95, method="wilson")
+            assert wilson(correct, total) == pytest.approx((interval.low, interval.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_proportion(correct: int, total: int) -> None:
+    with pytest.raises(SJRobustError, match=f"{correct} correct of {total}"):
+        wilson(correct, total)
+
+
+def test_accuracy_is_printed_in_percent() -> None:
+    assert str(Accuracy.of(81, 263)) == "30.8 % [25.5, 36.6]"
+    assert str(Accuracy.of(20, 20)) == "100.0 % [83.9, 100.0]"
+
+
+def test_eps_is_printed_in_grey_levels() -> None:
+    assert [eps_name(value) for value in (2 / 255, 8 / 255, 0.3, 0.0)] == ["2/255", "8/255", "0.3", "0/255"]
+
+
+@pytest.fixture(scope="module")
+def report(trained_snn, dataset) -> Report:
+    return evaluate(trained_snn, dataset, max_images=12, eps=(4 / 255, 16 / 255), attacks=("fgsm", "pgd2"), views=("PCW:1", "rate"))
+
+
+def test_json_round_trip(report: Report) -> None:
+    text = report.to_json()
+    assert Report.from_json(text) == report
+    assert Report.from_json(text.encode()) == report
+
+
+@pytest.mark.parametrize(("edit", "message"), [
+    (lambda text: text[:-20], "not an evaluation report of this version: the text"),
+    (lambda text: text.replace('"format": 1', '"format": 2'), "format"),
+    (lambda text: text.replace('"seconds"', '"minutes"'), "seconds|minutes"),
+    (lambda text: text.replace('"total": 12', '"total": "twelve"'), "clean.total"),
+    (lambda text: "[]", "not an evaluation report"),
+])
+def test_a_text_that_is_no_report_is_named(report: Report, edit, message: str) -> None:
+    with pytest.raises(SJRobustError, match=message):
+        Report.from_json(edit(report.to_json()))
+
+
+def test_summary_prints_the_numbers_of_the_report(report: Report) -> None:
+    lines = report.summary().splitlines()
+    assert "SNN, T=4" in lines[0]
+    assert "first 12 of 160 images" in lines[0]
+    assert lines[1] == f"clean accuracy  {report.clean}"
+    rows = {line.split()[0]: line for line in lines if line[:1].isdigit()}
+    assert list(rows) == ["4/255", "16/255"]
+    for joint in report.joint:
+        assert str(joint.accuracy) in rows[eps_name(joint.eps)]
+        for result in report.robust:
+            if result.eps == joint.eps:
+                assert str(result.joint) in rows[eps_name(joint.eps)]
+    header = next(line for line in lines if line.startswith("eps"))
+    assert [column.strip() for column in header.split("  ") if column.strip()] == ["eps", "after fgsm", "after pgd2", "joint", "broke most"]
