@@ -58,16 +58,16 @@ def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
     server.server_close()
 
 
-def load(address: str, home: Path, *wanted: str) -> list[str]:
+def load(address: str, home: Path, *wanted: str, **settings: str) -> list[str]:
     """In a process of its own: the client reads its settings once, when it is imported."""
     environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY") and not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "SJ_ROBUST_CACHE": str(home / "cache")}
+    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "SJ_ROBUST_CACHE": str(home / "cache"), **settings}
     done = subprocess.run([sys.executable, "-c", SCRIPT, *wanted], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
-def test_named_data_is_fetched_once_from_its_repository(
+def test_named_data_is_fetched_once_and_a_failure_says_what_to_do(
     hub: tuple[str, dict[str, bytes]], tmp_path: Path, parquet: Callable[..., Path], noise: Callable[..., np.ndarray],
     png: Callable[..., bytes],
 ) -> None:
@@ -83,13 +83,10 @@ def test_named_data_is_fetched_once_from_its_repository(
     files |= {f"/datasets/{path}": content for path in paths.values()}
     wanted = [word for name in paths for word in name.split()]
     expected = [f"{name} 3 [2, 0, 1] ('a', 'b', 'c') {pixels.sum()}" for name in paths]
-    assert load(address, tmp_path / "home", *wanted) == expected
-    files.clear()
-    assert load(address, tmp_path / "home", *wanted[:2]) == expected[:1]
-
-
-def test_a_failed_download_says_what_to_do(hub: tuple[str, dict[str, bytes]], tmp_path: Path) -> None:
-    assert load(hub[0], tmp_path, "svhn", "train") == [
-        "could not download svhn (ufldl-stanford/svhn on the Hugging Face Hub; RemoteEntryNotFoundError): "
+    failed = (
+        "could not download svhn (ufldl-stanford/svhn on the Hugging Face Hub; {}): "
         "pass the path of your copy, or set SJ_ROBUST_DATA to the folder that holds svhn/"
-    ]
+    )
+    assert load(address, tmp_path, *wanted, "svhn", "train") == [*expected, failed.format("RemoteEntryNotFoundError")]
+    again = load(address, tmp_path, "cifar10", "train", "svhn", "train", HF_HUB_OFFLINE="1")
+    assert again == [expected[0], failed.format("LocalEntryNotFoundError")]
