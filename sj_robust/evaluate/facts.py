@@ -67,7 +67,7 @@ def limits(attacks: list[str], views: list[str], evaluated: int, size: int, seed
             f"Robust accuracy under {', '.join(attacks)} through {through} is an upper bound: "
             "stronger attacks (APGD, SA-PGD, AutoAttack) were not run.",
             "Black-box attacks (Square, transfer) were not run, and no check for gradient masking was made.",
-            f"One random start per attack and view (seed {seed}).",
+            f"One attempt per attack and view (seed {seed}): no random restarts.",
         ]
     if evaluated < size:
         statements.append(f"Only the first {evaluated} of {size} images were evaluated; the intervals cover that sampling error alone.")
