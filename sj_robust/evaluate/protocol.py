@@ -162,7 +162,7 @@ def _check_fit(bench: Bench, total: int) -> int:
         raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")
     num_classes, highest = logits.shape[1], int(data.labels[:total].max())
     if highest >= num_classes:
-        raise SJRobustError(f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use a model made for {data.name}")
+        raise SJRobustError(f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use one made for {data.name}")
     return num_classes
 
 
