@@ -29,21 +29,18 @@ _TIMM_RUNTIME = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overl
                            "model_name", "num_classes"})
 
 
-def _bounded(value: Any, depth: int = 0) -> Any:
+def _bounded(value: Any, where: str = "", depth: int = 0) -> Any:
     """Refuse JSON that only an attacker would write: nested beyond reason, or numbers that would exhaust memory."""
     if depth > 8:
-        raise ValueError("is nested more than 8 deep")
-    if isinstance(value, dict):
-        for item in value.values():
-            _bounded(item, depth + 1)
-    elif isinstance(value, list):
-        for item in value:
-            _bounded(item, depth + 1)
-    elif isinstance(value, (int, float)):
+        raise ValueError("it is nested more than 8 deep")
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _bounded(item, str(key)[:40], depth + 1)
+    elif isinstance(value, int | float):
         if not abs(value) < 1e18:  # NaN too
-            raise ValueError(f"holds the number {value!r}")
+            raise ValueError(f"{where} is {_short(value)}, out of any sensible range")
     elif not isinstance(value, str | None):
-        raise ValueError(f"holds a {type(value).__name__}, which JSON cannot")
+        raise ValueError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
     return value
 
 
@@ -71,7 +68,7 @@ Line = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Weights(_Strict):
@@ -201,7 +198,7 @@ def first_error(error: ValidationError) -> str:
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     value = "" if first["type"] in ("missing", "value_error") else f" (found {_short(first['input'])})"
     more = f"; {count - 1} more" if count > 1 else ""
-    return f"{where}: {first['msg']}{value}{more}"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}{value}{more}"
 
 
 def _refuse_constant(text: str) -> float:
