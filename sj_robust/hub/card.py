@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ def write_card(folder: str | Path) -> Path:
     text = render(config, report, source, curves, name=_name(target, config), recipe=_recipe(target))
     write_atomic(target / CARD, text)
     return target / CARD
+
+
+def collect_cards(folder: str | Path) -> list[Path]:
+    """Write the card of every zoo model, freshly generated, to `folder`/NAME.md, its plot linked in the zoo; returns the paths."""
+    target, written = Path(folder), []
+    for entry in zoo.list_models():
+        text = write_card(entry.folder).read_text(encoding="utf-8")
+        plot = os.path.relpath(entry.folder / PLOT, target)
+        path = target / f"{entry.name}.md"
+        write_atomic(path, text.replace(f"]({PLOT})", f"]({Path(plot).as_posix()})"))
+        written.append(path)
+    return written
 
 
 def render(config: Config, report: Report | None, source: Report | None, curves: Mapping[str, Results], *, name: str,

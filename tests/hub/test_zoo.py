@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 
 from sj_robust import SJRobustError
 from sj_robust.hub import list_models, load, write_card, zoo
+from sj_robust.hub.card import collect_cards
 
 NAME = "resnet20-snn-t3.sample_linf_trades"
 
@@ -92,6 +94,16 @@ def test_adding_again_refreshes_and_the_card_is_free_to_change(filled_zoo: Path)
     zoo.add(folder, NAME)
     assert load(NAME)
     assert (folder / "README.md").exists()
+
+
+def test_collected_cards_are_those_of_the_checkpoints(filled_zoo: Path, tmp_path: Path) -> None:
+    cards = collect_cards(tmp_path / "model_cards")
+    assert [card.name for card in cards] == [f"{NAME}.md", "resnet20.sample_natural.md"]
+    text = cards[0].read_text()
+    plot = re.findall(r"!\[[^]]*\]\((.*?)\)", text)[0]
+    assert (cards[0].parent / plot).resolve() == (filled_zoo / "checkpoints" / NAME / "figures" / "accuracy.png").resolve()
+    assert f'sj_robust.load("{NAME}")' in text
+    assert load(NAME)  # the index does not cover what is derived
 
 
 @pytest.mark.parametrize(("key", "value"), [
