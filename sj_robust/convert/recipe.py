@@ -1,0 +1,218 @@
+"""Conversion of a trained ANN into a spiking classifier, as a SpikingJelly recipe."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from spikingjelly.activation_based.ann2snn import ModuleConversionRecipe, ModuleConverter
+from torch import Tensor, nn
+
+from sj_robust.convert.activations import check_activations, recorded_calls, replace_activations
+from sj_robust.convert.balance import balance_thresholds
+from sj_robust.convert.norms import Norm, prepare_norms, reestimate_statistics
+from sj_robust.errors import SJRobustError
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.neuron import Reset, Surrogate
+
+
+class ConversionSettings(BaseModel):
+    """Everything that shapes a conversion, with the values of Özdenizci & Legenstein (TMLR 2024) as defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    timesteps: int = Field(8, ge=1, le=1024)
+    mean: tuple[float, ...] = Field(min_length=1, max_length=64)
+    std: tuple[float, ...] = Field(min_length=1, max_length=64)
+    percentile: float = Field(99.7, gt=0, le=100)
+    scale: float = Field(0.3, gt=0, le=10)
+    calibration_timesteps: int = Field(100, ge=1, le=4096)
+    leak: float = Field(1.0, gt=0, le=1)
+    reset: Reset = "hard"
+    norm: Norm = "integrate"
+    norm_statistics: Literal["calibrate", "reset"] = "calibrate"
+    surrogate: str = "PCW:1"
+    channels: dict[str, int] | None = None  # activation → channel count, where it has one threshold per channel
+    repeat_at: str | None = None  # None: found by the conversion
+
+
+def convert(
+    ann: nn.Module,
+    calibration: Tensor | Iterable[Tensor],
+    timesteps: int = 8,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    percentile: float = 99.7,
+    scale: float = 0.3,
+    calibration_timesteps: int = 100,
+    leak: float = 1.0,
+    reset: Reset = "hard",
+    norm: Norm = "integrate",
+    norm_statistics: Literal["calibrate", "reset"] = "calibrate",
+    per_channel: bool = False,
+    surrogate: Surrogate = Surrogate("PCW", 1.0),
+    source: dict[str, Any] | None = None,
+    on_layer: Callable[[str, float], None] | None = None,
+) -> SpikingClassifier:
+    """Turn a ReLU network into a spiking classifier with calibrated thresholds. `ann` itself is left as it is.
+
+    Every nn.ReLU becomes a ThresholdLIF node. Its threshold is the maximum over the calibration batches of the
+    `percentile` of its input, with T = `calibration_timesteps` and spikes flowing through the layers before it, times
+    `scale` (Özdenizci & Legenstein, TMLR 2024, section 4.1). See `balance_thresholds` for cost and memory.
+
+    Args:
+        ann: a classifier whose input is normalised images [N,C,H,W], or a NormalizedClassifier (then mean and std are its own).
+        calibration: batches of images float32 [N,C,H,W] in [0,1] from the training set: a tensor [B,N,C,H,W] or an iterable.
+        timesteps: T of the converted network.
+        mean, std: per channel, of images in [0,1].
+        norm: what becomes of batch norm: "integrate" keeps it as a layer (tdBN), "fuse" folds it into the layer before,
+            "omit" leaves it out (for ablations).
+        norm_statistics: running statistics of integrated batch norms: "calibrate" re-estimates them on the calibration
+            batches at T, so that the network can be used at once; "reset" leaves 0 and 1, as the authors' code does.
+        per_channel: one learnable threshold per channel, all of a layer starting at the layer's value.
+        on_layer: called with each node's name and raw threshold as balancing goes on.
+
+    Raises SJRobustError: no calibration images, values out of bounds, an activation that cannot become a node.
+    """
+    if isinstance(ann, SpikingClassifier):
+        raise SJRobustError("the network is spiking already: convert takes an ANN")
+    if isinstance(ann, NormalizedClassifier):
+        mean, std = mean or ann.mean.flatten().tolist(), std or ann.std.flatten().tolist()
+        ann = ann.backbone
+    if mean is None or std is None:
+        raise SJRobustError("convert needs the mean and std that the network's input was normalised with, e.g. mean=(0.5,), std=(0.25,) per channel")
+    batches = list(calibration)
+    if not batches:
+        raise SJRobustError("convert needs calibration images: a tensor [B,N,C,H,W] or batches [N,C,H,W] in [0,1] from the training set")
+    for batch in batches:
+        _check_images(batch)
+    channels = _channel_counts(ann, batches[0][:1], mean, std) if per_channel else None
+    settings = _validated(
+        dict(
+            timesteps=timesteps, mean=mean, std=std, percentile=percentile, scale=scale, calibration_timesteps=calibration_timesteps, leak=leak,
+            reset=reset, norm=norm, norm_statistics=norm_statistics, surrogate=str(surrogate), channels=channels,
+        )
+    )  # fmt: skip
+    recipe = ThresholdBalancing(settings, batches, source=source or {}, on_layer=on_layer)
+    converted = ModuleConverter(recipe).convert(ann)
+    assert isinstance(converted, SpikingClassifier)
+    return converted
+
+
+def rebuild(backbone: nn.Module, settings: dict[str, Any], *, source: dict[str, Any] | None = None) -> SpikingClassifier:
+    """The spiking structure that `settings` (a SpikingClassifier's) describes, around a fresh ANN backbone, without calibration.
+
+    Batch norms are integrated, or replaced by the identity where the settings fused or omitted them; a fused
+    convolution gets the bias that the folding gave it. Weights and thresholds are to be loaded afterwards.
+    Raises SJRobustError for settings that are not valid.
+    """
+    valid = _validated(settings)
+    if valid.norm != "integrate":
+        size = tuple(getattr(backbone, "pretrained_cfg", {}).get("input_size", (len(valid.mean), 32, 32)))
+        prepare_norms(backbone, valid.norm, torch.zeros(1, *size))
+    return _structure(backbone, valid, valid.repeat_at or "", source or {})
+
+
+class ThresholdBalancing(ModuleConversionRecipe):
+    """The recipe that `convert` runs; use it with SpikingJelly's ModuleConverter to convert within a larger program."""
+
+    def __init__(
+        self,
+        settings: ConversionSettings,
+        batches: Sequence[Tensor],
+        *,
+        source: dict[str, Any] | None = None,
+        on_layer: Callable[[str, float], None] | None = None,
+    ) -> None:
+        self.settings, self.batches, self.source, self.on_layer = settings, batches, source or {}, on_layer
+
+    def convert_module(self, converter: ModuleConverter, ann: nn.Module) -> nn.Module:
+        """Return the SpikingClassifier; `ann` is copied, not changed."""
+        settings = self.settings
+        batches = [batch.to(converter.device) for batch in self.batches]
+        backbone = copy.deepcopy(ann).to(converter.device).eval()
+        sample = NormalizedClassifier(backbone, settings.mean, settings.std).to(converter.device).normalize(batches[0][:2])
+        prepare_norms(backbone, settings.norm, sample)
+        model = _structure(backbone, settings, "", self.source).to(converter.device)
+        model.repeat_at = _find_repeat(model, batches[0][:2], sample)
+        balance_thresholds(model, batches, q=settings.percentile, timesteps=settings.calibration_timesteps, on_layer=self.on_layer)
+        with torch.no_grad():
+            for node in model.nodes().values():
+                node.v_threshold.mul_(settings.scale)
+        if settings.norm_statistics == "calibrate":
+            reestimate_statistics(model, batches)
+        else:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.reset_running_stats()
+        return model.requires_grad_(True).eval()
+
+
+def _structure(backbone: nn.Module, settings: ConversionSettings, repeat_at: str, source: dict[str, Any]) -> SpikingClassifier:
+    replace_activations(
+        backbone, leak=settings.leak, reset=settings.reset, surrogate=Surrogate.parse(settings.surrogate),
+        timesteps=settings.timesteps, channels=settings.channels,
+    )  # fmt: skip
+    return SpikingClassifier(
+        backbone, timesteps=settings.timesteps, mean=settings.mean, std=settings.std, repeat_at=repeat_at,
+        settings=settings.model_dump(mode="json"), source=source,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _find_repeat(model: SpikingClassifier, images: Tensor, sample: Tensor) -> str:
+    """The first node in order of execution, if repeating there instead of at the input leaves the logits the same."""
+    steps = model.timesteps
+    try:
+        model.timesteps = 1
+        check_activations(model.backbone, sample, list(model.activations()))
+        with recorded_calls(model.backbone) as calls:
+            model(images)
+        first = next(name for name in calls if name in model.activations())
+        model.timesteps = 3  # 2 images, 3 steps: a skip connection around the first node cannot fit both
+        expected = model(images)
+        model.repeat_at = first
+        try:
+            same = torch.allclose(model(images), expected, rtol=1e-4, atol=1e-5)
+        except (RuntimeError, SJRobustError):
+            same = False
+        return first if same else ""
+    finally:
+        model.timesteps = steps
+        model.repeat_at = ""
+
+
+def _channel_counts(ann: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    handles = [
+        module.register_forward_pre_hook(lambda module, inputs, name=name: counts.update({name: inputs[0].shape[1]}))  # type: ignore[misc]
+        for name, module in ann.named_modules()
+        if isinstance(module, nn.ReLU)
+    ]
+    try:
+        with torch.no_grad():
+            ann(NormalizedClassifier(ann, mean, std).normalize(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+def _check_images(batch: Tensor) -> None:
+    if batch.dim() != 4 or not batch.is_floating_point() or len(batch) < 1:
+        raise SJRobustError(f"calibration batch of shape {list(batch.shape)} and type {batch.dtype}: expected float images [N,C,H,W]")
+    low, high = float(batch.min()), float(batch.max())
+    if not (0 <= low and high <= 1):
+        raise SJRobustError(f"calibration images reach from {low:g} to {high:g}: expected [0,1], not yet normalised")
+
+
+def _validated(values: dict[str, Any]) -> ConversionSettings:
+    try:
+        return ConversionSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SJRobustError(f"conversion setting {'.'.join(map(str, first['loc']))}: {first['msg']} (got {first.get('input')!r})") from None

@@ -1,0 +1,8 @@
+"""Classifiers: the spiking one, the normalised ANN, the CIFAR architectures registered with timm, and weights from files."""
+
+from sj_robust.model import resnet as resnet
+from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
+from sj_robust.model.normalized import NormalizedClassifier
+from sj_robust.model.weights import create_ann, load_weights, read_state_dict
+
+__all__ = ["NormalizedClassifier", "SpikingActivation", "SpikingClassifier", "create_ann", "load_weights", "read_state_dict"]

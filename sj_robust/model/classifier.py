@@ -1,0 +1,189 @@
+"""The spiking classifier: images in [0,1] → normalise → repeat T times → backbone → mean of the logits over time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sj_robust.errors import SJRobustError
+from sj_robust.model.normalized import NormalizedClassifier
+from sj_robust.neuron import ThresholdLIF, View
+
+
+class SpikingActivation(nn.Module):
+    """A multistep node on merged batches: [T·N, *] (time-major) → spikes [T·N, *].
+
+    It stands where the ANN had a ReLU, so that the layers around it see ordinary batches. With `repeats` it is the first
+    node of the network: its input [N, *] is the same at every step and is repeated here instead of at the network's input.
+    """
+
+    def __init__(self, node: ThresholdLIF, timesteps: int) -> None:
+        super().__init__()
+        self.node = node
+        self.timesteps = timesteps
+        self.repeats = False
+
+    def extra_repr(self) -> str:
+        return f"timesteps={self.timesteps}" + (", repeats its input" if self.repeats else "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.node.view == "activation":  # one step of a ReLU network: nothing to unfold
+            return self.node(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
+        if self.repeats:
+            x = _repeat(x, self.timesteps)
+        if x.shape[0] % self.timesteps:
+            raise SJRobustError(f"batch of {x.shape[0]} is no multiple of {self.timesteps} time steps: call the SpikingClassifier, not its backbone")
+        sequence = x.view(self.timesteps, x.shape[0] // self.timesteps, *x.shape[1:])
+        return self.node(sequence).flatten(0, 1)  # type: ignore[no-any-return]
+
+
+class SpikingClassifier(NormalizedClassifier):
+    """A spiking network as a drop-in classifier, stateless between calls.
+
+    `backbone` holds a SpikingActivation wherever a spike is made and works on merged batches [T·N, C, H, W]; batch norm
+    therefore pools its statistics over T and N (tdBN). Inputs are coded directly: the same image at every step. What comes
+    before the first node (the stem) sees that constant input and is computed once when `repeat_at` names that node; its
+    batch norms keep the running statistics that T copies would have left.
+
+    Args: timesteps: T ≥ 1. mean, std: per channel, of images in [0,1]. repeat_at: the activation that repeats its input
+    T times, "" for the network's input; chosen by the conversion, which checks that it changes nothing.
+    settings: JSON-able dict from which `convert.rebuild` makes the same structure. source: JSON-able dict, where the
+    network came from.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        timesteps: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        repeat_at: str = "",
+        settings: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(backbone, mean, std)
+        if not any(isinstance(module, SpikingActivation) for module in backbone.modules()):
+            raise SJRobustError("the backbone has no spiking node: convert it with sj_robust.convert first")
+        self.settings: dict[str, Any] = settings or {}
+        self.source: dict[str, Any] = source or {}
+        self.timesteps = timesteps
+        self.repeat_at = repeat_at
+
+    # --- structure -------------------------------------------------------------------------------------------------
+
+    def activations(self) -> dict[str, SpikingActivation]:
+        """The spiking activations by their name in the backbone, in the backbone's own order."""
+        return {name: m for name, m in self.backbone.named_modules() if isinstance(m, SpikingActivation)}
+
+    def nodes(self) -> dict[str, ThresholdLIF]:
+        """The nodes by the name of the activation they replaced."""
+        return {name: activation.node for name, activation in self.activations().items()}
+
+    def thresholds(self) -> dict[str, float]:
+        """The firing threshold of every node (the mean, where it has one per channel)."""
+        return {name: float(node.v_threshold.detach().mean()) for name, node in self.nodes().items()}
+
+    @property
+    def timesteps(self) -> int:
+        """T, the number of time steps. Setting it changes the latency of the network, not its weights."""
+        return self._timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: int) -> None:
+        if not (isinstance(value, int) and value >= 1):
+            raise SJRobustError(f"timesteps must be a whole number of at least 1, got {value!r}")
+        self._timesteps = value
+        self.settings["timesteps"] = value
+        for activation in self.activations().values():
+            activation.timesteps = value
+
+    @property
+    def repeat_at(self) -> str:
+        """The activation whose input is repeated T times: all before it is computed once. "" repeats the images."""
+        return self._repeat_at
+
+    @repeat_at.setter
+    def repeat_at(self, name: str) -> None:
+        activations = self.activations()
+        if name and name not in activations:
+            raise SJRobustError(f"repeat_at names no spiking activation: {name!r}")
+        for key, activation in activations.items():
+            activation.repeats = key == name
+        self._repeat_at = self.settings["repeat_at"] = name
+
+    # --- forward ---------------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [0,1] → logits [N, K], the mean over time."""
+        return self.forward_sequence(x).mean(0)
+
+    def forward_sequence(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the "activation" view)."""
+        views = {node.view for node in self.nodes().values()}
+        steps = self.timesteps
+        if "activation" in views:
+            if len(views) > 1:
+                raise SJRobustError("the activation view must be set on all nodes at once: use SpikingClassifier.gradient('activation')")
+            steps = 1
+        x = self.normalize(x)
+        with self._stem_statistics(x.shape[0]):
+            logits: Tensor = self.backbone(x if self.repeat_at else _repeat(x, steps))
+        return logits.view(steps, -1, logits.shape[-1])
+
+    @contextmanager
+    def gradient(self, view: View) -> Iterator[SpikingClassifier]:
+        """Within the block gradients flow by `view`: a Surrogate, "rate" (BPTR) or "activation" (Act: forward too).
+
+        On exit every node has the view it had before. A backward pass uses the view of its forward pass.
+        """
+        before = [(node, node.view) for node in self.nodes().values()]
+        try:
+            for node, _ in before:
+                node.view = view
+            yield self
+        finally:
+            for node, old in before:
+                node.view = old
+
+    @contextmanager
+    def _stem_statistics(self, batch: int) -> Iterator[None]:
+        """While the block runs, training-mode batch norms that see un-repeated input update as T copies would.
+
+        Mean and biased variance of T copies are those of one; the running variance is unbiased over n values, so its
+        new term needs the factor of T·n values instead: [Tn/(Tn−1)] / [n/(n−1)].
+        """
+        if not self.repeat_at:
+            yield
+            return
+        with ExitStack() as stack:
+            for norm in self.backbone.modules():
+                if isinstance(norm, _BatchNorm) and norm.training and norm.running_var is not None:
+                    before = norm.running_var.clone()
+                    stack.callback(norm.register_forward_hook(self._correct_variance(before, batch)).remove)
+            yield
+
+    def _correct_variance(self, before: Tensor, batch: int) -> Any:
+        def hook(norm: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if inputs[0].shape[0] != batch or norm.running_var is None:
+                return  # behind the first node: T·N images
+            n = inputs[0].numel() // inputs[0].shape[1]
+            if self.timesteps == 1 or n < 2:
+                return
+            momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked or 1)
+            factor = self.timesteps * (n - 1) / (self.timesteps * n - 1)
+            old = (1 - momentum) * before
+            # .data: autograd saved the buffer, though batch statistics never read it in the backward pass
+            norm.running_var.data.copy_(old + (norm.running_var - old) * factor)
+
+        return hook
+
+
+def _repeat(x: Tensor, timesteps: int) -> Tensor:
+    """[N, *] → [T·N, *], time-major; `cat` keeps channels_last, which `repeat` does not."""
+    return x if timesteps == 1 else torch.cat([x] * timesteps)
