@@ -77,7 +77,7 @@ def render(config: Config, report: Report | None, source: Report | None, curves:
         name=name, config=config, report=report, results=found, source=source, plot=PLOT, training=training, columns=list(curves),
         rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "", layers=_layers(config, report),
         settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels")},
-        per_channel=bool(config.settings.get("channels")), command=_command(config, recipe),
+        per_channel=bool(config.settings.get("channels")), commands=_commands(config, recipe),
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
@@ -145,11 +145,12 @@ def _layers(config: Config, report: Report | None) -> list[tuple[str, str, str, 
     return rows
 
 
-def _command(config: Config, recipe: dict[str, Any] | None) -> str | None:
+def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
+    """What to type to make the model again: the recipe's one command, else those recorded, in the order they were given."""
     if recipe is not None:
-        return f"sj-robust run {RECIPE}"
-    recorded = (config.training or {}).get("command") or config.source.get("command")
-    return recorded if isinstance(recorded, str) else None
+        return [f"sj-robust run {RECIPE}"]
+    recorded = [facts.get("command") for facts in (config.source, config.training or {})]
+    return [" ".join(command.replace("`", "'").split()) for command in recorded if isinstance(command, str)]
 
 
 def _recipe(folder: Path) -> dict[str, Any] | None:

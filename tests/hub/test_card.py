@@ -122,6 +122,16 @@ def test_recorded_text_cannot_break_out_of_the_card(checkpoint: Path, edit: Any)
     assert json.loads((checkpoint / "config.json").read_text())["source"]["note"].startswith("x |")
 
 
+def test_without_a_recipe_the_recorded_commands_are_given(checkpoint: Path, edit: Any) -> None:
+    (checkpoint / "recipe.yaml").unlink()
+    edit(checkpoint, lambda config: config["source"].update(command="sj-robust convert a b", architecture="cifar_resnet20"))
+    edit(checkpoint, lambda config: config["training"].update(command="sj-robust finetune b c\n```"))
+    text = write_card(checkpoint).read_text()
+    assert "```bash\nsj-robust convert a b\nsj-robust finetune b c '''\n```\n" in text
+    assert "| source | architecture | cifar_resnet20 |" in text
+    assert "| source | command |" not in text
+
+
 def test_writing_a_card_again_changes_nothing(checkpoint: Path) -> None:
     first = write_card(checkpoint).read_bytes()
     plot = (checkpoint / "figures" / "accuracy.png").read_bytes()
