@@ -117,10 +117,10 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     """
     if config.schedule == "cosine":
         return 0.5 * config.lr * (1 + math.cos(math.pi * step / total))
-    start, end, peak = config.lr / 25, config.lr / 250_000, 0.3 * total - 1
+    start, end, peak = config.lr / 25, config.lr / 250_000, max(0.0, 0.3 * total - 1)
     if step <= peak:
         return _anneal(start, config.lr, step / peak if peak > 0 else 1.0)
-    return _anneal(config.lr, end, (step - peak) / (total - 1 - peak) if total - 1 > peak else 0.0)
+    return _anneal(config.lr, end, (step - peak) / (total - 1 - peak))
 
 
 def _anneal(start: float, end: float, part: float) -> float:

@@ -48,9 +48,9 @@ def draw_curves(folder: Path) -> None:
     from matplotlib.figure import Figure
 
     lines = read_log(folder)
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4))
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.06, "right": 0.98, "bottom": 0.13, "top": 0.96, "wspace": 0.3})
     rate = left.twinx()
 
     def plot(axes: Any, event: str, key: str, label: str, style: str) -> None:
@@ -71,4 +71,4 @@ def draw_curves(folder: Path) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
     with atomic_path(folder / CURVES_FILE) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=100)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from sj_robust.train.log import Log, draw_curves
 from sj_robust.train.loss import LOSSES
 from sj_robust.train.optimizer import clamp_thresholds, frozen_thresholds, make_optimizer, momentum_buffers
 from sj_robust.train.plan import Plan
-from sj_robust.train.session import Clock, deferred_interrupt, reproducible
+from sj_robust.train.session import Stopwatch, deferred_interrupt, reproducible
+
+DRAW_SECONDS = 30  # drawing takes a second: curves.png is remade at a validation only where the last is older than this
 
 
 def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, *, kind: Kind, resume: bool,
@@ -38,7 +39,8 @@ def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Pa
         if saved:
             for name, tensors in groups.items():
                 restore(tensors, saved.get(name, {}), folder)
-        log, clock, stream = Log(folder, progress.log_bytes), Clock(progress.seconds), plan.batches(progress.step)
+        log, stream = Log(folder, progress.log_bytes), plan.batches(progress.step)
+        clock, training, unsaved, undrawn = Stopwatch(progress.seconds), Stopwatch(), Stopwatch(), Stopwatch()
         images, done = plan.total * config.batch_size, progress.step * config.batch_size
         with log, bar("training", images, done=done, show=show_progress) as status:
             while not progress.finished:
@@ -51,23 +53,24 @@ def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Pa
                     if result:
                         log.write(event="validation", epoch=plan.epoch(step), **result.model_dump(), seconds=round(clock.seconds, 1))
                 stop = interrupted()
-                if stop or step % plan.per_epoch == 0 or progress.finished or clock.unsaved_minutes > config.checkpoint_minutes:
+                if stop or step % plan.per_epoch == 0 or progress.finished or unsaved.seconds > 60 * config.checkpoint_minutes:
                     progress.log_bytes, progress.seconds = log.sync(), clock.seconds
                     save_state(folder, progress, groups)
-                    clock.saved()
+                    unsaved.restart()
                 if stop:
                     raise KeyboardInterrupt
-                if progress.validated:
+                if progress.finished or (progress.validated and undrawn.seconds > DRAW_SECONDS):
                     draw_curves(folder)
+                    undrawn.restart()
                 if progress.finished:
                     break
 
-                began = time.perf_counter()
+                training.restart()
                 facts = train_step(model, optimizer, next(stream), config, plan, step, folder)
                 if config.ema:
                     average.update(ema, weights, config.ema, step)
                 progress.step += 1
-                progress.training_seconds += time.perf_counter() - began
+                progress.training_seconds += training.seconds
                 status.advance(config.batch_size)
                 status.note(" ".join(f"{name} {facts[name]:.3f}" for name in ("loss", "clean", "robust") if name in facts))
                 progress.collect(facts)

@@ -1,4 +1,4 @@
-"""What surrounds the loop: its clock, random state, and Ctrl-C."""
+"""What surrounds the loop: its clocks, random state, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,23 +11,18 @@ from contextlib import contextmanager
 import torch
 
 
-class Clock:
-    """Wall-clock seconds of a run, `before` of them in earlier sittings, and minutes since the last save."""
+class Stopwatch:
+    """Wall-clock seconds since it was made or restarted, on top of `before`."""
 
-    def __init__(self, before: float) -> None:
-        self._saved = time.perf_counter()
-        self._start = self._saved - before
+    def __init__(self, before: float = 0.0) -> None:
+        self._start = time.perf_counter() - before
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self._start
 
-    @property
-    def unsaved_minutes(self) -> float:
-        return (time.perf_counter() - self._saved) / 60
-
-    def saved(self) -> None:
-        self._saved = time.perf_counter()
+    def restart(self) -> None:
+        self._start = time.perf_counter()
 
 
 @contextmanager
