@@ -82,6 +82,13 @@ def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".training")
 
 
+def check_out(folder: str | os.PathLike[str]) -> None:
+    """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as `folder`."""
+    path = Path(folder)
+    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
+        raise SJRobustError(f"{path} exists and is no checkpoint of sj-robust, so it is not overwritten: choose another folder")
+
+
 def save_trained(
     model: NormalizedClassifier | SpikingClassifier,
     folder: Path,

@@ -50,7 +50,7 @@ def convert(
     from sj_robust.data import load_dataset
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.pipeline import convert_with, save_trained
+    from sj_robust.pipeline import check_out, convert_with, save_trained
     from sj_robust.recipe import ConvertSettings, checked
     from sj_robust.source import facts_of, from_text, open_ann
 
@@ -78,6 +78,7 @@ def convert(
         mean=numbers(mean),
         std=numbers(std),
     )
+    check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size)
     ann = open_ann(ann_settings, dataset, seed=seed)

@@ -77,7 +77,7 @@ def train_ann(
     """
     one_of(architecture, model)
     from sj_robust.data import load_dataset
-    from sj_robust.pipeline import save_trained, training_folder
+    from sj_robust.pipeline import check_out, save_trained, training_folder
     from sj_robust.source import from_text, open_ann
     from sj_robust.train import preset as named
     from sj_robust.train import train_ann as train
@@ -96,6 +96,7 @@ def train_ann(
         validation=validation,
         seed=seed,
     )
+    check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size)
     settings = from_text(
@@ -148,7 +149,7 @@ def finetune(
     from sj_robust.errors import SJRobustError
     from sj_robust.hub import load
     from sj_robust.model import SpikingClassifier
-    from sj_robust.pipeline import save_trained, training_folder
+    from sj_robust.pipeline import check_out, save_trained, training_folder
     from sj_robust.source import call_builder
     from sj_robust.train import finetune as train
     from sj_robust.train import preset as named
@@ -168,6 +169,7 @@ def finetune(
         validation=validation,
         seed=seed,
     )
+    check_out(out)
     where = pick_device(device)
     snn = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
     if not isinstance(snn, SpikingClassifier):

@@ -1,0 +1,98 @@
+"""The single stages as commands, one after the other, on a user's own network and on a timm one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import sj_robust
+from sj_robust.evaluate import Report
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+TRAINING = ("--data", "colours", "--batch-size", 8, "--eps", "4/255", "--validation", 8)
+NORMALISED = ("--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
+CALIBRATION = ("--data", "colours", "--timesteps", 2, "--calibration-timesteps", 3, "--batches", 1, "--batch-size", 4)
+
+
+@pytest.fixture(scope="module")
+def ann(cli: Cli, workplace: Path) -> Path:
+    done = cli("train-ann", "cifar_resnet20", *NORMALISED, *TRAINING, "--epochs", 0.5, "--out", "steps/ann", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["kind"], result["checkpoint"], result["config"]["eps"]) == ("ann", "steps/ann", pytest.approx(4 / 255))
+    return workplace / "steps/ann"
+
+
+@pytest.fixture(scope="module")
+def snn(cli: Cli, ann: Path, workplace: Path) -> Path:
+    done = cli("convert", "steps/ann", *CALIBRATION, "--out", "steps/snn")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "steps/snn\n"
+    return workplace / "steps/snn"
+
+
+def test_converting_twice_gives_the_same_network(cli: Cli, snn: Path, workplace: Path) -> None:
+    assert cli("convert", "steps/ann", *CALIBRATION, "--out", "steps/again").returncode == 0
+    first, second = sj_robust.load(snn), sj_robust.load(workplace / "steps/again")
+    assert isinstance(first, sj_robust.SpikingClassifier)
+    assert first.timesteps == 2
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(first(x), second(x))
+
+
+def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -> None:
+    done = cli("finetune", "steps/snn", *TRAINING, "--epochs", 0.5, "--out", "steps/tuned", "--json")
+    assert done.returncode == 0, done.stderr
+    tuned = workplace / "steps/tuned"
+    assert sj_robust.load(tuned).thresholds().keys() == sj_robust.load(snn).thresholds().keys()
+
+    attack = ("--eps", "2/255", "--eps", 0.05, "--attacks", "fgsm", "--views", "PCW:1,rate")
+    done = cli("evaluate", "steps/tuned", "--data", "colours", *attack, "--out", "steps/report.json", "--record", "--json")
+    assert done.returncode == 0, done.stderr
+    report = Report.from_json(done.stdout)
+    assert report.settings.eps == [pytest.approx(2 / 255), 0.05]
+    assert report.settings.views == ["PCW:1", "rate"]
+    assert report.dataset.evaluated == 16
+    for file in (tuned / "evaluation.json", workplace / "steps/report.json"):
+        assert Report.from_json(file.read_text()) == report
+
+    done = cli("card", "steps/tuned")
+    assert done.stdout == "steps/tuned/README.md\n"
+    card = (tuned / "README.md").read_text()
+    assert f"{100 * report.clean.value:.1f} %" in card
+    assert "sj-robust finetune steps/snn" in card  # how it was made
+
+    told = json.loads(cli("info", "steps/tuned", "--json").stdout)
+    assert told["config"]["training"]["dataset"] == "colours"
+    assert told["results"]["n"] == 16
+
+
+def test_an_interrupted_training_goes_on_only_with_resume(cli: Cli, ann: Path) -> None:
+    again = ("train-ann", "cifar_resnet20", *NORMALISED, *TRAINING, "--epochs", 0.5, "--out", "steps/ann")
+    refused = cli(*again)
+    assert refused.returncode == 1
+    assert "resume" in refused.stderr
+    assert cli(*again, "--resume").returncode == 0  # it had finished, so there is nothing left to do
+
+
+def test_a_users_own_class_goes_all_the_way(cli: Cli, workplace: Path) -> None:
+    own = ("--model", "my_networks:make", "--arg", "width=6")
+    done = cli("train-ann", *own, *NORMALISED, *TRAINING, "--epochs", 0.5, "--out", "own/ann")
+    assert done.returncode == 0, done.stderr
+    done = cli("convert", "own/ann", *own, *CALIBRATION, "--out", "own/snn")
+    assert done.returncode == 0, done.stderr
+    config = json.loads((workplace / "own/snn/config.json").read_text())
+    assert (config["architecture"], config["model"]) == (None, "my_networks:make")
+    attack = ("--eps", "1/255", "--attacks", "fgsm", "--views", "rate", "--max-images", 4)
+    done = cli("evaluate", "own/snn", *own, "--data", "colours", *attack)
+    assert done.returncode == 0, done.stderr
+    assert "clean accuracy" in done.stdout
+    lost = cli("evaluate", "own/snn", "--data", "colours")
+    assert lost.returncode == 1
+    assert "my_networks:make" in lost.stderr

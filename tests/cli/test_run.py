@@ -1,0 +1,181 @@
+"""A recipe from source to card: stages are kept while nothing changes, and a killed run goes on to the same weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from sj_robust import demo
+from sj_robust.errors import SJRobustError
+from sj_robust.pipeline import run
+from sj_robust.recipe import Recipe, make_recipe, read_recipe
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+NAME = "tiny-snn-t2.colours_linf_trades"
+STAGES = ["ann", "converted", "finetuned", "evaluated/ann.json", "evaluated/converted.json", "evaluated/snn.json", NAME]
+
+
+@pytest.fixture(scope="module")
+def made(process: Cli, workplace: Path) -> Path:
+    done = process("run", "recipe.yaml", "--out", "runs/tiny", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"] == dict.fromkeys(STAGES, "made")
+    return workplace / "runs/tiny"
+
+
+@pytest.fixture
+def recipe(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    monkeypatch.chdir(workplace)
+    return read_recipe("recipe.yaml")
+
+
+def changed(recipe: Recipe, part: str, **settings: object) -> Recipe:
+    fields = recipe.model_dump()
+    return Recipe.model_validate({**fields, part: {**fields[part], **settings}})
+
+
+def sums(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_result_is_a_checkpoint_with_both_evaluations_card_and_recipe(made: Path, recipe: Recipe) -> None:
+    names = {path.name for path in (made / NAME).iterdir()}
+    assert {"config.json", "model.safetensors", "evaluation.json", "evaluation_source.json", "README.md", "recipe.yaml"} <= names
+    snn, ann = (json.loads((made / NAME / f"evaluation{part}.json").read_text()) for part in ("", "_source"))
+    assert (snn["model"]["kind"], ann["model"]["kind"]) == ("snn", "ann")
+    assert snn["dataset"] == ann["dataset"]
+    assert "sj-robust run" in (made / NAME / "README.md").read_text()
+    # the recipe beside it is the same recipe, with everything written out
+    assert read_recipe(made / NAME / "recipe.yaml") == recipe
+
+
+def test_a_second_run_keeps_everything(made: Path, recipe: Recipe) -> None:
+    before = sums(made)
+    again = run(recipe, made)
+    assert again.stages == dict.fromkeys(STAGES, "kept")
+    assert sums(made) == before
+    assert again.snn_report.dataset.evaluated == 8
+
+
+def test_a_changed_setting_makes_its_stage_and_what_follows_again(made: Path, recipe: Recipe) -> None:
+    stages = run(changed(recipe, "evaluate", max_images=6), made).stages
+    assert [name for name, state in stages.items() if state == "made"] == STAGES[3:]
+    assert (made / "evaluated/snn.json.previous").exists()
+    stages = run(changed(recipe, "convert", scale=0.5), made).stages
+    assert [name for name, state in stages.items() if state == "made"] == STAGES[1:]
+    # and back: the ANN and its evaluation are still those of the recipe
+    stages = run(recipe, made).stages
+    assert [name for name, state in stages.items() if state == "kept"] == ["ann", "evaluated/ann.json"]
+
+
+def test_a_damaged_output_is_made_again(made: Path, recipe: Recipe) -> None:
+    weights = made / "converted/model.safetensors"
+    original = weights.read_bytes()
+    weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    stages = run(recipe, made).stages
+    assert stages["converted"] == "made"
+    assert stages["finetuned"] == "kept"  # it was made from the same weights as are there again
+    assert weights.read_bytes() == original
+
+
+def test_an_interrupted_and_then_killed_run_goes_on_to_the_same_weights(made: Path, process: Cli, workplace: Path) -> None:
+    folder = workplace / "runs/killed"
+    training = folder / "ann.training"
+    command = [sys.executable, "-c", "from sj_robust.cli import main; main()", "run", "recipe.yaml", "--out", str(folder)]
+
+    def start(until: Callable[[], bool]) -> subprocess.Popen[str]:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        started = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True)
+        while started.poll() is None and not until():
+            time.sleep(0.01)
+        return started
+
+    def saved() -> int:
+        try:
+            return (training / "state.safetensors").stat().st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    interrupted = start(lambda: saved() > 0)
+    interrupted.send_signal(signal.SIGINT)
+    _, errors = interrupted.communicate()
+    assert interrupted.returncode == 1
+    assert errors.splitlines()[-1] == "sj-robust: interrupted; the same command goes on from the last saved state"
+    assert "Traceback" not in errors
+
+    before = saved()
+    killed = start(lambda: saved() > before)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "finetuned").exists()
+
+    done = process("run", "recipe.yaml", "--out", "runs/killed", "--json")
+    assert done.returncode == 0, done.stderr
+    for stage in ("ann", "converted", "finetuned", NAME):
+        assert (folder / stage / "model.safetensors").read_bytes() == (made / stage / "model.safetensors").read_bytes()
+
+
+def test_the_demo_shows_all_three_networks(made: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(recipe, made)
+    Console(width=160).print(demo.table(result))
+    shown = capsys.readouterr().out
+    assert result.converted_report is not None
+    for name, report in {
+        "robust ANN": result.ann_report,
+        "SNN as converted": result.converted_report,
+        "SNN finetuned": result.snn_report,
+    }.items():
+        row = next(line for line in shown.splitlines() if name in line)
+        assert str(report.clean) in row
+        assert str(report.joint[0].accuracy) in row
+    assert "eps 4/255" in shown
+    assert demo.demo_recipe().evaluate.eps == pytest.approx([2 / 255, 4 / 255, 8 / 255])
+
+
+def test_foreign_files_in_the_way_are_not_touched(recipe: Recipe, tmp_path: Path) -> None:
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann/notes.txt").write_text("mine")
+    with pytest.raises(SJRobustError, match="was not made by"):
+        run(recipe, tmp_path)
+    assert (tmp_path / "ann/notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "../up"}, "name"),
+        ({"typo": 1}, "typo"),
+        ({"ann": {}}, "exactly one of architecture, model and checkpoint"),
+        ({"ann": {"architecture": "cifar_resnet20"}}, "random weights"),
+        ({"ann": {"checkpoint": "x", "weights": "y"}}, "brings its own weights"),
+        ({"finetune": {"eps": "8"}}, "eps"),
+        ({"finetune": {"preset": "papr"}}, "papr"),
+        ({"evaluate": {"eps": ["4/0"]}}, "4/0"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_named(workplace: Path, change: dict[str, object], message: str) -> None:
+    fields = yaml.safe_load((workplace / "recipe.yaml").read_text())
+    with pytest.raises(SJRobustError, match=message) as caught:
+        make_recipe({**fields, **change}, "recipe.yaml")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("recipe.yaml: ")
+
+
+def test_the_seed_of_a_recipe_is_that_of_its_trainings(workplace: Path) -> None:
+    fields = yaml.safe_load((workplace / "recipe.yaml").read_text())
+    made = make_recipe({**fields, "seed": 7})
+    assert made.ann.train is not None
+    assert made.finetune is not None
+    assert (made.ann.train.seed, made.finetune.seed) == (7, 7)
+    assert make_recipe({**fields, "seed": 7, "finetune": {"seed": 3}}).finetune.seed == 3  # type: ignore[union-attr]

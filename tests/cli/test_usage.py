@@ -1,0 +1,142 @@
+"""What every command owes its user: help with an example, exit codes, one line for a failure."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sj_robust
+
+COMMANDS = ["list", "info", "train-ann", "convert", "finetune", "evaluate", "card", "run", "demo", "doctor"]
+HELP_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it is now an error
+from sj_robust.cli import main
+for command in sys.argv[1:]:
+    sys.argv = ["sj-robust", command, "--help"]
+    try:
+        main()
+    except SystemExit as ended:
+        assert not ended.code
+"""
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example(cli: Cli, command: str) -> None:
+    done = cli(command, "--help")
+    assert done.returncode == 0
+    assert f"Example: sj-robust {command}" in done.stdout
+
+
+def test_help_needs_no_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH, *COMMANDS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Example: ") == len(COMMANDS)
+
+
+def test_the_general_help_names_every_command(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.returncode == 0
+    listed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and len(line.split()) > 2}
+    assert set(COMMANDS) <= listed
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("no-such-command",),
+        ("list", "--no-such-option"),
+        ("info",),
+        ("evaluate", "x", "--data", "sample", "--eps", "8"),
+        ("evaluate", "x", "--data", "sample", "--eps", "8/0"),
+        ("evaluate", "x", "--data", "sample", "--eps", "little"),
+        ("finetune", "x", "--data", "sample", "--out", "y", "--method", "magic"),
+        ("convert", "--data", "sample", "--out", "y"),
+        ("convert", "x", "--data", "sample", "--out", "y", "--arg", "width"),
+    ],
+)
+def test_wrong_usage_is_2_and_says_so_on_stderr(cli: Cli, args: tuple[str, ...]) -> None:
+    done = cli(*args)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Error" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_exit_codes_and_output_of_a_real_process(process: Cli) -> None:
+    assert process("info").returncode == 2
+    assert "'resnet21-snn' is neither" in failure(process("info", "resnet21-snn"))
+    version = process("--version")
+    assert (version.returncode, version.stdout.strip(), version.stderr) == (0, sj_robust.__version__, "")
+
+
+def failure(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line of stderr that names a failure."""
+    assert done.returncode == 1
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("sj-robust: ")
+    return lines[0]
+
+
+def test_an_unknown_model_is_named(cli: Cli) -> None:
+    assert "'resnet21-snn' is neither a checkpoint folder nor a zoo model" in failure(cli("info", "resnet21-snn"))
+
+
+def test_random_weights_are_not_converted(cli: Cli) -> None:
+    assert "random weights" in failure(cli("convert", "cifar_resnet20", "--data", "sample", "--out", "never"))
+
+
+def test_an_unexpected_error_is_one_line_and_its_traceback_on_request(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def make():\n    raise OSError('no\\nsuch thing')\n")
+    args = ("convert", "--model", "broken:make", "--data", "sample", "--out", "never")
+    line = failure(cli(*args, cwd=tmp_path))
+    assert "OSError: no such thing" in line
+    assert "SJ_ROBUST_DEBUG=1" in line
+    told = cli(*args, cwd=tmp_path, env={"SJ_ROBUST_DEBUG": "1"})
+    assert told.returncode == 1
+    assert "Traceback" in told.stderr
+    assert told.stderr.splitlines()[-1] == line
+    assert not (tmp_path / "never").exists()
+
+
+def test_list_and_doctor_speak_json(cli: Cli) -> None:
+    listed = cli("list", "--json")
+    assert listed.returncode == 0
+    assert all({"name", "kind", "results"} <= entry.keys() for entry in json.loads(listed.stdout))
+    facts = json.loads(cli("doctor", "--json").stdout)
+    assert facts["packages"]["spikingjelly"].startswith("2.")
+    assert "torch" in facts["neuron backends"]
+    assert "cpu" in facts["devices"]
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
+    code = "from sj_robust.cli import main; main()"
+    with subprocess.Popen([sys.executable, "-c", code, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert errors == ""
+    assert process.returncode == 1
+
+
+def test_a_folder_of_something_else_is_refused_before_any_work(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    training = ("train-ann", "cifar_resnet20", "--data", "sample", "--out", tmp_path)
+    assert "is not overwritten" in failure(cli(*training))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_device_that_is_not_there_is_named(cli: Cli) -> None:
+    line = failure(cli("evaluate", "x", "--data", "sample", "--device", "cuda:99"))
+    assert "cuda:99" in line
+    assert "--device cpu" in line

@@ -1,0 +1,22 @@
+"""What a test needs that a machine may lack: such a test is skipped with the reason."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("shared") and not SHARED.is_dir():
+        pytest.skip(f"{SHARED} is not there")
+    if item.get_closest_marker("network") and not os.environ.get("SJ_ROBUST_NETWORK"):
+        pytest.skip("set SJ_ROBUST_NETWORK=1 to run the tests that need the network")
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")

@@ -1,0 +1,49 @@
+"""The package as a whole: its public names, and what importing it costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+import sj_robust
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_package_and_command_line_imports_no_torch() -> None:
+    assert run_python("import sj_robust, sj_robust.cli, sys; print('torch' in sys.modules)") == "False"
+
+
+def test_every_public_name_exists_and_is_what_it_says() -> None:
+    for name in sj_robust.__all__:
+        assert getattr(sj_robust, name) is not None
+    assert set(sj_robust.__all__) <= set(dir(sj_robust))
+    assert callable(sj_robust.convert)
+    assert callable(sj_robust.evaluate)
+    assert issubclass(sj_robust.SJRobustError, Exception)
+
+
+def test_functions_stay_functions_where_a_subpackage_has_their_name() -> None:
+    code = """
+import sj_robust.convert, sj_robust.evaluate
+from sj_robust.evaluate import Report
+import sj_robust
+print(type(sj_robust.convert).__name__, type(sj_robust.evaluate).__name__)
+"""
+    assert run_python(code) == "function function"
+
+
+def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones() -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'convrt'.*convert"):
+        _ = sj_robust.convrt
+
+
+def test_version_is_that_of_the_distribution() -> None:
+    assert sj_robust.__version__ == version("sj-robust")
