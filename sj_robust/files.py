@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -41,10 +42,10 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; put its files in place when the block succeeds, delete it when not.
+    """Yield a temporary folder beside `path`; put it in place of `path` when the block succeeds, delete it when not.
 
-    An existing folder is replaced as a whole: the old one is moved aside first and removed last,
-    so that at every moment one complete version exists on disk.
+    On Linux the two folders are exchanged in one system call, so that `path` is complete at every moment. Elsewhere the
+    old one is moved aside first, under a name beginning with a dot, and removed last.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,13 +53,28 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary.chmod(0o777 & ~_umask())
     try:
         yield temporary
-        old = temporary.with_suffix(".old")
-        if target.exists():
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if not target.exists():
+            os.replace(temporary, target)
+        elif not _exchange(temporary, target):
+            old = temporary.with_suffix(".old")
             os.replace(target, old)
-        os.replace(temporary, target)
-        shutil.rmtree(old, ignore_errors=True)
+            os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old version
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two paths atomically (renameat2 with RENAME_EXCHANGE); False where the system or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    at_cwd, rename_exchange = -100, 2
+    return bool(renameat2(at_cwd, os.fsencode(one.absolute()), at_cwd, os.fsencode(other.absolute()), rename_exchange) == 0)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
