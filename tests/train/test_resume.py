@@ -38,7 +38,7 @@ def start_and_signal(folder: Path, case: str, number: signal.Signals, after: int
     while process.poll() is None and not any(line["step"] >= after for line in lines(folder)):
         time.sleep(0.002)
     process.send_signal(number)
-    process.wait(timeout=120)
+    process.wait(timeout=600)
     return process
 
 
