@@ -21,7 +21,7 @@ def demo(
     seed: Seed = 0,
     device: Device = None,
 ) -> None:
-    """Convert the embedded robust ANN, finetune it briefly on the embedded images and measure all of it: about 4 minutes on 2 cores."""
+    """Convert the embedded robust ANN, finetune it briefly on the embedded images and measure all of it: a few minutes on 2 cores."""
     say("loading torch ...")
     from sj_robust import demo as it
 
