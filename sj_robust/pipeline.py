@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from sj_robust import hub
 from sj_robust.convert import convert
@@ -28,6 +29,7 @@ from sj_robust.data import ImageDataset, calibration_batches, load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.files import sha256, write_atomic
+from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate
@@ -140,20 +142,24 @@ class _Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         ann = self.stage(
             "ann",
-            {"ann": recipe.ann.model_dump(mode="json"), "source": fingerprint(recipe.ann), "seed": recipe.seed},
+            {
+                "ann": _settings(recipe.ann, {"name": True, "train": {"checkpoint_minutes"}}),
+                "source": fingerprint(recipe.ann),
+                "seed": recipe.seed,
+            },
             self.make_ann,
             trains_on=self.train,
         )
         converted = snn = self.stage(
             "converted",
-            {"convert": recipe.convert.model_dump(mode="json"), "seed": recipe.seed, "ann": _identity(ann)},
+            {"convert": _settings(recipe.convert), "seed": recipe.seed, "ann": _identity(ann)},
             self.make_converted,
             trains_on=self.train,
         )
         if recipe.finetune:
             snn = self.stage(
                 "finetuned",
-                {"finetune": recipe.finetune.model_dump(mode="json", exclude={"checkpoint_minutes"}), "converted": _identity(snn)},
+                {"finetune": _settings(recipe.finetune, {"checkpoint_minutes": True}), "converted": _identity(snn)},
                 self.make_finetuned,
                 trains_on=self.train,
             )
@@ -170,12 +176,13 @@ class _Run:
 
     def make_ann(self, path: Path) -> None:
         settings = self.recipe.ann
-        ann, result = open_ann(settings, self.train, seed=self.recipe.seed), None
+        ann = open_ann(settings, self.train, seed=self.recipe.seed)
+        result: Any = read_config(zoo.resolve(settings.checkpoint)).training if settings.checkpoint else None
         if settings.train:
             result = train_ann(
                 ann, self.train, settings.train, training_folder(path), resume=True, device=self.device, show_progress=self.show
             )
-        save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model)
+        save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model, license=self.recipe.license)
 
     def make_converted(self, path: Path) -> None:
         ann = self.load(self.folder / "ann")
@@ -235,6 +242,7 @@ class _Run:
             config.training,
             name=self.recipe.name,
             builder=self.recipe.ann.model,  # type: ignore[arg-type]
+            license=self.recipe.license,
             recipe=self.recipe.to_yaml(),
             report=snn_report,
             source_report=ann_report,
@@ -266,6 +274,11 @@ class _Run:
         write_atomic(record_path, json.dumps({"key": key, "made_from": made_from, "outputs": _outputs(self.folder, path)}, indent=2) + "\n")
         self.stages[name] = "made"
         return path
+
+
+def _settings(part: BaseModel, labels: Any = None) -> dict[str, Any]:
+    """What of the settings decides a stage's outcome: not `labels`, nor a setting that is not there (a later version may add some)."""
+    return part.model_dump(mode="json", exclude=labels, exclude_none=True)
 
 
 def _identity(checkpoint: Path) -> dict[str, Any]:

@@ -103,6 +103,7 @@ class Recipe(_Strict):
     """One model from source to measured checkpoint. Paths in it are relative to the working directory."""
 
     name: str = Field(pattern=_NAME, description="ARCH-snn-tT.DATASET_THREAT_METHOD")
+    license: str | None = Field(None, max_length=200, description="of the weights, for the card: mit, bsd-2-clause, ...")
     dataset: str
     image_size: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)

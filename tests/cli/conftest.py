@@ -28,6 +28,7 @@ def make(width=4):
 
 RECIPE = """
 name: tiny-snn-t2.colours_linf_trades
+license: mit
 dataset: colours
 ann:
   model: my_networks:make

@@ -54,7 +54,9 @@ def test_the_result_is_a_checkpoint_with_both_evaluations_card_and_recipe(made: 
     snn, ann = (json.loads((made / NAME / f"evaluation{part}.json").read_text()) for part in ("", "_source"))
     assert (snn["model"]["kind"], ann["model"]["kind"]) == ("snn", "ann")
     assert snn["dataset"] == ann["dataset"]
-    assert "sj-robust run" in (made / NAME / "README.md").read_text()
+    card = (made / NAME / "README.md").read_text()
+    assert "sj-robust run" in card
+    assert "license: mit" in card
     # the recipe beside it is the same recipe, with everything written out
     assert read_recipe(made / NAME / "recipe.yaml") == recipe
 
