@@ -62,7 +62,8 @@ class Surrogate:
         """σ'(u), elementwise; same shape and dtype as `u`."""
         match self.name:
             case "PCW":
-                return u.abs().neg_().add_(self.gamma).clamp_(min=0).div_(self.gamma**2)
+                height = torch.rsub(u.abs(), self.gamma).clamp_(min=0)
+                return height if self.gamma == 1 else height.div_(self.gamma**2)
             case "EXP":
                 return u.abs().mul_(-self.gamma).exp_()
             case "EXP-D":

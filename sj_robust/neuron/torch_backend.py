@@ -50,16 +50,14 @@ def _forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, keep
     for block in _blocks(x):
         v: Tensor | None = None
         for t in range(x.shape[0]):
-            x_t = x[t, block]
-            if v is None:
-                h = x_t
-            else:  # two roundings, never a fused multiply-add: a last-bit difference would flip spikes
-                h = v.add_(x_t) if leak == 1 else v.mul_(leak).add_(x_t)
+            h = x[t, block]
+            if v is not None:  # two roundings, never a fused multiply-add: a last-bit difference would flip spikes
+                h = v.add_(h) if leak == 1 else v.mul_(leak).add_(h)
             if potential is not None:
-                potential[t, block].copy_(h)
+                h = potential[t, block].copy_(h)
             s = torch.ge(h, v_threshold, out=spikes[t, block])
             if t + 1 < x.shape[0]:
-                v = h - s * v_threshold if soft_reset else h * (1 - s)
+                v = h - s * v_threshold if soft_reset else torch.addcmul(h, h, s, value=-1)  # h − h·s is exact for s = 0, 1
     return spikes, potential
 
 
@@ -83,22 +81,22 @@ class _MultistepLIF(torch.autograd.Function):
             carry: Tensor | None = None
             total: Tensor | None = None  # of d v_th over time, elementwise
             for t in reversed(range(potential.shape[0])):
-                h, g = potential[t, block], grad[t, block]
+                h, out = potential[t, block], dx[t, block]
                 u = h - v_threshold
                 sigma = surrogate.derivative(u)
                 if carry is None:
-                    direct = g * sigma
-                    gh = direct
+                    direct = sigma.mul_(grad[t, block])
+                    out.copy_(direct)
                 else:
-                    direct = (g - carry * (v_threshold if soft_reset else h)).mul_(sigma)
-                    silent = u < 0
-                    gh = direct + (carry if soft_reset else carry * silent)
+                    reset = carry * v_threshold if soft_reset else carry * h
+                    direct = sigma.mul_(torch.sub(grad[t, block], reset, out=reset))
+                    kept = carry if soft_reset else carry.masked_fill(u >= 0, 0)  # what reaches h past the reset
+                    torch.add(direct, kept, out=out)
                     if soft_reset and dv_threshold is not None:
-                        direct = direct + carry * ~silent
+                        direct = direct + carry.masked_fill(u < 0, 0)
                 if dv_threshold is not None:
-                    total = direct.clone() if total is None else total.add_(direct)
-                dx[t, block] = gh
-                carry = gh if leak == 1 else gh * leak
+                    total = direct if total is None else total.add_(direct)
+                carry = out if leak == 1 else out * leak
             if dv_threshold is not None and total is not None:
                 dv_threshold -= total.double().sum_to_size(v_threshold.shape)
         return dx, None if dv_threshold is None else dv_threshold.to(v_threshold.dtype), None, None, None
