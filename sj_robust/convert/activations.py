@@ -35,7 +35,7 @@ def replace_activations(
     """
     names = [name for name, module in network.named_modules(remove_duplicate=False) if isinstance(module, CONVERTIBLE)]
     if not names:
-        raise SJRobustError(f"{type(network).__name__} has no ReLU module to turn into spiking nodes: use nn.ReLU modules, one for each call")
+        raise SJRobustError(f"{type(network).__name__} has no ReLU to turn into spiking nodes: use nn.ReLU modules, one for each call")
     if len({id(network.get_submodule(name)) for name in names}) < len(names):
         raise SJRobustError(f"one ReLU module stands in several places of {type(network).__name__}: give each place a module of its own")
     for name in names:

@@ -74,7 +74,8 @@ def _pairs(network: nn.Module, x: Tensor) -> dict[str, nn.Module]:
     lone = [name for name in names if name not in pairs]
     if lone or len(set(map(id, pairs.values()))) < len(pairs):
         raise SJRobustError(
-            f"cannot fuse batch norm {(lone or list(pairs))[0]}: it does not directly follow a convolution or linear layer of its own; use norm='integrate'"
+            f"cannot fuse batch norm {(lone or list(pairs))[0]}: it does not directly follow a convolution or linear layer of its own; "
+            "use norm='integrate'"
         )
     return pairs
 

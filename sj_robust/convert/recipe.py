@@ -84,7 +84,7 @@ def convert(
         mean, std = mean or ann.mean.flatten().tolist(), std or ann.std.flatten().tolist()
         ann = ann.backbone
     if mean is None or std is None:
-        raise SJRobustError("convert needs the mean and std that the network's input was normalised with, e.g. mean=(0.5,), std=(0.25,) per channel")
+        raise SJRobustError("convert needs mean and std, one value a channel, that the network's input is normalised with")
     batches = list(calibration)
     if not batches:
         raise SJRobustError("convert needs calibration images: a tensor [B,N,C,H,W] or batches [N,C,H,W] in [0,1] from the training set")
@@ -93,8 +93,9 @@ def convert(
     channels = _channel_counts(ann, batches[0][:1], mean, std) if per_channel else None
     settings = _validated(
         dict(
-            timesteps=timesteps, mean=mean, std=std, percentile=percentile, scale=scale, calibration_timesteps=calibration_timesteps, leak=leak,
-            reset=reset, norm=norm, norm_statistics=norm_statistics, surrogate=str(surrogate), channels=channels,
+            timesteps=timesteps, mean=mean, std=std, percentile=percentile, scale=scale,
+            calibration_timesteps=calibration_timesteps, leak=leak, reset=reset, norm=norm,
+            norm_statistics=norm_statistics, surrogate=str(surrogate), channels=channels,
         )
     )  # fmt: skip
     recipe = ThresholdBalancing(settings, batches, source=source or {}, on_layer=on_layer)

@@ -37,7 +37,9 @@ class SpikingActivation(nn.Module):
         if self.repeats:
             x = _repeat(x, self.timesteps)
         if x.shape[0] % self.timesteps:
-            raise SJRobustError(f"batch of {x.shape[0]} is no multiple of {self.timesteps} time steps: call the SpikingClassifier, not its backbone")
+            raise SJRobustError(
+                f"batch of {x.shape[0]} is no multiple of {self.timesteps} time steps: call the SpikingClassifier, not its backbone"
+            )
         sequence = x.view(self.timesteps, x.shape[0] // self.timesteps, *x.shape[1:])
         return self.node(sequence).flatten(0, 1)  # type: ignore[no-any-return]
 

@@ -38,6 +38,8 @@ class ThresholdLIF(BaseNode):
     Raises SJRobustError for a value outside these bounds. Source: Özdenizci & Legenstein, TMLR 2024, equations 3–6.
     """
 
+    v_threshold: nn.Parameter
+
     def __init__(
         self,
         v_threshold: float = 1.0,
@@ -69,7 +71,10 @@ class ThresholdLIF(BaseNode):
     def extra_repr(self) -> str:
         threshold = f"{self.v_threshold.item():.4g}" if self.v_threshold.dim() == 0 else f"[{self.v_threshold.numel()}]"
         reset = "soft" if self.soft_reset else "hard"
-        return f"v_threshold={threshold}, leak={self.leak:g}, reset={reset}, view={self.view}, backend={self.backend}, step_mode={self.step_mode}"
+        return (
+            f"v_threshold={threshold}, leak={self.leak:g}, reset={reset}, view={self.view}, backend={self.backend}, "
+            f"step_mode={self.step_mode}"
+        )
 
     def _threshold_for(self, step: Tensor) -> Tensor:
         """The threshold, shaped to broadcast over one step [N, C, *]."""

@@ -108,8 +108,10 @@ ENSEMBLE_VIEWS: tuple[View, ...] = (
 
 def parse_view(text: str) -> View:
     """Read "rate", "activation" or a surrogate such as "PCW:0.5". Raises SJRobustError for anything else."""
-    if text == "rate" or text == "activation":
-        return text
+    if text == "rate":
+        return "rate"
+    if text == "activation":
+        return "activation"
     try:
         return Surrogate.parse(text)
     except SJRobustError as error:

@@ -224,7 +224,7 @@ class NoActivation(Skip):
 @pytest.mark.parametrize(
     ("network", "message"),
     [(Functional, "relu in the network itself"), (Method, "relu in the network itself"), (Other, r"gelu in act2 \(GELU\)"),
-     (Reused, "several places"), (CalledTwice, "act is called 2 times"), (Unused, "act2 is not called"), (NoActivation, "no ReLU module")],
+     (Reused, "several places"), (CalledTwice, "act is called 2 times"), (Unused, "act2 is not called"), (NoActivation, "no ReLU to turn")],
 )  # fmt: skip
 def test_an_activation_that_cannot_become_a_node_is_named(network: type[nn.Module], message: str, images: Tensor) -> None:
     with pytest.raises(SJRobustError, match=message):
@@ -233,7 +233,8 @@ def test_an_activation_that_cannot_become_a_node_is_named(network: type[nn.Modul
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"timesteps": 0}, "timesteps"), ({"percentile": 101.0}, "percentile"), ({"scale": -1.0}, "scale"), ({"leak": 0.0}, "leak"), ({"reset": "none"}, "reset"),
+    [({"timesteps": 0}, "timesteps"), ({"percentile": 101.0}, "percentile"), ({"scale": -1.0}, "scale"), ({"leak": 0.0}, "leak"),
+     ({"reset": "none"}, "reset"),
      ({"norm": "fold"}, "norm"), ({"mean": None}, "mean and std"), ({"std": (0.0, 1.0, 1.0)}, "std"), ({"mean": (0.5,)}, "std")],
 )  # fmt: skip
 def test_wrong_settings_are_named(changes: dict, message: str, images: Tensor) -> None:
@@ -242,7 +243,8 @@ def test_wrong_settings_are_named(changes: dict, message: str, images: Tensor) -
 
 
 def test_wrong_calibration_images_are_named(images: Tensor) -> None:
-    for wrong, message in [([], "calibration images"), (images[0, 0][None], "shape"), (images * 255, r"\[0,1\]"), ((images * 255).byte(), "uint8")]:
+    cases = [([], "calibration images"), (images[0, 0][None], "shape"), (images * 255, r"\[0,1\]"), ((images * 255).byte(), "uint8")]
+    for wrong, message in cases:
         with pytest.raises(SJRobustError, match=message):
             conversion(Skip(), wrong)
 

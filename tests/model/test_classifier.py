@@ -23,8 +23,9 @@ def images() -> Tensor:
 @pytest.fixture
 def snn(images: Tensor) -> SpikingClassifier:
     torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 28 * 28, 10))
-    return convert(NormalizedClassifier(backbone, (0.5,) * 3, (0.25,) * 3), images[None], timesteps=5, calibration_timesteps=8, source={"made": "here"})
+    features = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]
+    ann = NormalizedClassifier(nn.Sequential(*features, nn.Flatten(), nn.Linear(4 * 28 * 28, 10)), (0.5,) * 3, (0.25,) * 3)
+    return convert(ann, images[None], timesteps=5, calibration_timesteps=8, source={"made": "here"})
 
 
 def test_logits_are_the_mean_of_the_sequence_and_calls_leave_no_state(snn: SpikingClassifier, images: Tensor) -> None:

@@ -224,7 +224,8 @@ def test_the_view_of_a_backward_pass_is_that_of_its_forward_pass() -> None:
 
 
 def test_views_are_the_19_of_the_paper_and_read_back() -> None:
-    names = "PCW:1 PCW:2 PCW:3 PCW:0.5 PCW:0.25 EXP-D:0.5 EXP-D:1 EXP-D:2 EXP:0.5 EXP:1 EXP:2 RECT:0.25 RECT:0.5 RECT:1 RECT:2 RECT:4 STE rate activation"
+    names = "PCW:1 PCW:2 PCW:3 PCW:0.5 PCW:0.25 EXP-D:0.5 EXP-D:1 EXP-D:2 EXP:0.5 EXP:1 EXP:2 "
+    names += "RECT:0.25 RECT:0.5 RECT:1 RECT:2 RECT:4 STE rate activation"
     assert [view_name(view) for view in ENSEMBLE_VIEWS] == names.split()
     assert tuple(parse_view(name) for name in names.split()) == ENSEMBLE_VIEWS
 
