@@ -70,6 +70,6 @@ def explain(report: Report) -> str:
     return (
         f"{report.dataset.evaluated} test images of the embedded sample of CIFAR-10; an image counts as robust only if it survives "
         f"{' and '.join(settings.attacks)} through each of {len(settings.views)} gradient views ({', '.join(settings.views)}). "
-        "So few images leave wide intervals, and one pass over a sample of the training images is a demonstration, not the method at its best: "
+        "So few images leave wide intervals, and one short finetuning is a demonstration, not the method at its best: "
         "`sj-robust list` has the models trained and measured at length."
     )
