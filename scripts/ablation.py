@@ -37,6 +37,8 @@ def main() -> None:
     parser.add_argument("--out", default="runs/ablation", type=Path)
     parser.add_argument("--timesteps", default=4, type=int)
     parser.add_argument("--epochs", default=0.1, type=float, help="of finetuning, for every variant")
+    parser.add_argument("--batches", default=11, type=int, help="calibration batches")
+    parser.add_argument("--batch-size", default=64, type=int, help="images in each")
     parser.add_argument("--images", default=500, type=int, help="test images")
     parser.add_argument("--eps", default=["8/255"], nargs="+")
     parser.add_argument("--views", default=["PCW:1", "activation", "PCW:2", "rate", "PCW:0.5", "PCW:3"], nargs="+")
@@ -52,8 +54,13 @@ def main() -> None:
                 "name": f"resnet20-snn-t{options.timesteps}.{slug}",
                 "dataset": "cifar10",
                 "ann": {**NATURAL, "weights": options.natural} if changes.get("natural") else {"checkpoint": options.ann},
-                "convert": {"timesteps": options.timesteps, **changes.get("convert", {})},
-                "finetune": {"epochs": options.epochs, "validate_every": options.epochs, **changes.get("finetune", {})},
+                "convert": {
+                    "timesteps": options.timesteps,
+                    "batches": options.batches,
+                    "batch_size": options.batch_size,
+                    **changes.get("convert", {}),
+                },
+                "finetune": {"epochs": options.epochs, "validate_every": options.epochs, "validation": 100, **changes.get("finetune", {})},
                 "evaluate": {"eps": options.eps, "max_images": options.images, "views": options.views},
             }
         )

@@ -47,7 +47,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.act1(self.bn1(self.conv1(x)))
-        return self.act2(self.bn2(self.conv2(out)) + self.shortcut(x))
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)  # in place: a waiting conversion then holds two tensors, not three
+        return self.act2(out)
 
 
 class ResNet(PooledClassifier):
