@@ -182,6 +182,8 @@ class _Run:
             result = train_ann(
                 ann, self.train, settings.train, training_folder(path), resume=True, device=self.device, show_progress=self.show
             )
+        if settings.weights:  # whose weights these were before training: the card names them
+            ann.source = {"initial_weights": Path(settings.weights).name, "initial_weights_sha256": sha256(settings.weights)}
         save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model, license=self.recipe.license)
 
     def make_converted(self, path: Path) -> None:
@@ -248,7 +250,7 @@ class _Run:
             source_report=ann_report,
         )
         hub.write_card(path)
-        hub.record(ann, report=ann_report)
+        hub.record(ann, report=ann_report, recipe=self.recipe.to_yaml())
         hub.write_card(ann)
 
     def load(self, checkpoint: Path) -> NormalizedClassifier | SpikingClassifier:
