@@ -16,7 +16,7 @@ from sj_robust.hub.config import read_config
 
 
 def main(run: Path) -> None:
-    folders = [path.parent for path in sorted(run.glob("*/evaluation.json"))]
+    folders = [path.parent for path in sorted(run.glob("*/evaluation.json")) if path.parent.suffix != ".previous"]
     if not folders:
         sys.exit(f"{run} holds no evaluated checkpoint: finish `sj-robust run` first")
     for folder in folders:
