@@ -8,17 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode for the block; each one's own training flag comes back, also on exceptions."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, training in flags:
-            module.training = training
+from sj_robust.model.mode import evaluation_mode
 
 
 @contextmanager

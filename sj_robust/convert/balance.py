@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sj_robust.convert.percentile import percentile
 from sj_robust.errors import SJRobustError
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
+from sj_robust.model.mode import evaluation_mode
 
 
 def balance_thresholds(
@@ -53,21 +54,18 @@ def balance_thresholds(
             model(batch)
 
     steps, buffers = model.timesteps, [(buffer, buffer.clone()) for buffer in model.buffers()]
-    training = {module: module.training for module in model.modules()}
     handles = [activation.register_forward_pre_hook(at_node(name)) for name, activation in model.activations().items()]
     try:
         model.timesteps = timesteps
-        model.eval()
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
-                module.train()
-        relay.run(forward, batches)
+        with evaluation_mode(model):
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train()
+            relay.run(forward, batches)
     finally:
         model.timesteps = steps
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
         for buffer, value in buffers:
             buffer.copy_(value)
     return raw

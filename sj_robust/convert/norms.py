@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from sj_robust.errors import SJRobustError
+from sj_robust.model.mode import evaluation_mode
 
 Norm = Literal["integrate", "fuse", "omit"]
 
@@ -63,14 +64,12 @@ def _pairs(network: nn.Module, x: Tensor) -> dict[str, nn.Module]:
             handles.append(module.register_forward_hook(produced))
         elif name in names:
             handles.append(module.register_forward_pre_hook(lambda module, inputs, name=name: consumed(name, inputs)))  # type: ignore[misc]
-    training = {module: module.training for module in network.modules()}
     try:
-        network.eval()(x)
+        with evaluation_mode(network):
+            network(x)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in training.items():
-            module.training = mode
     lone = [name for name in names if name not in pairs]
     if lone or len(set(map(id, pairs.values()))) < len(pairs):
         raise SJRobustError(
@@ -94,17 +93,14 @@ def reestimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     if not norms:
         return
     momenta = [m.momentum for m in norms]
-    training = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum = None  # a plain average over batches
-            m.train()
-        for batch in batches:
-            model(batch)
+        with evaluation_mode(model):
+            for m in norms:
+                m.reset_running_stats()
+                m.momentum = None  # a plain average over batches
+                m.train()
+            for batch in batches:
+                model(batch)
     finally:
         for m, momentum in zip(norms, momenta, strict=True):
             m.momentum = momentum
-        for module, mode in training.items():
-            module.training = mode
