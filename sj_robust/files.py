@@ -94,6 +94,13 @@ def _umask() -> int:
     return mask
 
 
+def cache_folder() -> Path:
+    """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust. Raises RuntimeError for a user without a home."""
+    if folder := os.environ.get("SJ_ROBUST_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sj_robust"
+
+
 def zoo_root() -> Path:
     """The zoo folder: inside the package in a wheel, beside it in a checkout. Raises SJRobustError where neither exists."""
     package = Path(__file__).resolve().parent

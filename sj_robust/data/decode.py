@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from sj_robust.errors import SJRobustError
-from sj_robust.files import atomic_path
+from sj_robust.files import atomic_path, cache_folder
 
 CACHE_FROM = 5_000  # images: fewer decode in well under a second, so that a cache file would only litter the disk
 _FORMATS = ("WEBP", "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")  # in the order tried; PIL's others include interpreters such as EPS
@@ -75,13 +75,6 @@ def cached(key: str, count: int, make: Callable[[], Pixels]) -> Pixels:
         except OSError:
             pass
     return pixels
-
-
-def cache_folder() -> Path:
-    """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust."""
-    if folder := os.environ.get("SJ_ROBUST_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sj_robust"
 
 
 def _read(path: Path, count: int) -> Pixels | None:

@@ -50,6 +50,8 @@ class TrainConfig(BaseModel):
     attack_steps: int = Field(default=1, ge=1, le=1000, description="PGD steps of pgd and trades")
     step_size: Budget | None = Field(default=None, description="PGD step; None: 2.5*eps/attack_steps, and 1.25*eps for one step")
     alpha: Budget | None = Field(default=None, description="RFGSM's random step; None: eps/2")
+    attack_loss: Literal["kl", "ce"] = Field(default="kl", description="what the attack of trades and trades-rfgsm ascends: the KL of the "
+                                             "outer loss, as in the papers, or the cross-entropy with the label")
     beta: float = Field(default=6, ge=0, le=1000, allow_inf_nan=False, description="weight of the KL term of trades and trades-rfgsm")
     augmentation: Literal["none", "crop-flip", "crop-flip-cutout"] = "crop-flip"
     learn_thresholds: bool = Field(default=True, description="train the firing thresholds; False keeps them as converted")

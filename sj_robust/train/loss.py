@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sj_robust.attack import PGD, RFGSM
+from sj_robust.attack import PGD, RFGSM, LinfAttack
 from sj_robust.train.config import TrainConfig
 
 
@@ -39,12 +39,14 @@ def trades_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: Tra
     """CE(f(x), y) + beta·KL(f(x_adv) ‖ f(x)), the attack maximising the KL (Zhang et al. 2019, eq. 5).
 
     x_adv comes from PGD (trades) or RFGSM (trades-rfgsm; Özdenizci & Legenstein 2024, section 3.3). The clean term is not detached.
+    With `attack_loss="ce"` the attack ascends the cross-entropy instead: near x, where RFGSM takes its one step, the KL is flat.
     """
+    attack: LinfAttack
     if config.method == "trades":
-        x_adv = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config), loss="kl")(model, x, None, seed=seed, ids=ids)
+        attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config), loss=config.attack_loss)
     else:
-        alpha = config.eps / 2 if config.alpha is None else config.alpha
-        x_adv = RFGSM(eps=config.eps, alpha=alpha, loss="kl")(model, x, None, seed=seed, ids=ids)
+        attack = RFGSM(eps=config.eps, alpha=config.alpha, loss=config.attack_loss)
+    x_adv = attack(model, x, y if config.attack_loss == "ce" else None, seed=seed, ids=ids)
     clean, adversarial = model(x), model(x_adv)
     ce = F.cross_entropy(clean, y)
     kl = F.kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")

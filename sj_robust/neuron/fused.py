@@ -1,0 +1,106 @@
+"""The fused backends as torch custom ops: one formula for autograd, one kernel per device.
+
+`sj_robust::lif_spikes` and `sj_robust::lif_forward` (which also keeps the potential) run all T steps of a layer from rest;
+`sj_robust::lif_backward` goes back through them. Each device adds its kernel: cpu_backend here, cupy_backend on CUDA.
+torch.compile sees them as opaque ops with known shapes and does not break its graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sj_robust.neuron import torch_backend
+from sj_robust.neuron.surrogate import SURROGATE_NAMES, Surrogate
+
+
+def multistep(x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, surrogate: Surrogate) -> Tensor:
+    """All T steps of a layer from rest; see `sj_robust.neuron.backend.Multistep`. Anything but float32 takes the torch backend."""
+    if not takes(x, v_threshold):
+        return torch_backend.multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=surrogate)
+    x = dense(x)
+    if not (torch.is_grad_enabled() and (x.requires_grad or v_threshold.requires_grad)):
+        return lif_spikes(x, v_threshold, leak, soft_reset)
+    return lif_forward(x, v_threshold, leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma)[0]
+
+
+def takes(x: Tensor, v_threshold: Tensor) -> bool:
+    """Whether the kernels know this layer: float32, one threshold for all or one per channel (dimension 1 of a step)."""
+    return x.dtype == v_threshold.dtype == torch.float32 and x.dim() >= 2 and x.numel() > 0 and (
+        v_threshold.numel() == 1 or (x.dim() >= 3 and v_threshold.numel() == x.shape[2] == v_threshold.shape[2 - x.dim()])
+    )
+
+
+def dense(x: Tensor) -> Tensor:
+    """`x` itself where each step fills one block of memory, in any order of its dimensions (steps may repeat one); else a copy."""
+    expected = 1
+    for stride, size in sorted(zip(x.stride()[1:], x.shape[1:], strict=True)):
+        if size != 1:
+            if stride != expected:
+                return x.contiguous()
+            expected *= size
+    return x
+
+
+def steps_like(x: Tensor) -> Tensor:
+    """An empty tensor of x's shape [T, N, *], each step laid out as x's steps are, one after the other."""
+    return torch.empty_strided(x.shape, (x[0].numel(), *x.stride()[1:]), dtype=x.dtype, device=x.device)
+
+
+def channels_of(x: Tensor, v_threshold: Tensor) -> tuple[int, int]:
+    """(C, inner): the threshold of the element at offset j of a step is that of channel (j // inner) % C."""
+    return (1, 1) if v_threshold.numel() == 1 else (v_threshold.numel(), x.stride(2))
+
+
+@torch.library.custom_op("sj_robust::lif_spikes", mutates_args=())
+def lif_spikes(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> Tensor:
+    raise NotImplementedError(f"no fused kernel for {x.device.type}")
+
+
+@torch.library.custom_op("sj_robust::lif_forward", mutates_args=())
+def lif_forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError(f"no fused kernel for {x.device.type}")
+
+
+@torch.library.custom_op("sj_robust::lif_backward", mutates_args=())
+def lif_backward(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
+                 threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError(f"no fused kernel for {grad.device.type}")
+
+
+@lif_spikes.register_fake
+def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> Tensor:
+    return steps_like(x)
+
+
+@lif_forward.register_fake
+def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float) -> tuple[Tensor, Tensor]:
+    return steps_like(x), steps_like(x)
+
+
+@lif_backward.register_fake
+def _(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
+      threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(potential), torch.empty_like(v_threshold)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, v_threshold, *ctx.settings = inputs
+    ctx.save_for_backward(output[1], v_threshold)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    if grad is None:
+        return None, None, None, None, None, None
+    potential, v_threshold = ctx.saved_tensors
+    if grad.stride() != potential.stride():
+        grad = torch.empty_like(potential).copy_(grad)
+    dx, dv_threshold = lif_backward(grad, potential, v_threshold, *ctx.settings, ctx.needs_input_grad[1])
+    return dx, dv_threshold if ctx.needs_input_grad[1] else None, None, None, None, None
+
+
+lif_forward.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,175 @@
+"""The fused kernels against the torch backend: the same spikes bit for bit, the same gradients, on any layout."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sj_robust.neuron import SURROGATE_NAMES, Surrogate, ThresholdLIF, available_backends, fused, select_backend
+from sj_robust.neuron.compiler import cpu_kernel_status, cpu_library
+
+needs_kernel = pytest.mark.skipif(cpu_library() is None, reason=f"the CPU kernel is {cpu_kernel_status()}")
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2]),
+    "transposed": lambda x: x.transpose(3, 4),
+    "sliced": lambda x: torch.cat([x, x], 3)[:, :, :, ::2],
+    "one step repeated": lambda x: x[:1].expand_as(x),
+    "time last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+}
+
+
+def run(backend: str, x: Tensor, **settings: object) -> tuple[Tensor, Tensor, Tensor]:
+    node = ThresholdLIF(backend=backend, **settings)  # type: ignore[arg-type]
+    if node.v_threshold.dim():
+        node.v_threshold.data.copy_(torch.linspace(0.2, 1.1, len(node.v_threshold)))
+    x = x.detach().requires_grad_()
+    spikes = node(x)
+    spikes.backward(torch.randn(spikes.shape, generator=torch.Generator().manual_seed(7)))
+    assert x.grad is not None
+    assert node.v_threshold.grad is not None
+    return spikes.detach(), x.grad, node.v_threshold.grad
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("channels", [None, 6])
+def test_cpu_kernel_gives_the_spikes_of_the_torch_backend_bit_for_bit(layout: str, channels: int | None) -> None:
+    generator = torch.Generator().manual_seed(3)
+    for case, (name, reset, leak) in enumerate(itertools.product(SURROGATE_NAMES, ("hard", "soft"), (1.0, 0.9, 0.3))):
+        size = (1 + case % 7, 2 + case % 3, 6, 3 + 2 * (case % 11), 5)
+        x = LAYOUTS[layout](torch.randn(size, generator=generator) * (0.1, 1, 30)[case % 3] + 0.3)
+        settings = dict(v_threshold=0.7, leak=leak, reset=reset, surrogate=Surrogate(name, (0.25, 1.0, 4.0)[case % 3]), channels=channels)
+        (spikes, dx, dv), expected = run("cpu", x, **settings), run("torch", x, **settings)
+        assert torch.equal(spikes, expected[0])
+        torch.testing.assert_close(dx, expected[1], rtol=2e-5, atol=1e-6 * float(expected[1].abs().max()))
+        torch.testing.assert_close(dv, expected[2], rtol=1e-4, atol=1e-5 * float(expected[1].abs().sum()))
+
+
+@needs_kernel
+def test_potentials_that_meet_the_threshold_exactly_fire_alike() -> None:
+    x = torch.randint(-3, 4, (9, 4, 50), generator=torch.Generator().manual_seed(0)) / 10  # sums of tenths: rounding decides
+    for leak, reset in itertools.product((1.0, 0.7), ("hard", "soft")):
+        outcomes = [ThresholdLIF(0.3, leak, reset, backend=backend)(x) for backend in ("cpu", "torch")]  # type: ignore[arg-type]
+        assert torch.equal(*outcomes)
+
+
+@needs_kernel
+def test_the_result_does_not_depend_on_the_number_of_threads() -> None:
+    x, before = torch.randn(4, 32, 8, 16, 16), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run("cpu", x, v_threshold=0.6)
+        torch.set_num_threads(3)
+        together = run("cpu", x, v_threshold=0.6)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@needs_kernel
+def test_channels_last_stays_channels_last_in_spikes_and_gradients() -> None:
+    x = torch.randn(4 * 3, 8, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
+    spikes = ThresholdLIF(0.5, backend="cpu")(x.unflatten(0, (4, 3))).flatten(0, 1)
+    assert spikes.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(spikes.sum(), x)
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+@needs_kernel
+def test_auto_takes_the_kernel_for_float32_and_torch_for_the_rest() -> None:
+    assert select_backend("auto", torch.zeros(1, 1)) is fused.multistep
+    assert select_backend("auto", torch.zeros(1, 1, dtype=torch.float64)) is not fused.multistep
+    half = ThresholdLIF(0.5, backend="cpu").bfloat16()(torch.ones(2, 3, dtype=torch.bfloat16))  # named, but not its kind
+    assert half.dtype == torch.bfloat16
+    assert half.all()
+
+
+@needs_kernel
+def test_pytorch_finds_nothing_wrong_with_the_custom_ops() -> None:
+    x, threshold = torch.randn(3, 2, 4, 5, 5, requires_grad=True), torch.full((4, 1, 1), 0.5, requires_grad=True)
+    torch.library.opcheck(fused.lif_forward, (x, threshold, 0.9, False, 0, 1.0))
+    torch.library.opcheck(fused.lif_spikes, (x.detach(), threshold.detach(), 0.9, True))
+    potential = torch.randn(3, 2, 4, 5, 5)
+    torch.library.opcheck(fused.lif_backward, (x.detach(), potential, threshold.detach(), 0.9, False, 1, 2.0, True))
+
+
+@needs_kernel
+@pytest.mark.parametrize("backend", [name for name in available_backends() if name != "cupy"])
+def test_torch_compile_keeps_the_node_in_one_graph(backend: str) -> None:
+    net = nn.Sequential(nn.Linear(5, 7), ThresholdLIF(0.2, backend=backend), nn.Linear(7, 2))
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=backend != "torch")
+    gradients = []
+    for model in (net, compiled):
+        x = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        model(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number() -> None:
+    x = torch.randn(3, 4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(ThresholdLIF(0.5)(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.sum().backward()
+
+
+PROGRAM = """
+import torch
+from sj_robust.neuron import ThresholdLIF
+for _ in range(2):
+    print(ThresholdLIF(0.5)(torch.full((2, 3), 0.3)).tolist())
+"""
+
+
+def python(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True,
+                          env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), **environment})
+
+
+EXPECTED = "[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]\n" * 2
+
+
+@pytest.mark.parametrize(
+    ("compiler", "reason"), [("no-such-compiler", "no C compiler found"), ("false", "false failed"), ("true", "lif_cpu")]
+)  # fmt: skip
+def test_without_a_working_compiler_the_torch_backend_takes_over_and_says_so_once(tmp_path: Path, compiler: str, reason: str) -> None:
+    done = python(tmp_path, CC=compiler)
+    assert done.stdout == EXPECTED
+    assert done.stderr.count("no fused CPU kernel") == 1
+    assert reason in done.stderr
+    assert not list(tmp_path.rglob("*.so*"))
+
+
+def test_kernels_can_be_switched_off(tmp_path: Path) -> None:
+    done = python(tmp_path, SJ_ROBUST_KERNELS="0")
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
+
+
+@needs_kernel
+def test_the_kernel_is_compiled_once_and_again_where_its_file_is_damaged(tmp_path: Path) -> None:
+    log, wrapper = tmp_path / "log", tmp_path / "cc"
+    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *" -c "*) echo compiled >> {log};; esac\nexec {os.environ.get("CC") or "cc"} "$@"\n')
+    wrapper.chmod(0o755)
+    for _ in range(2):
+        assert python(tmp_path, CC=str(wrapper)).stdout == EXPECTED
+        assert log.read_text().count("compiled") == 1
+    (library,) = tmp_path.rglob("*.so")
+    library.write_bytes(b"not a library")
+    assert python(tmp_path, CC=str(wrapper)).stdout == EXPECTED
+    assert log.read_text().count("compiled") == 2
+
+
+@needs_kernel
+def test_a_cache_that_cannot_be_written_costs_only_the_compilation(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    done = python(tmp_path)
+    assert (done.stdout, done.stderr) == (EXPECTED, "")
