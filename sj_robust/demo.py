@@ -14,7 +14,7 @@ from sj_robust.pipeline import RunResult, run
 from sj_robust.recipe import Recipe, make_recipe
 
 ANN = "resnet20.cifar10_linf_pgd"
-NAME = "resnet20-snn-t4.sample_linf_trades"
+NAME = "resnet20-snn-t4.sample_linf_pgd"
 
 
 def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:

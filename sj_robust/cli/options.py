@@ -21,6 +21,11 @@ class Method(StrEnum):
     trades_rfgsm = "trades-rfgsm"
 
 
+class AttackLoss(StrEnum):
+    kl = "kl"
+    ce = "ce"
+
+
 class Preset(StrEnum):
     default = "default"
     paper = "paper"
@@ -45,6 +50,9 @@ BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1)]
 Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate.")]
 Beta = Annotated[float | None, typer.Option("--beta", min=0, help="Weight of the KL term of trades and trades-rfgsm.")]
 Steps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="PGD steps of pgd and trades.")]
+AttackLossOption = Annotated[
+    AttackLoss | None, typer.Option("--attack-loss", help="What the attack of trades and trades-rfgsm ascends: kl (the papers) or ce.")
+]
 Ema = Annotated[float | None, typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off.")]
 Held = Annotated[int | None, typer.Option("--validation", min=1, help="Training images held out to select the best step.")]
 PresetOption = Annotated[Preset, typer.Option("--preset", help="Settings that the other options change.")]

@@ -11,6 +11,7 @@ from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, fractio
 from sj_robust.cli.options import (
     RESUME,
     Args,
+    AttackLossOption,
     BatchSize,
     Beta,
     Budget,
@@ -62,6 +63,7 @@ def train_ann(
     lr: Rate = None,
     eps: Budget = None,
     attack_steps: Steps = None,
+    attack_loss: AttackLossOption = None,
     beta: Beta = None,
     ema: Ema = None,
     validation: Held = None,
@@ -91,6 +93,7 @@ def train_ann(
         lr=lr,
         eps=eps,
         attack_steps=attack_steps,
+        attack_loss=attack_loss and attack_loss.value,
         beta=beta,
         ema=ema,
         validation=validation,
@@ -126,6 +129,8 @@ def finetune(
     batch_size: BatchSize = None,
     lr: Rate = None,
     eps: Budget = None,
+    attack_steps: Steps = None,
+    attack_loss: AttackLossOption = None,
     alpha: Annotated[
         float | None, typer.Option("--alpha", parser=fraction, metavar="EPS", help="RFGSM's random step; the default is eps/2.")
     ] = None,
@@ -141,7 +146,7 @@ def finetune(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Finetune a converted network adversarially: its weights, batch norms and firing thresholds.
+    """Finetune a converted network adversarially: its weights, batch norms and firing thresholds (--preset paper: the TMLR 2024 settings).
 
     OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
     """
@@ -162,6 +167,8 @@ def finetune(
         batch_size=batch_size,
         lr=lr,
         eps=eps,
+        attack_steps=attack_steps,
+        attack_loss=attack_loss and attack_loss.value,
         alpha=alpha,
         beta=beta,
         learn_thresholds=False if fixed_thresholds else None,

@@ -79,15 +79,16 @@ _ANN_PAPER = TrainConfig(method="trades", epochs=200, batch_size=64, lr=0.1, sch
 _ANN_DEFAULT = TrainConfig(method="pgd", epochs=15, batch_size=128, lr=0.05, schedule="onecycle", eps=4 / 255, attack_steps=1)
 _SNN_PAPER = TrainConfig(method="trades-rfgsm", epochs=60, batch_size=64, lr=1e-3, schedule="cosine", weight_decay=1e-3, decay_all=True,
                          eps=2 / 255, alpha=1 / 255, beta=2, augmentation="crop-flip-cutout")
-_SNN_DEFAULT = TrainConfig(method="trades-rfgsm", epochs=2, batch_size=64, lr=0.02, schedule="cosine", eps=4 / 255, beta=2,
-                           validation=500, validation_steps=3, validate_every=0.5)
+_SNN_DEFAULT = TrainConfig(method="pgd", epochs=2, batch_size=64, lr=0.02, schedule="cosine", eps=4 / 255, beta=2, validation=500,
+                           validation_steps=3, validate_every=0.5)
 
 PRESETS: dict[Kind, dict[str, TrainConfig]] = {
     "ann": {"paper": _ANN_PAPER, "default": _ANN_DEFAULT},
     "finetune": {"paper": _SNN_PAPER, "default": _SNN_DEFAULT},
 }
 """`paper`: the settings of Özdenizci & Legenstein (TMLR 2024), with weight decay on every parameter as their code has it, but the
-best epoch picked on held-out training images. `default`: what pays on a small budget, for the adversary of 4/255."""
+best epoch picked on held-out training images. `default`: what pays on a small budget, for the adversary of 4/255; for spiking networks
+one-step PGD training, which in equal time beat TRADES-RFGSM at every eps on held-out training images (README)."""
 
 
 def preset(kind: Kind, name: str = "default", **changes: Any) -> TrainConfig:

@@ -61,7 +61,7 @@ def train_ann(model: NormalizedClassifier, dataset: ImageDataset, config: TrainC
 def finetune(snn: SpikingClassifier, dataset: ImageDataset, config: TrainConfig | None = None,
              folder: str | os.PathLike[str] = "run", *, resume: bool = False, device: str | torch.device = "cpu",
              show_progress: bool | None = None) -> TrainResult:
-    """Finetune a converted spiking network, adversarially with RFGSM by default (Özdenizci & Legenstein, TMLR 2024, section 3.3).
+    """Finetune a converted spiking network adversarially (Özdenizci & Legenstein, TMLR 2024, section 3.3, is the preset "paper").
 
     Weights, batch norm and (with `learn_thresholds`) firing thresholds are trained through the model's own surrogate, thresholds
     kept at `threshold_min` or above. Everything else as `train_ann`; default: `PRESETS["finetune"]["default"]`.

@@ -66,6 +66,21 @@ def test_value_and_gradient_follow_the_formula(toy, method):
     assert loss.facts["loss"] == loss.total.item()
 
 
+@pytest.mark.parametrize("method", ["trades", "trades-rfgsm"])
+def test_trades_can_attack_the_cross_entropy(toy, method):
+    model, (x, y, ids) = Linear(), batch()
+    config = toy.config(method=method, eps=0.1, attack_steps=3, alpha=0.04, beta=5, attack_loss="ce")
+    loss = LOSSES[method](model, x, y, ids, config, 7).total.item()
+    attack = PGD(eps=0.1, steps=3) if method == "trades" else RFGSM(eps=0.1, alpha=0.04)
+    with torch.no_grad():
+        clean, adversarial = model(x), model(attack(model, x, y, seed=7, ids=ids))
+        p, log_q = clean.softmax(1), adversarial.log_softmax(1)
+        expected = torch.nn.functional.cross_entropy(clean, y) + 5 * (p * (p.log() - log_q)).sum(1).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+    kl = LOSSES[method](model, x, y, ids, config.model_copy(update={"attack_loss": "kl"}), 7).total.item()
+    assert kl != pytest.approx(loss, rel=1e-6)
+
+
 def test_batch_norm_sees_clean_then_adversarial_images_in_training_mode(toy):
     model, (x, y, ids) = toy.ann(dropout=0.0).train(), batch()
     x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(3))
