@@ -49,7 +49,8 @@ def _facts() -> dict[str, Any]:
     import torch
 
     from sj_robust.files import zoo_root
-    from sj_robust.neuron import available_backends
+    from sj_robust.neuron.compiler import cpu_kernel_status
+    from sj_robust.neuron.cupy_backend import cupy_status
 
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
     return {
@@ -58,7 +59,9 @@ def _facts() -> dict[str, Any]:
         "processors": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
         "devices": devices,
-        "neuron backends": sorted(available_backends()),
+        "neuron backend torch": "always there",
+        "neuron backend cpu": cpu_kernel_status(),
+        "neuron backend cupy": cupy_status(),
         "zoo": str(zoo_root()),
         "packages": {name: _version(name) for name in PACKAGES},
     }

@@ -1,6 +1,7 @@
 """The learnable-threshold LIF node, its surrogates and views, and its backends."""
 
 from sj_robust.neuron import cpu_backend as cpu_backend
+from sj_robust.neuron import cupy_backend as cupy_backend
 from sj_robust.neuron import torch_backend as torch_backend
 from sj_robust.neuron.backend import Multistep, available_backends, register_backend, select_backend
 from sj_robust.neuron.lif import Reset, ThresholdLIF

@@ -53,7 +53,7 @@ def _kernel():  # type: ignore[no-untyped-def]  # ctypes attributes have no type
 
 
 def _automatic(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and cpu_library() is not None
+    return x.device.type == "cpu" and x.dtype in fused.DTYPES and cpu_library() is not None
 
 
 register_backend("cpu", fused.multistep, automatic=_automatic)

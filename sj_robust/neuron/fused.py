@@ -1,7 +1,7 @@
 """The fused backends as torch custom ops: one formula for autograd, one kernel per device.
 
 `sj_robust::lif_spikes` and `sj_robust::lif_forward` (which also keeps the potential) run all T steps of a layer from rest;
-`sj_robust::lif_backward` goes back through them. Each device adds its kernel: cpu_backend here, cupy_backend on CUDA.
+`sj_robust::lif_backward` goes back through them. Each device adds its kernel: cpu_backend and cupy_backend.
 torch.compile sees them as opaque ops with known shapes and does not break its graph.
 """
 
@@ -15,22 +15,29 @@ from torch import Tensor
 from sj_robust.neuron import torch_backend
 from sj_robust.neuron.surrogate import SURROGATE_NAMES, Surrogate
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of inputs; the state is float32 in any case
+
 
 def multistep(x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, surrogate: Surrogate) -> Tensor:
-    """All T steps of a layer from rest; see `sj_robust.neuron.backend.Multistep`. Anything but float32 takes the torch backend."""
-    if not takes(x, v_threshold):
+    """All T steps of a layer from rest; see `sj_robust.neuron.backend.Multistep`.
+
+    What the kernels do not know takes the torch backend: float64, and thresholds that are neither one nor one per channel.
+    """
+    if not _takes(x, v_threshold):
         return torch_backend.multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=surrogate)
+    if not x.dtype == v_threshold.dtype == torch.float32:
+        wide = multistep(x.float(), v_threshold.float(), leak=leak, soft_reset=soft_reset, surrogate=surrogate)
+        return wide.to(x.dtype)
     x = dense(x)
     if not (torch.is_grad_enabled() and (x.requires_grad or v_threshold.requires_grad)):
         return lif_spikes(x, v_threshold, leak, soft_reset)
     return lif_forward(x, v_threshold, leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma)[0]
 
 
-def takes(x: Tensor, v_threshold: Tensor) -> bool:
-    """Whether the kernels know this layer: float32, one threshold for all or one per channel (dimension 1 of a step)."""
-    return x.dtype == v_threshold.dtype == torch.float32 and x.dim() >= 2 and x.numel() > 0 and (
-        v_threshold.numel() == 1 or (x.dim() >= 3 and v_threshold.numel() == x.shape[2] == v_threshold.shape[2 - x.dim()])
-    )
+def _takes(x: Tensor, v_threshold: Tensor) -> bool:
+    if not (x.dtype in DTYPES and v_threshold.dtype in DTYPES and x.dim() >= 2 and x.numel()):
+        return False
+    return v_threshold.numel() == 1 or v_threshold.shape == (*x.shape[2:3], *(1,) * (x.dim() - 3))
 
 
 def dense(x: Tensor) -> Tensor:

@@ -88,9 +88,25 @@ def test_channels_last_stays_channels_last_in_spikes_and_gradients() -> None:
 def test_auto_takes_the_kernel_for_float32_and_torch_for_the_rest() -> None:
     assert select_backend("auto", torch.zeros(1, 1)) is fused.multistep
     assert select_backend("auto", torch.zeros(1, 1, dtype=torch.float64)) is not fused.multistep
-    half = ThresholdLIF(0.5, backend="cpu").bfloat16()(torch.ones(2, 3, dtype=torch.bfloat16))  # named, but not its kind
-    assert half.dtype == torch.bfloat16
-    assert half.all()
+    double = ThresholdLIF(0.5, backend="cpu").double()(torch.ones(2, 3, dtype=torch.float64))  # named, but not its kind
+    assert double.dtype == torch.float64
+    assert double.all()
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_inputs_are_integrated_in_float32(dtype: torch.dtype) -> None:
+    x = torch.rand(40, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).div(50)
+    node = ThresholdLIF(0.4, backend="cpu")
+    expected = node(x.float())
+    assert 0 < expected.mean() < 1
+    wide, narrow = x.float().requires_grad_(), x.clone().requires_grad_()
+    for inputs in (wide, narrow):
+        spikes = node(inputs)
+        assert spikes.dtype == inputs.dtype
+        assert torch.equal(spikes.float(), expected)
+        spikes.sum().backward()
+    assert torch.equal(narrow.grad, wide.grad.to(dtype))
 
 
 @needs_kernel

@@ -38,7 +38,7 @@ def test_there_are_all_72_cases() -> None:
     assert len(CASES) == 72
 
 
-@pytest.mark.parametrize("backend", available_backends())
+@pytest.mark.parametrize("backend", [name for name in available_backends() if name != "cupy"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['key']}-{case['surrogate']}-{case['gamma']}")
 def test_spikes_and_gradients_equal_the_reference(case: dict[str, Any], backend: str) -> None:
     node, key = node_of(case, backend), case["key"]
