@@ -12,7 +12,7 @@ import pytest
 
 import sj_robust
 
-COMMANDS = ["list", "info", "train-ann", "convert", "finetune", "evaluate", "card", "run", "demo", "doctor"]
+COMMANDS = ["list", "info", "train-ann", "convert", "finetune", "evaluate", "card", "run", "bench", "demo", "doctor"]
 HELP_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # importing it is now an error

@@ -1,0 +1,141 @@
+"""The benchmark itself: one process per side, taking turns, so that slow drifts of the machine hit all sides alike."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from pydantic import ValidationError
+
+from sj_robust.benchmark.report import BenchReport, BenchSettings, Measurement
+from sj_robust.benchmark.sides import SIDES, UNIT
+from sj_robust.benchmark.tasks import TASKS, can
+from sj_robust.benchmark.worker import serve
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.facts import versions
+from sj_robust.neuron.compiler import cpu_kernel_status
+from sj_robust.progress import bar
+
+Times = dict[tuple[str, str], list[tuple[float, int | None]]]  # (side, task) → seconds and peak bytes of each repeat
+
+
+def bench(*, show_progress: bool | None = None, **settings: Any) -> BenchReport:
+    """Time every task on every side, `repeats` times in turn after one untimed round; see BenchSettings for the keywords.
+
+    Raises SJRobustError for unknown sides, tasks or settings, and when a side fails.
+    """
+    chosen = _settings(settings)
+    times: Times = {}
+    thresholds: dict[str, dict[str, float]] = {}
+    jobs = [(task, side) for task in chosen.tasks for side in chosen.sides if can(side, task)]
+    steps = len(jobs) * (chosen.repeats + 1)
+    with _workers(chosen) as (pipes, threads), bar("benchmark", steps, unit="steps", show=show_progress) as status:
+        for task in chosen.tasks:
+            for turn in range(chosen.repeats + 1):
+                for side in (side for side in chosen.sides if can(side, task)):
+                    status.note(f"{task} {side}")
+                    pipes[side].send(task)
+                    seconds, peak, result = _answer(pipes[side], side)
+                    if turn:  # the first warms up
+                        times.setdefault((side, task), []).append((seconds, peak))
+                    if result:
+                        thresholds[side] = result
+                    status.advance(1)
+    return BenchReport(
+        settings=chosen,
+        measurements=tuple(_measurement(task, side, times, chosen) for task, side in jobs),
+        threshold_difference=_difference(list(thresholds.values())),
+        machine=_machine(threads),
+        versions=versions(),
+    )
+
+
+def _settings(given: dict[str, Any]) -> BenchSettings:
+    try:
+        chosen = BenchSettings(**given)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise SJRobustError(f"benchmark setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}") from None
+    usable = [side for side in SIDES if not (side == "cpu" and (chosen.device != "cpu" or cpu_kernel_status() != "fused"))
+              and not (side == "cupy" and not chosen.device.startswith("cuda"))]  # fmt: skip
+    sides = chosen.sides or tuple(usable)
+    for name, known, what in [*((side, usable, "side") for side in sides), *((task, list(TASKS), "task") for task in chosen.tasks)]:
+        if name not in known:
+            raise SJRobustError(f"unknown {what} {name!r} for a benchmark here: expected some of {', '.join(known)}")
+    return chosen.model_copy(update={"sides": tuple(dict.fromkeys(sides)), "tasks": tuple(dict.fromkeys(chosen.tasks))})
+
+
+@contextmanager
+def _workers(settings: BenchSettings) -> Iterator[tuple[dict[str, Connection], int]]:
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    try:
+        for side in settings.sides:
+            pipes[side], theirs = context.Pipe()
+            process = context.Process(target=serve, args=(theirs, side, settings), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+        yield pipes, max(_answer(pipe, side) for side, pipe in pipes.items())
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _answer(pipe: Connection, side: str) -> Any:
+    try:
+        value, error = pipe.recv()
+    except EOFError:
+        raise SJRobustError(f"the process of side {side} ended: out of memory? Try a smaller --batch-size or fewer --timesteps") from None
+    if error is not None:
+        raise SJRobustError(f"side {side}: {error}")
+    return value
+
+
+def _measurement(task: str, side: str, times: Times, settings: BenchSettings) -> Measurement:
+    unit = times.get((UNIT, task))
+    factor = 1 if task == "balance" else settings.timesteps
+    peaks = [peak for _, peak in times[side, task] if peak is not None]
+    return Measurement(
+        side=side,
+        task=task,
+        seconds=tuple(seconds for seconds, _ in times[side, task]),
+        unit_seconds=factor * median(seconds for seconds, _ in unit) if unit else None,
+        images=settings.calibration_batches * settings.calibration_batch_size if task == "balance" else settings.batch_size,
+        peak_bytes=max(peaks, default=None),
+    )
+
+
+def _difference(found: list[dict[str, float]]) -> float | None:
+    """The largest relative difference of a threshold between any side and the first."""
+    if len(found) < 2:
+        return None
+    return max(abs(one[name] / value - 1) for one in found[1:] for name, value in found[0].items())
+
+
+def _machine(threads: int) -> dict[str, str | int]:
+    kept = [name for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD") if os.environ.get(name)]
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "threads": threads,
+        "system": platform.platform(),
+        "allocator": " ".join(f"{name}={os.environ[name]}" for name in kept) or "as it is",
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
