@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from sj_robust.allocator import allocator_name
 from sj_robust.benchmark.report import BenchReport, BenchSettings, Measurement
 from sj_robust.benchmark.sides import SIDES, UNIT
 from sj_robust.benchmark.tasks import TASKS, can
@@ -123,13 +124,12 @@ def _difference(found: list[dict[str, float]]) -> float | None:
 
 
 def _machine(threads: int) -> dict[str, str | int]:
-    kept = [name for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "LD_PRELOAD") if os.environ.get(name)]
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         "threads": threads,
         "system": platform.platform(),
-        "allocator": " ".join(f"{name}={os.environ[name]}" for name in kept) or "as it is",
+        "allocator": allocator_name(),
     }
 
 

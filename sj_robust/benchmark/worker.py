@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sj_robust.allocator import keep_large_blocks
 from sj_robust.benchmark.report import BenchSettings
 from sj_robust.benchmark.sides import UNIT, make
 from sj_robust.benchmark.tasks import TASKS, Work
@@ -28,7 +29,9 @@ def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
         base = _resident()
         pipe.send((torch.get_num_threads(), None))
         while task := pipe.recv():
-            pipe.send((_timed(partial(TASKS[task], work), base, torch.device(settings.device)), None))
+            # as the package itself does: loops keep their blocks, a conversion needs its memory
+            with nullcontext() if task == "balance" else keep_large_blocks():
+                pipe.send((_timed(partial(TASKS[task], work), base, torch.device(settings.device)), None))
     except (EOFError, KeyboardInterrupt):
         pass
     except Exception as error:

@@ -28,9 +28,10 @@ def balance_thresholds(
     Every layer is computed once per batch, O(L) in depth: one thread per batch runs the ordinary forward pass and waits at
     each node until all batches have arrived there and the threshold is known. Only one thread computes at a time.
 
-    Memory: all batches wait with the tensors their forward pass holds at that point, a node's input and whatever skip
-    connections keep alive: at most B·N·T·(largest C·H·W of a node)·4 bytes, times 1 + the number of tensors kept by skip
-    connections (2 in a residual network), plus the working set of one batch.
+    Memory: all batches wait with the tensors their forward pass holds at that point: a node's input, what skip connections
+    keep alive, and the inputs of the containers around it. That is at most B·N·T·(largest C·H·W of a node)·4 bytes, times 1
+    in a plain chain of layers and 3 in a residual network of stages (node input, block input, stage input), plus the working
+    set of one batch: its convolution's buffers, the batch norm's output and the values that the percentile sorts.
 
     Raises whatever the forward pass raises; thresholds are then undefined.
     """

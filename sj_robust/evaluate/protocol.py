@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import GradientView, LinfAttack, evaluation_mode, parse_attack
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
@@ -72,7 +73,7 @@ def evaluate(
     seen = _views(model, views)
     where = _device(model, device)
     bench = Bench(model.to(where), dataset, where, batch_size)
-    with evaluation_mode(model), _true_forward(model), count_passes(model, bench.passes):
+    with keep_large_blocks(), evaluation_mode(model), _true_forward(model), count_passes(model, bench.passes):
         num_classes = _check_fit(bench, total)
         predicted, activity = _clean_pass(bench, total, show_progress)
         labels = dataset.labels[:total].cpu()

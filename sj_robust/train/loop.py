@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import PGD, evaluation_mode
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
@@ -31,7 +32,8 @@ def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Pa
     progress, saved = _begin(folder, resume, Progress(kind=kind, config=config, fingerprint=dataset.fingerprint, total_steps=plan.total))
     model.to(device).to(memory_format=torch.channels_last).train()
     weights = _weights(model)
-    with reproducible(device), frozen_thresholds(model, not config.learn_thresholds), deferred_interrupt() as interrupted:
+    fixed = frozen_thresholds(model, not config.learn_thresholds)
+    with keep_large_blocks(), reproducible(device), fixed, deferred_interrupt() as interrupted:
         optimizer = make_optimizer(model, config)
         ema = average.start(weights) if config.ema else {}
         best = average.start(weights)
