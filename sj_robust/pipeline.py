@@ -37,6 +37,7 @@ from sj_robust.progress import bar
 from sj_robust.recipe import ConvertSettings, Recipe
 from sj_robust.source import call_builder, facts_of, fingerprint, open_ann
 from sj_robust.train import TrainResult, finetune, train_ann
+from sj_robust.train.config import FREE_FIELDS
 
 _RESERVED = {"ann", "converted", "finetuned", "evaluated"}
 
@@ -143,7 +144,7 @@ class _Run:
         ann = self.stage(
             "ann",
             {
-                "ann": _settings(recipe.ann, {"name": True, "train": {"checkpoint_minutes"}}),
+                "ann": _settings(recipe.ann, {"name": True, "train": FREE_FIELDS}),
                 "source": fingerprint(recipe.ann),
                 "seed": recipe.seed,
             },
@@ -159,7 +160,7 @@ class _Run:
         if recipe.finetune:
             snn = self.stage(
                 "finetuned",
-                {"finetune": _settings(recipe.finetune, {"checkpoint_minutes": True}), "converted": _identity(snn)},
+                {"finetune": _settings(recipe.finetune, FREE_FIELDS), "converted": _identity(snn)},
                 self.make_finetuned,
                 trains_on=self.train,
             )

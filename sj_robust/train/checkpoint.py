@@ -15,10 +15,9 @@ from torch import Tensor
 
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_path
-from sj_robust.train.config import Kind, TrainConfig
+from sj_robust.train.config import FREE_FIELDS, Kind, TrainConfig
 
 STATE_FILE = "state.safetensors"
-FREE_FIELDS = frozenset({"checkpoint_minutes"})  # the only setting without a say in weights or log: it may change on resume
 
 
 class Validation(BaseModel):

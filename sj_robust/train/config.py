@@ -63,6 +63,7 @@ class TrainConfig(BaseModel):
     validate_every: float = Field(default=1, gt=0, le=10_000, description="epochs between validations")
     seed: int = Field(default=0, ge=0, lt=2**31)
     checkpoint_minutes: float = Field(default=10, gt=0, le=1e6, description="minutes between saved states (and one every epoch)")
+    checkpointing: bool = Field(default=False, description="recompute each block in the backward pass, to save memory; same weights")
     log_every: int = Field(default=20, ge=1, le=1_000_000, description="steps per line of log.jsonl")
 
     @model_validator(mode="after")
@@ -81,6 +82,8 @@ _SNN_PAPER = TrainConfig(method="trades-rfgsm", epochs=60, batch_size=64, lr=1e-
                          eps=2 / 255, alpha=1 / 255, beta=2, augmentation="crop-flip-cutout")
 _SNN_DEFAULT = TrainConfig(method="pgd", epochs=2, batch_size=64, lr=0.02, schedule="cosine", eps=4 / 255, beta=2, validation=500,
                            validation_steps=3, validate_every=0.5)
+
+FREE_FIELDS = {"checkpoint_minutes", "checkpointing"}  # without a say in weights or log: they may change on resume
 
 PRESETS: dict[Kind, dict[str, TrainConfig]] = {
     "ann": {"paper": _ANN_PAPER, "default": _ANN_DEFAULT},

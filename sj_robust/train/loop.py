@@ -18,6 +18,7 @@ from sj_robust.train.checkpoint import Groups, Progress, Validation, check_same_
 from sj_robust.train.config import Kind, TrainConfig, learning_rate
 from sj_robust.train.log import Log, draw_curves
 from sj_robust.train.loss import LOSSES
+from sj_robust.train.memory import checkpointed_blocks
 from sj_robust.train.optimizer import clamp_thresholds, frozen_thresholds, make_optimizer, momentum_buffers
 from sj_robust.train.plan import Plan
 from sj_robust.train.session import Stopwatch, deferred_interrupt, reproducible
@@ -68,7 +69,8 @@ def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Pa
                     break
 
                 training.restart()
-                facts = train_step(model, optimizer, next(stream), config, plan, step, folder)
+                with checkpointed_blocks(model, config.checkpointing):
+                    facts = train_step(model, optimizer, next(stream), config, plan, step, folder)
                 if config.ema:
                     average.update(ema, weights, config.ema, step)
                 progress.step += 1
