@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sj_robust.errors import SJRobustError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -65,6 +71,35 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old version
+
+
+@contextmanager
+def only_one(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Hold `folder`, made where it is missing, against other processes while the block runs. A .lock left by a kill means nothing.
+
+    Raises SJRobustError, naming `what` is going on there, where another process holds it. Does nothing on Windows.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = Path(folder)
+    fresh = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    with open(path / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks
+                yield
+                return
+            raise SJRobustError(f"another process has {what} in {path}: wait for it, stop it, or choose another folder") from None
+        try:
+            yield
+        finally:
+            (path / ".lock").unlink(missing_ok=True)
+            if fresh:
+                with suppress(OSError):  # not empty: as it should be
+                    path.rmdir()
 
 
 def _exchange(one: Path, other: Path) -> bool:

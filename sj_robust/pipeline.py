@@ -28,7 +28,7 @@ from sj_robust.convert import convert
 from sj_robust.data import ImageDataset, calibration_batches, load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
-from sj_robust.files import sha256, write_atomic
+from sj_robust.files import only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -123,7 +123,8 @@ def run(
     """
     if recipe.name in _RESERVED:
         raise SJRobustError(f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use ARCH-snn-tT.DATASET_THREAT_METHOD")
-    return _Run(recipe, Path(folder), data or recipe.dataset, device, show_progress, say).all_stages()
+    with only_one(folder, "a run going on"):
+        return _Run(recipe, Path(folder), data or recipe.dataset, device, show_progress, say).all_stages()
 
 
 @dataclass

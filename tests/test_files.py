@@ -8,7 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from sj_robust.files import atomic_folder, atomic_path, sha256, write_atomic
+from sj_robust.errors import SJRobustError
+from sj_robust.files import atomic_folder, atomic_path, only_one, sha256, write_atomic
+
+HOLDER = '''
+import sys, time
+from sj_robust.files import only_one
+with only_one(sys.argv[1], "a run going on"):
+    print("held", flush=True)
+    time.sleep(600)
+'''
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(SJRobustError, match="another process has a run going on"), only_one(tmp_path, "a run going on"):
+            pass
+        holder.kill()
+    with only_one(tmp_path, "a run going on"):
+        pass
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:

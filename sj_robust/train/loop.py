@@ -12,6 +12,7 @@ from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import PGD, evaluation_mode
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
+from sj_robust.files import only_one
 from sj_robust.progress import bar
 from sj_robust.train import average
 from sj_robust.train.checkpoint import Groups, Progress, Validation, check_same_run, exists, load_state, restore, save_state
@@ -29,6 +30,12 @@ DRAW_SECONDS = 30  # drawing takes a second: curves.png is remade at a validatio
 def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, *, kind: Kind, resume: bool,
         device: torch.device, show_progress: bool | None) -> tuple[Progress, Plan]:
     """Train `model` in place until it holds the weights that were best on the held-out images. See `train_ann` for the contract."""
+    with only_one(folder, "a training going on"):
+        return _fit(model, dataset, config, folder, kind=kind, resume=resume, device=device, show_progress=show_progress)
+
+
+def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, *, kind: Kind, resume: bool,
+         device: torch.device, show_progress: bool | None) -> tuple[Progress, Plan]:
     plan = Plan.make(dataset, config)
     progress, saved = _begin(folder, resume, Progress(kind=kind, config=config, fingerprint=dataset.fingerprint, total_steps=plan.total))
     model.to(device).to(memory_format=torch.channels_last).train()
