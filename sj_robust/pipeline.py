@@ -214,6 +214,7 @@ class _Run:
         settings = self.recipe.evaluate.model_dump(exclude={"views", "converted"})
         views = None if kind == "ann" else self.recipe.evaluate.views  # an ANN has its exact gradient only
         path = self.folder / "evaluated" / f"{kind}.json"
+        journal = path.with_suffix(".partial")
 
         def work(_: Path) -> None:
             report = evaluate(
@@ -221,11 +222,13 @@ class _Run:
                 self.test,
                 views=views,
                 seed=self.recipe.seed,
+                journal=journal,
                 device=self.device,
                 show_progress=self.show,
                 **settings,
             )
             write_atomic(path, report.to_json())
+            journal.unlink(missing_ok=True)
 
         made_from = {
             "settings": settings,

@@ -10,10 +10,14 @@ import typer
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
 from sj_robust.cli.options import Args, arguments
 
+AGAIN = "the same command goes on where it stopped if it has --out or --record"
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    command(app, "evaluate", "sj-robust evaluate runs/snn --data cifar10 --eps 2/255 --eps 8/255 --max-images 500 --record")(evaluate)
+    command(app, "evaluate", "sj-robust evaluate runs/snn --data cifar10 --eps 2/255 --eps 8/255 --max-images 500 --record", again=AGAIN)(
+        evaluate
+    )
     command(app, "card", "sj-robust card runs/snn")(card)
 
 
@@ -48,7 +52,8 @@ def evaluate(
 ) -> None:
     """Measure clean accuracy, and robust accuracy against every attack through every gradient view.
 
-    An image counts as robust only if it survives all of them, judged by the true spiking forward pass.
+    An image counts as robust only if it survives all of them, judged by the true spiking forward pass. With --out or --record
+    what is done is kept beside the report, and the same command goes on there after an interruption.
     """
     from sj_robust import evaluate as measure
     from sj_robust.data import load_dataset
@@ -64,6 +69,9 @@ def evaluate(
     chosen = None if views == "all" or not isinstance(classifier, SpikingClassifier) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")
+    folder = zoo.resolve(checkpoint) if record else None
+    kept = out or (folder and folder / "evaluation.json")
+    journal = kept and Path(f"{kept}.partial")
     report = measure(
         classifier,
         dataset,
@@ -74,15 +82,17 @@ def evaluate(
         max_images=max_images,
         batch_size=batch_size,
         seed=seed,
+        journal=journal,
         device=where,
     )
     if out:
         write_atomic(out, report.to_json())
         say(f"report: {out}")
-    if record:
-        folder = zoo.resolve(checkpoint)
+    if folder:
         record_in(folder, report=report)
         say(f"recorded: {folder / 'evaluation.json'}; sj-robust card {folder} writes it into the card")
+    if journal:
+        journal.unlink(missing_ok=True)
     print(report.to_json().rstrip() if as_json else report.summary())
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from sj_robust.attack import LinfAttack
 from sj_robust.evaluate.bench import Bench
+from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.report import Accuracy, JointResult, RobustResult, ViewResult, eps_name
 from sj_robust.progress import Bar
 
@@ -23,12 +25,14 @@ class Outcome:
 
 
 def attack_ensemble(
-    bench: Bench, correct: Tensor, plan: list[list[LinfAttack]], views: dict[str, nn.Module], *, survivors_only: bool, seed: int, bar: Bar
+    bench: Bench, correct: Tensor, plan: list[list[LinfAttack]], views: dict[str, nn.Module], journal: Journal, *,
+    survivors_only: bool, seed: int, bar: Bar,
 ) -> Outcome:
     """Attack the images that are right as they are.
 
     `correct` bool [n]: clean outcome of each evaluated image. `plan`: for each eps, ascending, its attacks in order.
-    `views`: the model as each view shows it, in order. The joint result is an intersection, so the order decides the cost and nothing else.
+    `views`: the model as each view shows it, in order. `journal`: what is done already.
+    The joint result is an intersection, so the order decides the cost and nothing else.
     """
     total, attackable = len(correct), correct.nonzero().flatten()
     broken_by: list[str | None] = [None] * total
@@ -48,8 +52,9 @@ def attack_ensemble(
                 given = attackable[~broken[attackable]] if survivors_only else attackable
                 bar.note(f"eps {eps_name(attack.eps)} {attack.name} {view}: {len(given)} images")
                 work = attack.iterations * len(attackable) / max(1, len(given))
-                hit = bench.broken(attack, seen, view, given, noise_seed(seed, attack, view), _advance(bar, work))
-                if not len(given):
+                search = partial(bench.broken, attack, seen, view, given, noise_seed(seed, attack, view), _advance(bar, work))
+                hit, known = journal.broken(f"{eps_name(attack.eps)} {attack.name} {view}", given, bench.passes, search)
+                if known or not len(given):
                     bar.advance(attack.iterations * len(attackable))
                 fallen = given[hit]
                 by_view = torch.zeros(total, dtype=torch.bool).index_fill_(0, fallen, True)

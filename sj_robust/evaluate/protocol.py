@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, count_passes
 from sj_robust.evaluate.ensemble import attack_ensemble
+from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
 from sj_robust.model import SpikingClassifier
 from sj_robust.neuron import ENSEMBLE_VIEWS, Surrogate, View, parse_view, view_name
@@ -41,6 +44,7 @@ def evaluate(
     max_images: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    journal: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     show_progress: bool | None = None,
 ) -> Report:
@@ -59,6 +63,8 @@ def evaluate(
             every image, at several times the cost, so that the report has each one's accuracy alone.
         max_images: the first so many images only.
         seed: noise depends on (seed, attack, view, index of the image) alone.
+        journal: a file that keeps what is done, attack by attack and view by view, so that the same call goes on there after a
+            kill, to the same report but for its time, also with another batch size or device. To be removed once the report is safe.
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
@@ -80,7 +86,14 @@ def evaluate(
         correct = predicted == labels
         steps = sum(attack.iterations for at_eps in plan for attack in at_eps) * len(seen) * int(correct.sum())
         with bar("attacks", steps, unit="gradients", show=show_progress) as progress:
-            outcome = attack_ensemble(bench, correct, plan, seen, survivors_only=survivors_only, seed=seed, bar=progress)
+            notes = Journal.open(None if journal is None else Path(journal), {
+                "weights": facts.weights_sha256(model), "settings": model.settings if isinstance(model, SpikingClassifier) else None,
+                "images": dataset.fingerprint, "predicted": predicted.tolist(), "plan": [[attack.settings for attack in at] for at in plan],
+                "views": list(seen), "survivors_only": survivors_only, "seed": seed,
+            })  # fmt: skip
+            earlier, bench.passes.forward = notes.seconds, bench.passes.forward + notes.passes.forward
+            bench.passes.backward += notes.passes.backward
+            outcome = attack_ensemble(bench, correct, plan, seen, notes, survivors_only=survivors_only, seed=seed, bar=progress)
     attack_names = [attack.name for attack in plan[0]] if plan else []
     return Report(
         model=facts.model_facts(model, num_classes),
@@ -95,7 +108,7 @@ def evaluate(
                           batch_size=batch_size, seed=seed, ball_tolerance=BALL_TOLERANCE, device=facts.device_name(where)),
         forward_images=bench.passes.forward,
         backward_images=bench.passes.backward,
-        seconds=time.monotonic() - started,
+        seconds=earlier + time.monotonic() - started,
         versions=facts.versions(),
     )
 
