@@ -91,7 +91,7 @@ PRESETS: dict[Kind, dict[str, TrainConfig]] = {
 }
 """`paper`: the settings of Özdenizci & Legenstein (TMLR 2024), with weight decay on every parameter as their code has it, but the
 best epoch picked on held-out training images. `default`: what pays on a small budget, for the adversary of 4/255; for spiking networks
-one-step PGD training, which in equal time beat TRADES-RFGSM at every eps on held-out training images (README)."""
+one-step PGD training, which in equal time did best on held-out training images (scripts/finetuning_methods.py)."""
 
 
 def preset(kind: Kind, name: str = "default", **changes: Any) -> TrainConfig:
