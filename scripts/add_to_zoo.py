@@ -19,8 +19,13 @@ def main(run: Path) -> None:
     folders = [path.parent for path in sorted(run.glob("*/evaluation.json")) if path.parent.suffix != ".previous"]
     if not folders:
         sys.exit(f"{run} holds no evaluated checkpoint: finish `sj-robust run` first")
+    known = {read_config(entry.folder).weights.sha256: entry.name for entry in zoo.list_models()}
     for folder in folders:
         name = read_config(folder).name
+        there = known.get(read_config(folder).weights.sha256)
+        if there and there != name:
+            print(f"{folder} is {there}, which the zoo has")
+            continue
         if not name:
             sys.exit(f"{folder} has no name: give the recipe's ann a name")
         entry = zoo.add(folder, name)
