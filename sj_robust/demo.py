@@ -18,7 +18,7 @@ NAME = "resnet20-snn-t4.sample_linf_pgd"
 
 
 def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:
-    """The demo as a recipe: small enough for 4 minutes on 2 cores, so few calibration images, a dozen steps of finetuning, few views."""
+    """The demo as a recipe: small enough for 4 minutes on 2 cores, so few calibration images, one epoch of 29 steps, few views."""
     return make_recipe(
         {
             "name": NAME,
@@ -26,7 +26,7 @@ def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:
             "seed": seed,
             "ann": {"checkpoint": ann},
             "convert": {"timesteps": 4, "calibration_timesteps": 32, "batches": 4, "batch_size": 32},
-            "finetune": {"preset": "default", "epochs": 0.4, "validation": 100, "validate_every": 1},
+            "finetune": {"preset": "default", "epochs": 1, "validation": 100, "validate_every": 1},
             "evaluate": {
                 "eps": ["2/255", "4/255", "8/255"],
                 "attacks": ["fgsm", "pgd10"],
