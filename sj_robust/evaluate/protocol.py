@@ -86,8 +86,9 @@ def evaluate(
         correct = predicted == labels
         steps = sum(attack.iterations for at_eps in plan for attack in at_eps) * len(seen) * int(correct.sum())
         with bar("attacks", steps, unit="gradients", show=show_progress) as progress:
+            described = facts.model_facts(model, num_classes)
             notes = Journal.open(None if journal is None else Path(journal), {
-                "weights": facts.weights_sha256(model), "settings": model.settings if isinstance(model, SpikingClassifier) else None,
+                "weights": described.weights_sha256, "settings": described.settings,
                 "images": dataset.fingerprint, "predicted": predicted.tolist(), "plan": [[attack.settings for attack in at] for at in plan],
                 "views": list(seen), "survivors_only": survivors_only, "seed": seed,
             })  # fmt: skip
@@ -96,7 +97,7 @@ def evaluate(
             outcome = attack_ensemble(bench, correct, plan, seen, notes, survivors_only=survivors_only, seed=seed, bar=progress)
     attack_names = [attack.name for attack in plan[0]] if plan else []
     return Report(
-        model=facts.model_facts(model, num_classes),
+        model=described,
         dataset=facts.dataset_facts(dataset, total),
         clean=Accuracy.of(int(correct.sum()), total),
         joint=outcome.joint,
