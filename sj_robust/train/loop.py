@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,10 +53,12 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
         log, stream = Log(folder, progress.log_bytes), plan.batches(progress.step)
         clock, training, unsaved, undrawn = Stopwatch(progress.seconds), Stopwatch(), Stopwatch(), Stopwatch()
         images, done = plan.total * config.batch_size, progress.step * config.batch_size
+        unread: list[dict[str, Tensor]] = []  # facts of the last steps, still on the device
         with log, bar("training", images, done=done, show=show_progress) as status:
             while not progress.finished:
                 step = progress.step
                 if plan.validates(step) and not progress.validated:
+                    _read(unread, progress, folder)
                     with average.swapped(weights, ema):
                         result = validate(model, plan.held_out, config, step, interrupted)
                         if result and progress.add(result):
@@ -64,6 +67,7 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
                         log.write(event="validation", epoch=plan.epoch(step), **result.model_dump(), seconds=round(clock.seconds, 1))
                 stop = interrupted()
                 if stop or step % plan.per_epoch == 0 or progress.finished or unsaved.seconds > 60 * config.checkpoint_minutes:
+                    _read(unread, progress, folder)
                     progress.log_bytes, progress.seconds = log.sync(), clock.seconds
                     save_state(folder, progress, groups)
                     unsaved.restart()
@@ -77,16 +81,19 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
 
                 training.restart()
                 with checkpointed_blocks(model, config.checkpointing):
-                    facts = train_step(model, optimizer, next(stream), config, plan, step, folder)
+                    unread.append(train_step(model, optimizer, next(stream), config, plan, step))
                 if config.ema:
                     average.update(ema, weights, config.ema, step)
                 progress.step += 1
-                progress.training_seconds += training.seconds
+                reading = progress.step % config.log_every == 0 or progress.step == plan.total
+                if reading:
+                    _read(unread, progress, folder)
+                progress.training_seconds += training.seconds  # read first: on a GPU the steps only end there
                 status.advance(config.batch_size)
-                status.note(" ".join(f"{name} {facts[name]:.3f}" for name in ("loss", "clean", "robust") if name in facts))
-                progress.collect(facts)
-                if progress.step % config.log_every == 0 or progress.step == plan.total:
-                    log.write(event="train", epoch=plan.epoch(progress.step), step=progress.step, **progress.means(),
+                if reading:
+                    means = progress.means()
+                    status.note(" ".join(f"{name} {means[name]:.3f}" for name in ("loss", "clean", "robust") if name in means))
+                    log.write(event="train", epoch=plan.epoch(progress.step), step=progress.step, **means,
                               lr=learning_rate(config, step, plan.total), images_per_second=round(progress.images_per_second, 1),
                               seconds=round(clock.seconds, 1))
         average.copy(best, weights)
@@ -95,8 +102,8 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], config: TrainConfig,
-               plan: Plan, step: int, folder: Path) -> dict[str, float]:
-    """One update of `model`; the loss terms and accuracies on this batch. A loss that is not finite is never stepped on."""
+               plan: Plan, step: int) -> dict[str, Tensor]:
+    """One update of `model`; the loss terms and accuracies on this batch, left on the device: nothing here waits for it."""
     device = next(model.parameters()).device
     ids, x, y = batch[0].to(device), batch[1].to(device, memory_format=torch.channels_last), batch[2].to(device)
     seed = plan.seed(step)
@@ -104,15 +111,30 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step, plan.total)
     loss = LOSSES[config.method](model, x, y, ids, config, seed)
-    if not torch.isfinite(loss.total):
-        raise SJRobustError(f"training diverged: the loss is {loss.total.item()} at step {step}; the state in {folder} is "
-                            "the last good one. Lower lr and start again in another folder")
     optimizer.zero_grad(set_to_none=True)
     loss.total.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     if config.learn_thresholds:
         clamp_thresholds(model, config.threshold_min)
     return loss.facts
+
+
+def _read(unread: list[dict[str, Tensor]], progress: Progress, folder: Path) -> None:
+    """Fetch what the steps since the last call left behind, in one transfer, for the log.
+
+    Raises SJRobustError, naming the step, where a loss was not finite. This comes before any state is saved or validated.
+    """
+    if not unread:
+        return
+    rows = torch.stack([torch.stack([value.float() for value in facts.values()]) for facts in unread]).tolist()
+    first, names = progress.step - len(unread), list(unread[0])
+    unread.clear()
+    for step, values in enumerate(rows, start=first):
+        facts = dict(zip(names, values, strict=True))
+        if not math.isfinite(facts["loss"]):
+            raise SJRobustError(f"training diverged: the loss is {facts['loss']} at step {step}; the state in {folder} is "
+                                "the last good one. Lower lr and start again in another folder")
+        progress.collect(facts)
 
 
 def validate(model: nn.Module, held_out: ImageDataset, config: TrainConfig, step: int,

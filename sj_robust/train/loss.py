@@ -14,17 +14,20 @@ from sj_robust.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Loss:
-    """A differentiable `total` (scalar) and the plain numbers worth logging (loss terms, accuracies on this batch)."""
+    """A differentiable `total` (scalar) and the numbers worth logging (loss terms, accuracies on this batch), detached scalars.
+
+    They stay on the device: reading one would make the CPU wait for the GPU in every step.
+    """
 
     total: Tensor
-    facts: dict[str, float]
+    facts: dict[str, Tensor]
 
 
 def natural_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
     """Cross-entropy on clean images x [N,C,H,W] with labels y [N]."""
     logits = model(x)
     total = F.cross_entropy(logits, y)
-    return Loss(total, {"loss": total.item(), "clean": accuracy(logits, y)})
+    return Loss(total, {"loss": total.detach(), "clean": accuracy(logits, y)})
 
 
 def pgd_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
@@ -32,7 +35,7 @@ def pgd_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainC
     attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config))
     logits = model(attack(model, x, y, seed=seed, ids=ids))
     total = F.cross_entropy(logits, y)
-    return Loss(total, {"loss": total.item(), "robust": accuracy(logits, y)})
+    return Loss(total, {"loss": total.detach(), "robust": accuracy(logits, y)})
 
 
 def trades_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
@@ -51,7 +54,7 @@ def trades_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: Tra
     ce = F.cross_entropy(clean, y)
     kl = F.kl_div(adversarial.log_softmax(1), clean.softmax(1), reduction="batchmean")
     total = ce + config.beta * kl
-    return Loss(total, {"loss": total.item(), "ce": ce.item(), "kl": kl.item(),
+    return Loss(total, {"loss": total.detach(), "ce": ce.detach(), "kl": kl.detach(),
                         "clean": accuracy(clean, y), "robust": accuracy(adversarial, y)})
 
 
@@ -67,6 +70,6 @@ def step_size(config: TrainConfig) -> float:
     return 1.25 * config.eps if config.attack_steps == 1 else 2.5 * config.eps / config.attack_steps
 
 
-def accuracy(logits: Tensor, y: Tensor) -> float:
-    """Fraction of the N rows of `logits` [N,K] whose largest entry is at the label y [N]."""
-    return (logits.argmax(1) == y).float().mean().item()
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Fraction (scalar) of the N rows of `logits` [N,K] whose largest entry is at the label y [N]."""
+    return (logits.argmax(1) == y).float().mean()

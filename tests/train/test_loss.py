@@ -63,7 +63,7 @@ def test_value_and_gradient_follow_the_formula(toy, method):
         gradient += 5 * (np.exp(log_q) - p).T @ adversarial / len(x)
     assert loss.total.item() == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(model.weight.grad.numpy(), gradient, rtol=1e-4, atol=1e-6)
-    assert loss.facts["loss"] == loss.total.item()
+    assert loss.facts["loss"].item() == loss.total.item()
 
 
 @pytest.mark.parametrize("method", ["trades", "trades-rfgsm"])
