@@ -1,7 +1,12 @@
-"""Gradient attacks in the l∞ ball and gradient views of spiking networks."""
+"""Attacks in the l∞ and l2 balls, and gradient views of spiking networks."""
 
-from sj_robust.attack.gradient import FGSM, PGD, RFGSM, LinfAttack, parse_attack
+from sj_robust.attack.autoattack import APGD, FAB, Square
+from sj_robust.attack.base import Attack, Norm
+from sj_robust.attack.gradient import FGSM, PGD, RFGSM, SAPGD, GradientAttack
 from sj_robust.attack.mode import evaluation_mode
+from sj_robust.attack.names import parse_attack
+from sj_robust.attack.uniform import UniformNoise
 from sj_robust.attack.view import GradientView
 
-__all__ = ["FGSM", "PGD", "RFGSM", "GradientView", "LinfAttack", "evaluation_mode", "parse_attack"]
+__all__ = ["APGD", "FAB", "FGSM", "PGD", "RFGSM", "SAPGD", "Attack", "GradientAttack", "GradientView", "Norm", "Square", "UniformNoise",
+           "evaluation_mode", "parse_attack"]

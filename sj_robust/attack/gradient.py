@@ -1,49 +1,30 @@
-"""FGSM, RFGSM and PGD in the l∞ ball: one loop of start, step and projection (after Foolbox's gradient_descent_base)."""
+"""FGSM, RFGSM, PGD and SA-PGD: one loop of start, step and projection (after Foolbox's gradient_descent_base)."""
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sj_robust.attack.loss import Loss, input_gradient, objective
-from sj_robust.attack.mode import attack_mode
-from sj_robust.attack.noise import signs_like, uniform_like
-from sj_robust.errors import SJRobustError
-
-KNOWN = "fgsm, rfgsm, pgdN (N steps, for example pgd10)"
+from sj_robust.attack.base import Attack, Best, l2_norm, project, require, steepest
+from sj_robust.attack.loss import Loss, Objective, input_gradient, objective
+from sj_robust.attack.noise import normal_like, signs_like, uniform_like
+from sj_robust.attack.view import forget
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinfAttack:
-    """Signed gradient ascent on a loss, inside |x_adv − x| ≤ eps and [0, 1]. Use FGSM, RFGSM or PGD.
+class GradientAttack(Attack):
+    """Steepest ascent on a loss: "ce", "dlr" or "kl" (which needs no labels). Targeted attacks descend on "ce"."""
 
-    eps is in units of the image range [0, 1]. Calling it, `attack(model, x, y, seed=0, ids=None)`, takes images x float32
-    [N, C, H, W] in [0, 1] and labels y int64 [N] (not needed for loss="kl") and returns x_adv of the same shape and memory
-    format. The model runs in eval mode; its training flags, its parameters' requires_grad and the global random state
-    are as before afterwards, whatever happens. `ids` int64 [N] (default 0…N−1) name the images: noise depends on
-    (seed, id) alone, never on batch or order. Raises SJRobustError on settings or images out of range.
-    """
-
-    eps: float
     loss: Loss = "ce"
 
     def __post_init__(self) -> None:
-        _require(math.isfinite(self.eps) and self.eps >= 0, f"eps is {self.eps}: expected a number ≥ 0, such as 8/255")
-        _require(self.loss in ("ce", "kl"), f'loss is {self.loss!r}: expected "ce" or "kl"')
-
-    @property
-    def name(self) -> str:
-        """The name under which `parse_attack` knows it."""
-        return type(self).__name__.lower()
-
-    @property
-    def iterations(self) -> int:
-        return 1
+        super().__post_init__()
+        require(self.loss in ("ce", "kl", "dlr"), f'loss is {self.loss!r}: expected "ce", "dlr" or "kl"')
+        require(self.loss == "ce" or not self.targeted, f'a targeted attack descends on the loss "ce", not on "{self.loss}"')
 
     @property
     def stride(self) -> float:
@@ -52,43 +33,60 @@ class LinfAttack:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that defines the attack, defaults resolved, JSON-able, for reports."""
-        return {"name": self.name, **asdict(self), "step_size": self.stride}
+        return {**super().settings, "step_size": self.stride}
 
-    def start(self, x: Tensor, seed: int, ids: Tensor) -> Tensor:
+    @property
+    def last(self) -> bool:
+        """Whether the last image is wanted, not the best."""
+        return False
+
+    def start(self, x: Tensor, seed: int, ids: Tensor, restart: int) -> Tensor:
         """Where the ascent begins, [N, ...]."""
         return x
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
-        _check_batch(x, y, ids)
-        with attack_mode(model, x.device):
-            x = x.detach().clone()  # clones: inference tensors cannot take part in autograd
-            goal = objective(self.loss, model, x, None if y is None else y.detach().clone())
-            x_adv = self.start(x, seed, torch.arange(len(x), device=x.device) if ids is None else ids)
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+        goal = self.goal(model, x, y)
+        only = self.last or self.iterations * self.restarts == 1  # then there is one image to return, and nothing to compare
+        best = None if only else Best(model, x, _labels(model, x, y), self.targeted)
+        x_adv = x
+        for restart in range(self.restarts):
+            forget(model)
+            x_adv = self.start(x, seed, ids, restart)
             for _ in range(self.iterations):
-                gradient = input_gradient(model, goal, x_adv)
-                x_adv = project(x_adv + self.stride * gradient.sign(), x, self.eps)
-            return x_adv
+                gradient, logits, _ = input_gradient(model, goal, x_adv)
+                if best:
+                    best.offer(x_adv, logits)
+                x_adv = project(x_adv + self.stride * steepest(gradient, self.norm), x, self.eps, self.norm)
+            if best:
+                best.offer(x_adv)
+        return best.x_adv if best else x_adv
+
+    def goal(self, model: nn.Module, x: Tensor, y: Tensor | None) -> Objective:
+        """Logits [N, K] → values [N] to maximise."""
+        rising = objective(self.loss, model, x, y)
+        return (lambda logits: -rising(logits)) if self.targeted else rising
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM(LinfAttack):
-    """One step of length eps from x (Goodfellow et al., ICLR 2015). Only loss="ce": the gradient of KL at x itself is 0."""
+class FGSM(GradientAttack):
+    """One step of length eps from x (Goodfellow et al., ICLR 2015). Not on "kl": the gradient of KL at x itself is 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.loss == "ce", 'FGSM with loss="kl" goes nowhere (its gradient at x is 0): use RFGSM or PGD')
+        require(self.loss != "kl", 'FGSM with loss="kl" goes nowhere (its gradient at x is 0): use RFGSM or PGD')
+        require(self.restarts == 1, "FGSM always starts at x: restarts find nothing new, use PGD")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFGSM(LinfAttack):
+class RFGSM(GradientAttack):
     """x' = clip(x + alpha·sign(N(0, 1))), then one step of eps − alpha (Tramèr et al., ICLR 2018). alpha defaults to eps/2."""
 
     alpha: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.alpha is None or 0 <= self.alpha <= self.eps, f"alpha is {self.alpha}: expected 0 ≤ alpha ≤ eps = {self.eps}")
+        require(self.norm == "linf", "RFGSM is defined under linf: use PGD under l2")
+        require(self.alpha is None or 0 <= self.alpha <= self.eps, f"alpha is {self.alpha}: expected 0 ≤ alpha ≤ eps = {self.eps}")
 
     @property
     def jump(self) -> float:
@@ -103,24 +101,31 @@ class RFGSM(LinfAttack):
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "alpha": self.jump}
 
-    def start(self, x: Tensor, seed: int, ids: Tensor) -> Tensor:
-        return project(x + self.jump * signs_like(x, seed, ids), x, self.eps)
+    def start(self, x: Tensor, seed: int, ids: Tensor, restart: int) -> Tensor:
+        return project(x + self.jump * signs_like(x, seed, ids, restart), x, self.eps)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(LinfAttack):
-    """`steps` steps of step_size (default 2.5·eps/steps) from a uniform point of the ball, or from x (Madry et al., ICLR 2018)."""
+class PGD(GradientAttack):
+    """`steps` steps of step_size (default 2.5·eps/steps) from a uniform point of the ball, or from x (Madry et al., ICLR 2018).
+
+    keep="last" returns the last image instead of the best, at one forward pass less: what training calls for.
+    """
 
     steps: int = 10
     step_size: float | None = None
     random_start: bool = True
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.steps >= 1, f"steps is {self.steps}: expected at least 1")
-        _require(self.step_size is None or (math.isfinite(self.step_size) and self.step_size >= 0),
-                 f"step_size is {self.step_size}: expected a number ≥ 0, or None for 2.5·eps/steps")
-        _require(self.random_start or self.loss == "ce", 'PGD with loss="kl" needs random_start=True: the gradient of KL at x itself is 0')
+        require(self.steps >= 1, f"steps is {self.steps}: expected at least 1")
+        require(self.step_size is None or (math.isfinite(self.step_size) and self.step_size >= 0),
+                f"step_size is {self.step_size}: expected a number ≥ 0, or None for 2.5·eps/steps")
+        require(self.random_start or self.loss != "kl", 'PGD with loss="kl" needs random_start=True: the gradient of KL at x itself is 0')
+        require(self.random_start or self.restarts == 1, "restarts without a random start all do the same: use random_start=True")
+        require(self.keep in ("best", "last"), f'keep is {self.keep!r}: expected "best" or "last"')
+        require(self.keep == "best" or self.restarts == 1, 'keep="last" with restarts would waste all but one: use keep="best"')
 
     @property
     def name(self) -> str:
@@ -131,40 +136,99 @@ class PGD(LinfAttack):
         return self.steps
 
     @property
+    def last(self) -> bool:
+        return self.keep == "last"
+
+    @property
     def stride(self) -> float:
         return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
 
-    def start(self, x: Tensor, seed: int, ids: Tensor) -> Tensor:
-        if not self.random_start:
-            return x
-        return project(x + self.eps * (2 * uniform_like(x, seed, ids) - 1), x, self.eps)
+    def start(self, x: Tensor, seed: int, ids: Tensor, restart: int) -> Tensor:
+        return random_start(x, self, seed, ids, restart) if self.random_start else x
 
 
-def project(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
-    """The nearest image to `x_adv` with |x_adv − x| ≤ eps and values in [0, 1]."""
-    return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
+@dataclass(frozen=True, kw_only=True)
+class SAPGD(GradientAttack):
+    """Stable adaptive PGD, made for the ragged gradients of spiking networks; best through the ASSG view.
+
+        m ← 0.5·m + g/mean|g|      w ← 0.8·w + g²/mean(g²)      x ← project(x + clip(η·m/√w, −η, η))
+
+    from a uniform point of the ball. η starts at eps and is halved, going on from the image of highest loss, at the
+    check-points of APGD. Source: Wang et al., arXiv 2512.22522, section 5 (whose code halves without going back).
+    """
+
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.steps >= 1, f"steps is {self.steps}: expected at least 1")
+        require(self.norm == "linf", "SA-PGD is defined under linf: use APGD under l2")
+        require(self.loss != "kl", 'SA-PGD ascends on "ce" or "dlr"')
+
+    @property
+    def name(self) -> str:
+        return f"sapgd{self.steps}-{self.loss}"
+
+    @property
+    def iterations(self) -> int:
+        return self.steps
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+        goal = self.goal(model, x, y)
+        best = Best(model, x, _labels(model, x, y), self.targeted)
+        for restart in range(self.restarts):
+            forget(model)
+            self._ascend(model, goal, best, x, random_start(x, self, seed, ids, restart))
+        return best.x_adv
+
+    def _ascend(self, model: nn.Module, goal: Objective, best: Best, x: Tensor, x_adv: Tensor) -> None:
+        m, w = torch.zeros_like(x), torch.zeros_like(x)
+        top, top_gradient = x_adv.clone(), torch.zeros_like(x)
+        top_value = torch.full((len(x),), -torch.inf, device=x.device)
+        eta, checks = self.eps, checkpoints(self.steps)
+        for step in range(self.steps):
+            gradient, logits, values = input_gradient(model, goal, x_adv)
+            best.offer(x_adv, logits)
+            higher = values > top_value
+            top[higher], top_gradient[higher], top_value[higher] = x_adv[higher], gradient[higher], values[higher]
+            if step in checks:
+                eta, x_adv, gradient = eta / 2, top, top_gradient
+            relative = gradient / _mean(gradient.abs()).clamp_min(1e-30)
+            m = 0.5 * m + relative
+            w = 0.8 * w + relative.square() / _mean(relative.square()).clamp_min(1e-30)
+            x_adv = project(x_adv + (eta * m / (w.sqrt() + 1e-12)).clamp_(-eta, eta), x, self.eps)
+        best.offer(x_adv)
 
 
-def parse_attack(name: str, eps: float) -> LinfAttack:
-    """"fgsm", "rfgsm" or "pgdN" → the attack at `eps` with its default settings. Raises SJRobustError on any other name."""
-    if name == "fgsm":
-        return FGSM(eps=eps)
-    if name == "rfgsm":
-        return RFGSM(eps=eps)
-    if match := re.fullmatch(r"pgd([1-9]\d{0,5})", name):
-        return PGD(eps=eps, steps=int(match[1]))
-    raise SJRobustError(f"unknown attack {name!r}: expected one of {KNOWN}")
+def checkpoints(steps: int) -> frozenset[int]:
+    """The iterations at which APGD looks back: the first after 22 % of them, later ones at gaps 3 % shorter each, at least 6 %
+    (Croce & Hein, ICML 2020, section 3)."""
+    gap, at, found = max(int(0.22 * steps), 1), 0, []
+    while at + gap < steps:
+        at += gap
+        found.append(at)
+        gap = max(gap - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+    return frozenset(found)
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise SJRobustError(message)
+def random_start(x: Tensor, attack: Attack, seed: int, ids: Tensor, restart: int) -> Tensor:
+    """A uniform point of the ball, clipped into [0, 1]."""
+    if attack.norm == "linf":
+        offset = attack.eps * (2 * uniform_like(x, seed, ids, restart) - 1)
+    else:
+        direction = normal_like(x, seed, ids, restart)
+        share = uniform_like(x.flatten(1)[:, :1], seed, ids, restart + (1 << 20)) ** (1 / x[0].numel())
+        offset = attack.eps * direction / l2_norm(direction) * share.view(-1, *(1,) * (x.dim() - 1))
+    return project(x + offset, x, attack.eps, attack.norm)
 
 
-def _check_batch(x: Tensor, y: Tensor | None, ids: Tensor | None) -> None:
-    _require(x.dtype == torch.float32 and x.dim() >= 2, f"images are {x.dtype} {list(x.shape)}: expected float32 [N, C, H, W]")
-    _require(y is None or y.shape == x.shape[:1], f"labels have shape {None if y is None else list(y.shape)}: expected [{len(x)}]")
-    _require(ids is None or ids.shape == x.shape[:1], f"ids have shape {None if ids is None else list(ids.shape)}: expected [{len(x)}]")
-    if x.numel():
-        low, high = (float(bound) for bound in x.detach().aminmax())
-        _require(low >= 0 and high <= 1, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation belongs inside the model)")
+def _labels(model: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
+    """Labels to measure margins by: the given ones, else the model's own."""
+    if y is not None:
+        return y
+    with torch.no_grad():
+        return model(x).argmax(1)  # type: ignore[no-any-return]
+
+
+def _mean(z: Tensor) -> Tensor:
+    return z.mean(dim=tuple(range(1, z.dim())), keepdim=True)

@@ -30,6 +30,12 @@ def signs_like(x: Tensor, seed: int, ids: Tensor, draw: int = 0) -> Tensor:
     return _in_format_of(x, _shift_right(bits, 63).to(torch.float32) * 2.0 - 1.0)
 
 
+def normal_like(x: Tensor, seed: int, ids: Tensor, draw: int = 0) -> Tensor:
+    """Standard normal noise, float32, of the shape and memory format of `x` [N, ...], by the inverse of the normal distribution."""
+    middle = uniform_like(x, seed, ids, draw) + 2.0**-25  # of the uniform's interval: never 0 or 1
+    return torch.special.ndtri(middle.clamp_(2.0**-25, 1 - 2.0**-24))
+
+
 def _bits(x: Tensor, seed: int, ids: Tensor, draw: int) -> Tensor:
     """64 hashed bits per element [N, ...]; elements are counted in logical (C, H, W) order, whatever the memory format."""
     image = ids.to(device=x.device, dtype=torch.int64)

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+
+from sj_robust.neuron import AdaptiveSharpness, Surrogate
 
 if TYPE_CHECKING:
     from sj_robust.model import SpikingClassifier
     from sj_robust.neuron import View
 
+_TRUE = Surrogate("PCW")  # any: its forward is the true spikes
+
 
 class GradientView(nn.Module):
     """`snn` as seen by an attack: images [N, C, H, W] in [0, 1] → logits [N, K], gradients by `view`.
 
-    A Surrogate keeps the true spikes and changes the backward pass only, "rate" (BPTR) too; "activation" (Act) replaces the
-    nodes by ReLU in both directions. The nodes capture the view while running forward, so backward may come
-    later. `snn` itself is shared, not copied, and shows no trace of the view outside of the call.
+    A Surrogate keeps the true spikes and changes the backward pass only, and so do "rate" (BPTR), "rate-temporal" (HART) and
+    an AdaptiveSharpness (ASSG); "activation" (Act) replaces the nodes by ReLU in both directions. The nodes capture the view
+    while running forward, so backward may come later. `snn` itself is shared, not copied, and shows no trace of the view
+    outside of the call. ASSG gathers statistics over the iterations of an attack: foreign attack code makes a GradientView per
+    attack and batch, or calls `forget` before each.
     """
 
     def __init__(self, snn: SpikingClassifier, view: View) -> None:
@@ -33,5 +40,30 @@ class GradientView(nn.Module):
         with self.snn.gradient(self.view):
             return self.snn(x)
 
+    def forget(self) -> None:
+        """Drop what earlier attacks left in the view."""
+        if isinstance(self.view, AdaptiveSharpness):
+            self.view.forget()
+
     def extra_repr(self) -> str:
         return f"view={self.view}"
+
+
+def forget(model: nn.Module) -> None:
+    """Start an attack: nothing of an earlier one may remain in the view."""
+    if isinstance(model, GradientView):
+        model.forget()
+
+
+def true_logits(model: nn.Module, x: Tensor, shown: Tensor | None = None) -> Tensor:
+    """The logits [N, K] that decide about images x, by the true spikes if `model` is a view of a spiking network.
+
+    `shown`: the logits that `model` itself gave for x, if known; they are the true ones but for the activation view.
+    """
+    if isinstance(model, GradientView) and model.view == "activation":
+        with torch.no_grad(), model.snn.gradient(_TRUE):
+            return model.snn(x)  # type: ignore[no-any-return]
+    if shown is not None:
+        return shown
+    with torch.no_grad():
+        return model(x)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sj_robust.attack import LinfAttack
+from sj_robust.attack import Attack
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import eps_name
@@ -49,7 +49,7 @@ class Bench:
             raise SJRobustError(f"the model gives logits that are not finite for {self.dataset.name}: its weights or thresholds are broken")
         return logits.argmax(1)
 
-    def broken(self, attack: LinfAttack, seen: nn.Module, view: str, indices: Tensor, seed: int, done: Callable[[int], None]) -> Tensor:
+    def broken(self, attack: Attack, seen: nn.Module, view: str, indices: Tensor, seed: int, done: Callable[[int], None]) -> Tensor:
         """Which of `indices` [n] the attack breaks when it takes its gradients from `seen`: bool [n] on the CPU."""
         found = []
         for chosen, x, y in self.batches(indices):
@@ -60,7 +60,7 @@ class Bench:
         return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
 
 
-def check_ball(x_adv: Tensor, x: Tensor, attack: LinfAttack, view: str) -> None:
+def check_ball(x_adv: Tensor, x: Tensor, attack: Attack, view: str) -> None:
     """Every adversarial image must be finite, within eps of its original and in [0, 1]; nothing is clipped into place here.
 
     Raises SJRobustError naming attack, view and the number of images that are not.

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sj_robust.attack import LinfAttack
+from sj_robust.attack import Attack
 from sj_robust.evaluate.bench import Bench
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.report import Accuracy, JointResult, RobustResult, ViewResult, eps_name
@@ -25,7 +25,7 @@ class Outcome:
 
 
 def attack_ensemble(
-    bench: Bench, correct: Tensor, plan: list[list[LinfAttack]], views: dict[str, nn.Module], journal: Journal, *,
+    bench: Bench, correct: Tensor, plan: list[list[Attack]], views: dict[str, nn.Module], journal: Journal, *,
     survivors_only: bool, seed: int, bar: Bar,
 ) -> Outcome:
     """Attack the images that are right as they are.
@@ -72,7 +72,7 @@ def attack_ensemble(
     return outcome
 
 
-def noise_seed(seed: int, attack: LinfAttack, view: str) -> int:
+def noise_seed(seed: int, attack: Attack, view: str) -> int:
     """Each attack and view draws its own noise, whatever their order; the report records `seed` alone."""
     return (seed << 32) + zlib.crc32(f"{attack.name} {view}".encode())
 

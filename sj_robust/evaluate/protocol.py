@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.allocator import keep_large_blocks
-from sj_robust.attack import GradientView, LinfAttack, evaluation_mode, parse_attack
+from sj_robust.attack import Attack, GradientView, evaluation_mode, parse_attack
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
@@ -38,7 +38,7 @@ def evaluate(
     dataset: ImageDataset,
     *,
     eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
-    attacks: Sequence[str | Callable[..., LinfAttack]] = ("fgsm", "pgd10"),
+    attacks: Sequence[str | Callable[..., Attack]] = ("fgsm", "pgd10"),
     views: Sequence[View | str] | None = None,
     survivors_only: bool = True,
     max_images: int | None = None,
@@ -122,13 +122,13 @@ def _image_count(dataset: ImageDataset, max_images: int | None) -> int:
     return len(dataset) if max_images is None else max_images
 
 
-def _plan(eps: Sequence[float], attacks: Sequence[str | Callable[..., LinfAttack]]) -> list[list[LinfAttack]]:
+def _plan(eps: Sequence[float], attacks: Sequence[str | Callable[..., Attack]]) -> list[list[Attack]]:
     """For each eps, ascending, its attacks. FGSM goes first: what the cheap attack breaks is spared the dear one."""
     for value in eps:
         if not (math.isfinite(value) and 0 <= value <= 1):
             raise SJRobustError(f"eps is {value}: expected 0 to 1, in units of the image range (8/255, not 8)")
 
-    def plan_at(value: float) -> list[LinfAttack]:
+    def plan_at(value: float) -> list[Attack]:
         made = [parse_attack(attack, value) if isinstance(attack, str) else attack(eps=value) for attack in attacks]
         return sorted(made, key=lambda attack: attack.iterations)
 

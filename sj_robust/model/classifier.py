@@ -140,7 +140,8 @@ class SpikingClassifier(NormalizedClassifier):
 
     @contextmanager
     def gradient(self, view: View) -> Iterator[SpikingClassifier]:
-        """Within the block gradients flow by `view`: a Surrogate, "rate" (BPTR) or "activation" (Act: forward too).
+        """Within the block gradients flow by `view`: a Surrogate, "rate" (BPTR), "rate-temporal" (HART), an AdaptiveSharpness
+        (ASSG) or "activation" (Act: forward too).
 
         On exit every node has the view it had before. A backward pass uses the view of its forward pass.
         """

@@ -5,11 +5,13 @@ from sj_robust.neuron import cupy_backend as cupy_backend
 from sj_robust.neuron import torch_backend as torch_backend
 from sj_robust.neuron.backend import Multistep, available_backends, register_backend, select_backend
 from sj_robust.neuron.lif import Reset, ThresholdLIF
-from sj_robust.neuron.surrogate import ENSEMBLE_VIEWS, SURROGATE_NAMES, Surrogate, View, parse_view, view_name
+from sj_robust.neuron.surrogate import SURROGATE_NAMES, Surrogate
+from sj_robust.neuron.views import ENSEMBLE_VIEWS, AdaptiveSharpness, View, parse_view, view_name
 
 __all__ = [
     "ENSEMBLE_VIEWS",
     "SURROGATE_NAMES",
+    "AdaptiveSharpness",
     "Multistep",
     "Reset",
     "Surrogate",

@@ -23,7 +23,7 @@ def multistep(x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, 
 
     What the kernels do not know takes the torch backend: float64, and thresholds that are neither one nor one per channel.
     """
-    if not _takes(x, v_threshold):
+    if not takes(x, v_threshold):
         return torch_backend.multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=surrogate)
     if not x.dtype == v_threshold.dtype == torch.float32:
         wide = multistep(x.float(), v_threshold.float(), leak=leak, soft_reset=soft_reset, surrogate=surrogate)
@@ -34,7 +34,8 @@ def multistep(x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, 
     return lif_forward(x, v_threshold, leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma)[0]
 
 
-def _takes(x: Tensor, v_threshold: Tensor) -> bool:
+def takes(x: Tensor, v_threshold: Tensor) -> bool:
+    """Whether the kernels know such an input and threshold."""
     if not (x.dtype in DTYPES and v_threshold.dtype in DTYPES and x.dim() >= 2 and x.numel()):
         return False
     return v_threshold.numel() == 1 or v_threshold.shape == (*x.shape[2:3], *(1,) * (x.dim() - 3))

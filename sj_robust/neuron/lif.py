@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
 from sj_robust.neuron.backend import check_backend, select_backend
-from sj_robust.neuron.surrogate import Surrogate, View
+from sj_robust.neuron.surrogate import Surrogate
+from sj_robust.neuron.views import View, spikes_in_view
 
 Reset = Literal["hard", "soft"]
 
@@ -31,7 +32,8 @@ class ThresholdLIF(BaseNode):
     tensor is honoured in both modes.
 
     `view` says how gradients flow back: a Surrogate, "rate" (a step's gradient passes where the neuron fired at least once
-    within T) or "activation" (forward and backward are those of a ReLU). A forward pass fixes the view of its own backward.
+    within T), another of neuron.views, or "activation" (forward and backward are those of a ReLU). A forward pass fixes the
+    view of its own backward.
 
     Args: v_threshold: initial threshold, above 0. leak: 0 < leak ≤ 1. backend: "auto" or a name from
     `available_backends()`. channels: C for one threshold per channel of [.., C, H, W] or [.., C].
@@ -107,8 +109,8 @@ class ThresholdLIF(BaseNode):
         x, v = inputs[0], states[0]
         if self.view == "activation":
             return (x.relu(),), (v,)
-        if self.view == "rate":
-            raise SJRobustError("the rate view needs the whole sequence at once: use step_mode 'm' without store_v_seq")
+        if not isinstance(self.view, Surrogate):
+            raise SJRobustError(f"the {self.view} view needs the whole sequence at once: use step_mode 'm' without store_v_seq")
         threshold = self._threshold_for(x)
         h = self.leak * v + x
         spike = self.view.spike(h - threshold)
@@ -116,25 +118,5 @@ class ThresholdLIF(BaseNode):
         return (spike,), (v,)
 
     def _from_rest(self, x_seq: Tensor) -> Tensor:
-        if self.view == "activation":
-            return x_seq.relu()
         multistep = select_backend(self.backend, x_seq)
-        threshold = self._threshold_for(x_seq[0])
-        if self.view == "rate":
-            return _RateGradient.apply(x_seq, threshold, self.leak, self.soft_reset, multistep)  # type: ignore[no-any-return]
-        return multistep(x_seq, threshold, leak=self.leak, soft_reset=self.soft_reset, surrogate=self.view)
-
-
-class _RateGradient(torch.autograd.Function):
-    """BPTR: the true spikes forward; backward, each step's gradient where the neuron fired at least once in T steps."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, threshold: Tensor, leak: float, soft_reset: bool, multistep: Any) -> Tensor:
-        spikes = multistep(x, threshold, leak=leak, soft_reset=soft_reset, surrogate=Surrogate("STE"))
-        ctx.save_for_backward(spikes.amax(0) > 0)
-        return spikes  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (fired,) = ctx.saved_tensors
-        return grads[0] * fired, None, None, None, None
+        return spikes_in_view(self.view, self, x_seq, self._threshold_for(x_seq[0]), self.leak, self.soft_reset, multistep)

@@ -1,8 +1,7 @@
-"""Surrogate derivatives of the spike function and the gradient views of a spiking network.
+"""Surrogate derivatives of the spike function.
 
 A spike is s = [u ≥ 0] with u = h − v_th, the distance of the membrane potential to the threshold. Its derivative is zero
-almost everywhere, so a surrogate σ'(u) stands in for it. Which one is used decides what a gradient attack can see; the
-19 views of `ENSEMBLE_VIEWS` are the evaluation ensemble of Özdenizci & Legenstein (TMLR 2024, section 4.3).
+almost everywhere, so a surrogate σ'(u) stands in for it. Which one is used decides what a gradient attack can see (see view).
 """
 
 from __future__ import annotations
@@ -89,35 +88,3 @@ class _Spike(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (u,) = ctx.saved_tensors
         return grads[0] * ctx.surrogate.derivative(u), None
-
-
-# How gradients flow back through a node: by a surrogate over time (BPTT), by the firing rate (BPTR: a step's gradient
-# passes where the neuron fired at least once), or through the network with its nodes replaced by ReLU (Act).
-View = Surrogate | Literal["rate", "activation"]
-
-ENSEMBLE_VIEWS: tuple[View, ...] = (
-    *(Surrogate("PCW", g) for g in (1.0, 2.0, 3.0, 0.5, 0.25)),
-    *(Surrogate("EXP-D", g) for g in (0.5, 1.0, 2.0)),
-    *(Surrogate("EXP", g) for g in (0.5, 1.0, 2.0)),
-    *(Surrogate("RECT", g) for g in (0.25, 0.5, 1.0, 2.0, 4.0)),
-    Surrogate("STE"),
-    "rate",
-    "activation",
-)
-
-
-def parse_view(text: str) -> View:
-    """Read "rate", "activation" or a surrogate such as "PCW:0.5". Raises SJRobustError for anything else."""
-    if text == "rate":
-        return "rate"
-    if text == "activation":
-        return "activation"
-    try:
-        return Surrogate.parse(text)
-    except SJRobustError as error:
-        raise SJRobustError(f"gradient view {text!r}: expected rate, activation or a surrogate like PCW:0.5 ({error})") from None
-
-
-def view_name(view: View) -> str:
-    """The text that `parse_view` reads back."""
-    return str(view)

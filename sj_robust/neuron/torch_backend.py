@@ -17,7 +17,7 @@ that touch them, which is several times faster than letting each operation strea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def multistep(x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, 
     return _forward(x, v_threshold, leak, soft_reset, keep_potential=False)[0]
 
 
-def _blocks(x: Tensor) -> Iterator[slice]:
+def blocks(x: Tensor) -> Iterator[slice]:
     """Slices of dimension 1 (N) that hold about `_BLOCK_ELEMENTS` elements of one step; one slice for all on a GPU."""
     batch = x.shape[1] if x.dim() > 1 else 1
     size = batch if x.is_cuda else max(1, _BLOCK_ELEMENTS // max(1, x[0].numel() // max(1, batch)))
@@ -47,7 +47,7 @@ def _blocks(x: Tensor) -> Iterator[slice]:
 def _forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, keep_potential: bool) -> tuple[Tensor, Tensor | None]:
     spikes = torch.empty_like(x)
     potential = torch.empty_like(x) if keep_potential else None
-    for block in _blocks(x):
+    for block in blocks(x):
         v: Tensor | None = None
         for t in range(x.shape[0]):
             h = x[t, block]
@@ -61,10 +61,47 @@ def _forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, keep
     return spikes, potential
 
 
+def forward_keeping(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> tuple[Tensor, Tensor]:
+    """Spikes and the potentials before reset, both [T, N, *]."""
+    spikes, potential = _forward(x, v_threshold, leak, soft_reset, keep_potential=True)
+    assert potential is not None
+    return spikes, potential
+
+
+def backward_through_time(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
+                          derivative: Callable[[int, slice, Tensor], Tensor], threshold_gradient: bool) -> tuple[Tensor, Tensor | None]:
+    """dx [T, N, *] and, if wanted, d v_threshold from dL/ds. `derivative(t, block, u)` is σ' of that block, to be overwritten."""
+    dx = torch.empty_like(potential)
+    dv_threshold = torch.zeros_like(v_threshold, dtype=torch.float64) if threshold_gradient else None
+    for block in blocks(potential):
+        carry: Tensor | None = None
+        total: Tensor | None = None  # of d v_th over time, elementwise
+        for t in reversed(range(potential.shape[0])):
+            h, out = potential[t, block], dx[t, block]
+            u = h - v_threshold
+            sigma = derivative(t, block, u)
+            if carry is None:
+                direct = sigma.mul_(grad[t, block])
+                out.copy_(direct)
+            else:
+                reset = carry * v_threshold if soft_reset else carry * h
+                direct = sigma.mul_(torch.sub(grad[t, block], reset, out=reset))
+                kept = carry if soft_reset else carry.masked_fill(u >= 0, 0)  # what reaches h past the reset
+                torch.add(direct, kept, out=out)
+                if soft_reset and dv_threshold is not None:
+                    direct = direct + carry.masked_fill(u < 0, 0)
+            if dv_threshold is not None:
+                total = direct if total is None else total.add_(direct)
+            carry = out if leak == 1 else out * leak
+        if dv_threshold is not None and total is not None:
+            dv_threshold -= total.double().sum_to_size(v_threshold.shape)
+    return dx, None if dv_threshold is None else dv_threshold.to(v_threshold.dtype)
+
+
 class _MultistepLIF(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: Surrogate) -> Tensor:
-        spikes, potential = _forward(x, v_threshold, leak, soft_reset, keep_potential=True)
+        spikes, potential = forward_keeping(x, v_threshold, leak, soft_reset)
         ctx.save_for_backward(potential, v_threshold)
         ctx.settings = leak, soft_reset, surrogate
         return spikes
@@ -74,32 +111,9 @@ class _MultistepLIF(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         potential, v_threshold = ctx.saved_tensors
         leak, soft_reset, surrogate = ctx.settings
-        grad = grads[0]
-        dx = torch.empty_like(potential)
-        dv_threshold = torch.zeros_like(v_threshold, dtype=torch.float64) if ctx.needs_input_grad[1] else None
-        for block in _blocks(potential):
-            carry: Tensor | None = None
-            total: Tensor | None = None  # of d v_th over time, elementwise
-            for t in reversed(range(potential.shape[0])):
-                h, out = potential[t, block], dx[t, block]
-                u = h - v_threshold
-                sigma = surrogate.derivative(u)
-                if carry is None:
-                    direct = sigma.mul_(grad[t, block])
-                    out.copy_(direct)
-                else:
-                    reset = carry * v_threshold if soft_reset else carry * h
-                    direct = sigma.mul_(torch.sub(grad[t, block], reset, out=reset))
-                    kept = carry if soft_reset else carry.masked_fill(u >= 0, 0)  # what reaches h past the reset
-                    torch.add(direct, kept, out=out)
-                    if soft_reset and dv_threshold is not None:
-                        direct = direct + carry.masked_fill(u < 0, 0)
-                if dv_threshold is not None:
-                    total = direct if total is None else total.add_(direct)
-                carry = out if leak == 1 else out * leak
-            if dv_threshold is not None and total is not None:
-                dv_threshold -= total.double().sum_to_size(v_threshold.shape)
-        return dx, None if dv_threshold is None else dv_threshold.to(v_threshold.dtype), None, None, None
+        dx, dv_threshold = backward_through_time(grads[0], potential, v_threshold, leak, soft_reset,
+                                                 lambda t, block, u: surrogate.derivative(u), ctx.needs_input_grad[1])
+        return dx, dv_threshold, None, None, None
 
 
 register_backend("torch", multistep, automatic=lambda x: True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sj_robust.attack import PGD, RFGSM, LinfAttack
+from sj_robust.attack import PGD, RFGSM, Attack
 from sj_robust.train.config import TrainConfig
 
 
@@ -32,7 +32,7 @@ def natural_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: Tr
 
 def pgd_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
     """Cross-entropy on PGD images (Madry et al. 2018, eq. 2.1); with one step of 1.25·eps from a uniform start, Wong et al. 2020."""
-    attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config))
+    attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config), keep="last")
     logits = model(attack(model, x, y, seed=seed, ids=ids))
     total = F.cross_entropy(logits, y)
     return Loss(total, {"loss": total.detach(), "robust": accuracy(logits, y)})
@@ -44,9 +44,9 @@ def trades_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: Tra
     x_adv comes from PGD (trades) or RFGSM (trades-rfgsm; Özdenizci & Legenstein 2024, section 3.3). The clean term is not detached.
     With `attack_loss="ce"` the attack ascends the cross-entropy instead: near x, where RFGSM takes its one step, the KL is flat.
     """
-    attack: LinfAttack
+    attack: Attack
     if config.method == "trades":
-        attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config), loss=config.attack_loss)
+        attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config), loss=config.attack_loss, keep="last")
     else:
         attack = RFGSM(eps=config.eps, alpha=config.alpha, loss=config.attack_loss)
     x_adv = attack(model, x, y if config.attack_loss == "ce" else None, seed=seed, ids=ids)

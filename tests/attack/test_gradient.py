@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sj_robust.attack import FGSM, PGD, RFGSM, LinfAttack, parse_attack
+from sj_robust.attack import FGSM, PGD, RFGSM, Attack, parse_attack
 from sj_robust.attack.noise import signs_like, uniform_like
 from sj_robust.data import ImageDataset, load_dataset
 from sj_robust.errors import SJRobustError
 
 EPS = 8 / 255
-ATTACKS: list[LinfAttack] = [
+ATTACKS: list[Attack] = [
     FGSM(eps=EPS), RFGSM(eps=EPS), RFGSM(eps=EPS, alpha=EPS), PGD(eps=EPS), PGD(eps=EPS, steps=3, step_size=EPS, random_start=False),
     RFGSM(eps=EPS, loss="kl"), PGD(eps=EPS, steps=4, loss="kl"), PGD(eps=0.3, steps=2), FGSM(eps=0.0),
 ]
 
 
-def identify(attack: LinfAttack) -> str:
+def identify(attack: Attack) -> str:
     return "-".join(str(value) for value in attack.settings.values())
 
 
@@ -64,7 +64,7 @@ def images(count: int = 6) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=identify)
-def test_stays_in_the_ball_and_in_range(attack: LinfAttack, cnn: nn.Module, sample: ImageDataset) -> None:
+def test_stays_in_the_ball_and_in_range(attack: Attack, cnn: nn.Module, sample: ImageDataset) -> None:
     x, y = sample.floats(range(32)), sample.labels[:32]
     x[:4] = (x[:4] > 0.5).float()  # saturated pixels
     x_adv = attack(cnn, x, y)
@@ -120,7 +120,7 @@ def test_rfgsm_follows_its_formula_in_float64(loss: str) -> None:
 @pytest.mark.parametrize("loss", ["ce", "kl"])
 def test_pgd_follows_its_formula_in_float64(loss: str) -> None:
     model, (x, y) = smooth(), images()
-    x_adv = PGD(eps=EPS, steps=3, step_size=EPS / 2, loss=loss)(model, x, y, seed=1)
+    x_adv = PGD(eps=EPS, steps=3, step_size=EPS / 2, loss=loss, keep="last")(model, x, y, seed=1)
     precise, exact = smooth().double(), x.double()
     point = (exact + EPS * (2 * uniform_like(x, 1, torch.arange(6)).double() - 1)).clamp(0, 1)
     for _ in range(3):
@@ -155,7 +155,7 @@ def test_attacks_break_a_natural_network_and_more_steps_break_more(cnn: nn.Modul
 
 
 @pytest.mark.parametrize("attack", [FGSM(eps=EPS), RFGSM(eps=EPS), PGD(eps=EPS)], ids=identify)
-def test_an_image_is_attacked_alike_in_any_batch(attack: LinfAttack) -> None:
+def test_an_image_is_attacked_alike_in_any_batch(attack: Attack) -> None:
     model, (x, y) = linear(5), images(12)
     whole = attack(model, x, y, seed=3)
     order = torch.tensor([7, 0, 11, 4, 2])
@@ -206,7 +206,7 @@ def snapshot(model: nn.Module) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("attack", [FGSM(eps=EPS), PGD(eps=EPS, steps=3), RFGSM(eps=EPS, loss="kl")], ids=identify)
 @pytest.mark.parametrize("fail_at", [None, 1, 2])
-def test_the_model_is_left_as_it_was(attack: LinfAttack, fail_at: int | None) -> None:
+def test_the_model_is_left_as_it_was(attack: Attack, fail_at: int | None) -> None:
     model, (x, y) = Witness(fail_at), images()
     before = snapshot(model)
     if fail_at is None or (fail_at == 2 and attack.name == "fgsm"):  # FGSM calls the model once
@@ -236,14 +236,14 @@ def test_works_where_gradients_are_off(context: Callable[[], torch.autograd.grad
     (lambda: PGD(eps=EPS, steps=0), "steps is 0: expected at least 1"),
     (lambda: PGD(eps=EPS, step_size=-1.0), "step_size is -1.0"),
     (lambda: RFGSM(eps=0.1, alpha=0.2), "alpha is 0.2: expected 0 ≤ alpha ≤ eps = 0.1"),
-    (lambda: PGD(eps=EPS, loss="dlr"), "loss is 'dlr'"),
+    (lambda: PGD(eps=EPS, loss="cw"), "loss is 'cw'"),
     (lambda: FGSM(eps=EPS, loss="kl"), "goes nowhere"),
     (lambda: PGD(eps=EPS, loss="kl", random_start=False), "needs random_start=True"),
     (lambda: parse_attack("apgd", EPS), "unknown attack 'apgd': expected one of fgsm, rfgsm, pgdN"),
     (lambda: parse_attack("pgd0", EPS), "unknown attack 'pgd0'"),
     (lambda: parse_attack("pgd10", -1), "eps is -1"),
 ])
-def test_settings_out_of_range_are_named(make: Callable[[], LinfAttack], message: str) -> None:
+def test_settings_out_of_range_are_named(make: Callable[[], Attack], message: str) -> None:
     with pytest.raises(SJRobustError, match=message):
         make()
 
@@ -280,7 +280,9 @@ def test_names_parse_back_and_settings_say_everything() -> None:
         assert isinstance(attack, kind)
         assert (attack.name, attack.eps) == (name, EPS)
     assert PGD(eps=0.2, steps=20).settings == {
-        "name": "pgd20", "eps": 0.2, "loss": "ce", "steps": 20, "step_size": 2.5 * 0.2 / 20, "random_start": True}
-    assert RFGSM(eps=0.2).settings == {"name": "rfgsm", "eps": 0.2, "loss": "ce", "alpha": 0.1, "step_size": 0.1}
+        "name": "pgd20", "eps": 0.2, "norm": "linf", "targeted": False, "restarts": 1, "loss": "ce", "steps": 20, "keep": "best",
+        "step_size": 2.5 * 0.2 / 20, "random_start": True}
+    assert RFGSM(eps=0.2).settings == {
+        "name": "rfgsm", "eps": 0.2, "norm": "linf", "targeted": False, "restarts": 1, "loss": "ce", "alpha": 0.1, "step_size": 0.1}
     with pytest.raises(TypeError):
         FGSM(EPS)  # keyword-only

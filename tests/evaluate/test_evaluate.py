@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import sj_robust
-from sj_robust.attack import FGSM, PGD, GradientView, LinfAttack
+from sj_robust.attack import FGSM, PGD, Attack, GradientView
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import DEFAULT_VIEWS, Report, evaluate
@@ -31,7 +31,7 @@ def noisy(dataset: ImageDataset) -> ImageDataset:
     return replace(dataset, labels=labels)
 
 
-def correct_and_broken(model: nn.Module, dataset: ImageDataset, attack: LinfAttack, seen: nn.Module) -> tuple[Tensor, Tensor]:
+def correct_and_broken(model: nn.Module, dataset: ImageDataset, attack: Attack, seen: nn.Module) -> tuple[Tensor, Tensor]:
     """Brute force, one image at a time: right as it is; wrong, by the model's own forward, once attacked through `seen`."""
     correct, broken = [], []
     for i in range(N):
@@ -128,7 +128,7 @@ def test_per_image_outcomes_add_up(both: tuple[Report, Report]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Still(LinfAttack):
+class Still(Attack):
     """Changes nothing, and notes which images it was given."""
 
     given: list[int]
@@ -150,7 +150,7 @@ def test_images_that_are_wrong_anyway_are_not_robust_and_not_attacked(ann: Norma
 
 
 @dataclass(frozen=True, kw_only=True)
-class Escaping(LinfAttack):
+class Escaping(Attack):
     """An attack that does not keep to the rules."""
 
     how: str

@@ -1,0 +1,131 @@
+"""What all attacks share: settings, checks, the ball, and keeping each image's best."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sj_robust.attack.loss import margin
+from sj_robust.attack.mode import attack_mode
+from sj_robust.attack.view import true_logits
+from sj_robust.errors import SJRobustError
+
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1]. Use one of its subclasses.
+
+    eps is in units of the image range [0, 1], under the norm "linf" or "l2". Calling it, `attack(model, x, y, seed=0, ids=None)`,
+    takes images x float32 [N, C, H, W] in [0, 1] and labels y int64 [N] and returns x_adv of the same shape and memory format:
+    each image's best, by the margin of the true forward pass, over all iterations and restarts. With `targeted`, y are classes
+    to reach instead. The model runs in eval mode; its training flags, its parameters' requires_grad and the global random
+    state are as before afterwards, whatever happens. `ids` int64 [N] (default 0…N−1) name the images: noise depends on
+    (seed, id, restart) alone, never on batch or order. Raises SJRobustError on settings or images out of range.
+    """
+
+    eps: float
+    norm: Norm = "linf"
+    targeted: bool = False
+    restarts: int = 1
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.eps) and self.eps >= 0, f"eps is {self.eps}: expected a number ≥ 0, such as 8/255")
+        require(self.norm in ("linf", "l2"), f'norm is {self.norm!r}: expected "linf" or "l2"')
+        require(self.restarts >= 1, f"restarts is {self.restarts}: expected at least 1")
+
+    @property
+    def name(self) -> str:
+        """The name under which `parse_attack` knows it."""
+        return type(self).__name__.lower()
+
+    @property
+    def iterations(self) -> int:
+        """Passes through the model for one image, to weigh progress and cost."""
+        return 1
+
+    @property
+    def black_box(self) -> bool:
+        """Whether it takes no gradients: through which view it runs makes no difference."""
+        return False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that defines the attack, defaults resolved, JSON-able, for reports."""
+        return {"name": self.name, **asdict(self)}
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
+        _check_batch(x, y, ids)
+        if not len(x):
+            return x.clone()
+        with attack_mode(model, x.device):
+            x = x.detach().clone()  # clones: inference tensors cannot take part in autograd
+            y = None if y is None else y.detach().clone()
+            return self.run(model, x, y, seed, torch.arange(len(x), device=x.device) if ids is None else ids)
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+        """The attack itself, on checked inputs, in eval mode, with gradients on."""
+        raise NotImplementedError
+
+
+class Best:
+    """Each image's adversarial image of least margin so far, by the true forward pass."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, targeted: bool) -> None:
+        self.model, self.y, self.targeted = model, y, targeted
+        self.x_adv = x.clone()
+        self.margin = torch.full((len(x),), torch.inf, device=x.device)
+
+    @torch.no_grad()
+    def offer(self, x_adv: Tensor, shown: Tensor | None = None, at: Tensor | None = None) -> None:
+        """Take those of `x_adv` [n, ...] that are better; `shown`: the model's logits for them, if known; `at` int64 [n]: whose
+        they are, default all. Logits that are not finite count as a success, so that they come to light."""
+        at = torch.arange(len(self.y), device=x_adv.device) if at is None else at
+        logits = true_logits(self.model, x_adv, shown)
+        found = torch.nan_to_num(margin(logits, self.y[at]), nan=-torch.inf)
+        if self.targeted:
+            found = -found
+        better = found < self.margin[at]
+        self.x_adv[at[better]], self.margin[at[better]] = x_adv[better], found[better]
+
+    @property
+    def standing(self) -> Tensor:
+        """Indices of the images not yet broken, int64."""
+        return (self.margin >= 0).nonzero().flatten()
+
+
+def project(x_adv: Tensor, x: Tensor, eps: float, norm: Norm = "linf") -> Tensor:
+    """Into the eps ball around `x` and into [0, 1]: the nearest such image under linf; under l2 scaled, then clipped."""
+    if norm == "linf":
+        return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
+    offset = x_adv - x
+    return torch.clamp(x + offset * (eps / l2_norm(offset).clamp_min(1e-12)).clamp_max(1), 0, 1)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of steepest ascent, of length 1 under `norm`; 0 where the gradient is 0."""
+    return gradient.sign() if norm == "linf" else gradient / l2_norm(gradient).clamp_min(1e-30)
+
+
+def l2_norm(z: Tensor) -> Tensor:
+    """Euclidean norm of each image, [N, 1, …]."""
+    return z.flatten(1).norm(dim=1).view(-1, *(1,) * (z.dim() - 1))
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SJRobustError(message)
+
+
+def _check_batch(x: Tensor, y: Tensor | None, ids: Tensor | None) -> None:
+    require(x.dtype == torch.float32 and x.dim() >= 2, f"images are {x.dtype} {list(x.shape)}: expected float32 [N, C, H, W]")
+    require(y is None or y.shape == x.shape[:1], f"labels have shape {None if y is None else list(y.shape)}: expected [{len(x)}]")
+    require(ids is None or ids.shape == x.shape[:1], f"ids have shape {None if ids is None else list(ids.shape)}: expected [{len(x)}]")
+    if x.numel():
+        low, high = (float(bound) for bound in x.detach().aminmax())
+        require(low >= 0 and high <= 1, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation belongs inside the model)")
