@@ -28,6 +28,7 @@ from sj_robust.convert import convert
 from sj_robust.data import ImageDataset, calibration_batches, load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
+from sj_robust.evaluate.journal import remove_journal
 from sj_robust.files import only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
@@ -228,7 +229,7 @@ class _Run:
                 **settings,
             )
             write_atomic(path, report.to_json())
-            journal.unlink(missing_ok=True)
+            remove_journal(journal)
 
         made_from = {
             "settings": settings,

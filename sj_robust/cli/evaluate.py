@@ -15,9 +15,7 @@ AGAIN = "the same command goes on where it stopped if it has --out or --record"
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    command(app, "evaluate", "sj-robust evaluate runs/snn --data cifar10 --eps 2/255 --eps 8/255 --max-images 500 --record", again=AGAIN)(
-        evaluate
-    )
+    command(app, "evaluate", "sj-robust evaluate runs/snn --data cifar10 --protocol strong --eps 8/255 --record", again=AGAIN)(evaluate)
     command(app, "card", "sj-robust card runs/snn")(card)
 
 
@@ -29,10 +27,28 @@ def evaluate(
         list[float] | None,
         typer.Option("--eps", parser=budget, metavar="EPS", help="Radius, once or several times.  [default: 2/255 4/255 8/255]"),
     ] = None,
-    attacks: Annotated[str, typer.Option("--attacks", metavar="A,A", help="fgsm, rfgsm, pgdN.")] = "fgsm,pgd10",
+    protocol: Annotated[
+        str | None, typer.Option("--protocol", help="quick, paper, strong or autoattack, in place of --attacks and --views.")
+    ] = None,
+    attacks: Annotated[
+        str,
+        typer.Option("--attacks", metavar="A,A", help="fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, squareN, noiseN."),
+    ] = "fgsm,pgd10",
     views: Annotated[
-        str, typer.Option("--views", metavar="V,V", help="Gradient views such as PCW:1,STE,rate,activation, or all (19).")
+        str, typer.Option("--views", metavar="V,V", help="Gradient views such as PCW:1,ASSG,rate,activation, or all (19).")
     ] = "all",
+    transfer: Annotated[
+        list[str] | None,
+        typer.Option("--transfer", metavar="CHECKPOINT", help="A model whose gradients are tried as well, once or several times."),
+    ] = None,
+    norm: Annotated[str, typer.Option("--norm", help="linf or l2.")] = "linf",
+    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Attempts of each attack that starts at random.")] = 1,
+    check_images: Annotated[
+        int, typer.Option("--check-images", min=0, help="Images for the reliability checks; 0 leaves them out.")
+    ] = 64,
+    time_limit: Annotated[
+        float | None, typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop attacking then, with what is known.")
+    ] = None,
     max_images: Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
     every_view: Annotated[
@@ -45,6 +61,7 @@ def evaluate(
     ] = None,
     arg: Args = None,
     out: Annotated[Path | None, typer.Option("--out", help="Also write the report, as JSON, to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FOLDER", help="Also draw the figures into this folder.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write it into the checkpoint folder as evaluation.json.")] = False,
     seed: Seed = 0,
     device: Device = None,
@@ -52,11 +69,17 @@ def evaluate(
 ) -> None:
     """Measure clean accuracy, and robust accuracy against every attack through every gradient view.
 
+    Ends with checks for masked gradients and a verdict. Under torchrun the processes share the images.
+
     An image counts as robust only if it survives all of them, judged by the true spiking forward pass. With --out or --record
     what is done is kept beside the report, and the same command goes on there after an interruption.
     """
     from sj_robust import evaluate as measure
     from sj_robust.data import load_dataset
+    from sj_robust.errors import SJRobustError
+    from sj_robust.evaluate.figures import draw_figures
+    from sj_robust.evaluate.journal import remove_journal
+    from sj_robust.evaluate.shard import rank
     from sj_robust.files import write_atomic
     from sj_robust.hub import load, zoo
     from sj_robust.hub import record as record_in
@@ -64,6 +87,8 @@ def evaluate(
     from sj_robust.source import call_builder
 
     where = pick_device(device)
+    if protocol is not None and attacks != "fgsm,pgd10":
+        raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
     classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
     dataset = load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
     chosen = None if views == "all" or not isinstance(classifier, SpikingClassifier) else words(views)
@@ -75,6 +100,12 @@ def evaluate(
     report = measure(
         classifier,
         dataset,
+        protocol=protocol,
+        transfer={name: load(name) for name in transfer or ()},
+        norm=norm,  # type: ignore[arg-type]  # checked by the attacks
+        restarts=restarts,
+        check_images=check_images,
+        time_limit=time_limit,
         eps=eps or (2 / 255, 4 / 255, 8 / 255),
         attacks=words(attacks),
         views=chosen,
@@ -85,14 +116,19 @@ def evaluate(
         journal=journal,
         device=where,
     )
+    if rank():
+        return  # of several processes the first one speaks
     if out:
         write_atomic(out, report.to_json())
         say(f"report: {out}")
     if folder:
         record_in(folder, report=report)
         say(f"recorded: {folder / 'evaluation.json'}; sj-robust card {folder} writes it into the card")
-    if journal:
-        journal.unlink(missing_ok=True)
+    if plot:
+        for figure in draw_figures(report, plot):
+            say(f"figure: {figure}")
+    if journal and not report.stopped:
+        remove_journal(journal)
     print(report.to_json().rstrip() if as_json else report.summary())
 
 

@@ -1,6 +1,9 @@
-"""Clean and robust accuracy under an ensemble of attacks and gradient views, as a typed report."""
+"""Clean and robust accuracy under an ensemble of attacks and gradient views, as a typed report; certificates and costs."""
 
-from sj_robust.evaluate.protocol import DEFAULT_VIEWS, evaluate
-from sj_robust.evaluate.report import Accuracy, Activity, JointResult, Report, RobustResult, ViewResult, eps_name, wilson
+from sj_robust.evaluate.certificate import Certificate, certify
+from sj_robust.evaluate.protocol import DEFAULT_VIEWS, PROTOCOLS, Protocol, Stage
+from sj_robust.evaluate.report import Accuracy, Activity, Check, JointResult, Report, RobustResult, ViewResult, eps_name, wilson
+from sj_robust.evaluate.run import evaluate
 
-__all__ = ["DEFAULT_VIEWS", "Accuracy", "Activity", "JointResult", "Report", "RobustResult", "ViewResult", "eps_name", "evaluate", "wilson"]
+__all__ = ["DEFAULT_VIEWS", "PROTOCOLS", "Accuracy", "Activity", "Certificate", "Check", "JointResult", "Protocol", "Report",
+           "RobustResult", "Stage", "ViewResult", "certify", "eps_name", "evaluate", "wilson"]

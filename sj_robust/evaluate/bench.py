@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +16,14 @@ from sj_robust.attack import Attack
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import eps_name
+from sj_robust.model import SpikingClassifier
+from sj_robust.neuron import Surrogate
 
 BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
+
+
+class TimeUp(Exception):
+    """The time that an evaluation may take is over."""
 
 
 @dataclass
@@ -35,10 +43,11 @@ class Bench:
     device: torch.device
     batch_size: int
     passes: Passes = field(default_factory=Passes)
+    deadline: float = math.inf  # of time.monotonic(): attacks going on then are given up
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(indices [n], images [n, C, H, W], labels [n]) for `indices` in full batches, the last one apart."""
-        for chosen in indices.split(self.batch_size):
+        for chosen in indices.split(self.batch_size) if len(indices) else ():
             yield chosen, self.dataset.floats(chosen).to(self.device), self.dataset.labels[chosen].to(self.device)
 
     def predict(self, x: Tensor) -> Tensor:
@@ -49,15 +58,53 @@ class Bench:
             raise SJRobustError(f"the model gives logits that are not finite for {self.dataset.name}: its weights or thresholds are broken")
         return logits.argmax(1)
 
-    def broken(self, attack: Attack, seen: nn.Module, view: str, indices: Tensor, seed: int, done: Callable[[int], None]) -> Tensor:
-        """Which of `indices` [n] the attack breaks when it takes its gradients from `seen`: bool [n] on the CPU."""
-        found = []
-        for chosen, x, y in self.batches(indices):
-            x_adv = attack(seen, x, y, seed=seed, ids=chosen.to(self.device))
-            check_ball(x_adv, x, attack, view)
-            found.append((self.predict(x_adv) != y).cpu())
-            done(len(chosen))
-        return torch.cat(found) if found else torch.zeros(0, dtype=torch.bool)
+    def broken(self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor, seed: int) -> Tensor:
+        """Which images x [n, C, H, W], named by `chosen` [n], the attack breaks when it takes its gradients from `seen`: bool [n] on the
+        CPU. Raises TimeUp once the deadline is over."""
+        if time.monotonic() > self.deadline:
+            raise TimeUp
+        x_adv = attack(seen, x, y, seed=seed, ids=chosen.to(self.device))
+        check_ball(x_adv, x, attack, view)
+        return (self.predict(x_adv) != y).cpu()
+
+
+def image_count(dataset: ImageDataset, max_images: int | None) -> int:
+    if not len(dataset):
+        raise SJRobustError(f"{dataset.name} {dataset.split} has no images: nothing to evaluate")
+    if max_images is not None and not 1 <= max_images <= len(dataset):
+        raise SJRobustError(f"max_images is {max_images}: expected 1 to {len(dataset)}, the images of {dataset.name} {dataset.split}")
+    return len(dataset) if max_images is None else max_images
+
+
+def device_of(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def true_forward(model: nn.Module) -> AbstractContextManager[object]:
+    """Spikes forward, even if the caller has left the nodes in the activation view; which surrogate makes no difference."""
+    return model.gradient(Surrogate("PCW")) if isinstance(model, SpikingClassifier) else nullcontext()
+
+
+def check_fit(bench: Bench, total: int) -> int:
+    """K, after one image has shown that the model takes the images and has a logit for every label."""
+    data = bench.dataset
+    _, x, _ = next(bench.batches(torch.arange(1)))
+    try:
+        with torch.no_grad():
+            logits = bench.model(x)
+    except (RuntimeError, AssertionError, SJRobustError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SJRobustError(f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}") from error
+    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")
+    num_classes, highest = logits.shape[1], int(data.labels[:total].max())
+    if highest >= num_classes:
+        raise SJRobustError(f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use one made for {data.name}")
+    return num_classes
 
 
 def check_ball(x_adv: Tensor, x: Tensor, attack: Attack, view: str) -> None:
@@ -68,17 +115,23 @@ def check_ball(x_adv: Tensor, x: Tensor, attack: Attack, view: str) -> None:
     where = f"{attack.name} at eps {eps_name(attack.eps)} through view {view}"
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         raise SJRobustError(f"{where} returned {x_adv.dtype} {list(x_adv.shape)}: expected {x.dtype} {list(x.shape)}")
-    inside = ((x_adv - x).abs() <= attack.eps + BALL_TOLERANCE) & (x_adv >= 0) & (x_adv <= 1)  # False for NaN
-    bad = int((~inside.flatten(1).all(1)).sum())
+    size = (x_adv - x).flatten(1).norm(math.inf if attack.norm == "linf" else 2, dim=1)
+    inside = (size <= attack.eps + BALL_TOLERANCE) & ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
+    bad = int((~inside).sum())
     if bad:
         raise SJRobustError(f"{where} left the eps ball or [0, 1], or is not finite, on {bad} of {len(x)} images: the attack is broken")
 
 
 @contextmanager
-def count_passes(model: nn.Module, passes: Passes) -> Iterator[None]:
-    """Count images through `model` while the block runs."""
+def count_passes(model: nn.Module, bench: Bench) -> Iterator[None]:
+    """Count images through `model` into `bench.passes` while the block runs, and raise TimeUp in the first pass after its deadline."""
+    passes = bench.passes
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if time.monotonic() > bench.deadline:
+            raise TimeUp
+
+    def after(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
         passes.forward += len(output)
         if output.requires_grad:
             output.register_hook(lambda gradient: _count_backward(len(gradient)))
@@ -86,8 +139,9 @@ def count_passes(model: nn.Module, passes: Passes) -> Iterator[None]:
     def _count_backward(images: int) -> None:
         passes.backward += images
 
-    handle = model.register_forward_hook(hook)
+    handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

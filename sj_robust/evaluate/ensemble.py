@@ -4,78 +4,101 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from sj_robust.attack import Attack
-from sj_robust.evaluate.bench import Bench
+from sj_robust.evaluate.bench import Bench, TimeUp
 from sj_robust.evaluate.journal import Journal
+from sj_robust.evaluate.protocol import Run
 from sj_robust.evaluate.report import Accuracy, JointResult, RobustResult, ViewResult, eps_name
 from sj_robust.progress import Bar
+
+Search = Callable[[str, Attack, nn.Module, str, Tensor], None]
 
 
 @dataclass
 class Outcome:
-    joint: list[JointResult]
-    robust: list[RobustResult]
-    broken_by: list[list[str | None]]
+    """`pending`: images that a unit was to get and did not, over all units: 0 unless time ran out."""
+
+    joint: list[JointResult] = field(default_factory=list)
+    robust: list[RobustResult] = field(default_factory=list)
+    broken_by: list[list[str | None]] = field(default_factory=list)
+    pending: int = 0
 
 
-def attack_ensemble(
-    bench: Bench, correct: Tensor, plan: list[list[Attack]], views: dict[str, nn.Module], journal: Journal, *,
-    survivors_only: bool, seed: int, bar: Bar,
-) -> Outcome:
-    """Attack the images that are right as they are.
+def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, search: Search | None, *, survivors_only: bool,
+                    mine: Tensor | None = None) -> Outcome:
+    """Attack the images that are right as they are, or only read off what `journal` has (`search` None).
 
-    `correct` bool [n]: clean outcome of each evaluated image. `plan`: for each eps, ascending, its attacks in order.
-    `views`: the model as each view shows it, in order. `journal`: what is done already.
+    `correct` bool [n]: clean outcome of each evaluated image. `plan`: for each eps, ascending, its runs in order. `mine` bool [n]:
+    the images that this process attacks, default all. `search(unit, attack, seen, view, images)` fills the journal.
     The joint result is an intersection, so the order decides the cost and nothing else.
     """
-    total, attackable = len(correct), correct.nonzero().flatten()
+    total, attackable = len(correct), (correct if mine is None else correct & mine).nonzero().flatten()
     broken_by: list[str | None] = [None] * total
     broken = torch.zeros(total, dtype=torch.bool)
-    outcome = Outcome([], [], [])
+    outcome = Outcome()
 
     def accuracy(lost: Tensor) -> Accuracy:
         return Accuracy.of(int((correct & ~lost).sum()), total)
 
-    for attacks in plan:
+    for runs in plan:
         carried = int(broken.sum())
-        for attack in attacks:
-            fresh = not bool(broken.any())  # then the survivors are everyone
+        for run in runs:
+            attack, fresh = run.attack, not bool(broken.any())  # fresh: the survivors are everyone
             by_attack = torch.zeros(total, dtype=torch.bool)
-            per_view = {}
-            for view, seen in views.items():
+            complete, per_view, cost = True, {}, [0.0, 0, 0]
+            for view, seen in run.seen.items():
                 given = attackable[~broken[attackable]] if survivors_only else attackable
-                bar.note(f"eps {eps_name(attack.eps)} {attack.name} {view}: {len(given)} images")
-                work = attack.iterations * len(attackable) / max(1, len(given))
-                search = partial(bench.broken, attack, seen, view, given, noise_seed(seed, attack, view), _advance(bar, work))
-                hit, known = journal.broken(f"{eps_name(attack.eps)} {attack.name} {view}", given, bench.passes, search)
-                if known or not len(given):
-                    bar.advance(attack.iterations * len(attackable))
-                fallen = given[hit]
+                name = f"{eps_name(attack.eps)} {attack.name} {view}"
+                if search:
+                    search(name, attack, seen, view, given)
+                unit, pending = journal.unit(name), len(journal.missing(name, given))
+                outcome.pending += pending
+                complete &= not pending
+                fallen = given[torch.isin(given, torch.tensor(unit.fallen, dtype=given.dtype))]
                 by_view = torch.zeros(total, dtype=torch.bool).index_fill_(0, fallen, True)
                 for image in fallen[~broken[fallen]].tolist():
                     broken_by[image] = f"{attack.name} {view}"
                 broken |= by_view
                 by_attack |= by_view
-                alone = accuracy(by_view) if len(given) == len(attackable) else None
-                per_view[view] = ViewResult(attempted=len(given), broken=len(fallen), alone=alone)
-            alone = accuracy(by_attack) if fresh or not survivors_only else None
-            outcome.robust.append(RobustResult(eps=attack.eps, attack=attack.name, settings=attack.settings, per_view=per_view,
-                                               joint=accuracy(broken), alone=alone))
-        outcome.joint.append(JointResult(eps=attacks[0].eps, accuracy=accuracy(broken), carried=carried))
+                alone = accuracy(by_view) if len(given) == len(attackable) and not pending else None
+                per_view[view] = ViewResult(attempted=len(given) - pending, broken=len(fallen), alone=alone, seconds=unit.seconds)
+                cost = [cost[0] + unit.seconds, cost[1] + unit.forward, cost[2] + unit.backward]
+            alone = accuracy(by_attack) if complete and (fresh or not survivors_only) else None
+            outcome.robust.append(RobustResult(
+                eps=attack.eps, attack=attack.name, settings=attack.settings, per_view=per_view, joint=accuracy(broken), alone=alone,
+                seconds=cost[0], forward_images=int(cost[1]), backward_images=int(cost[2])))
+        outcome.joint.append(JointResult(eps=runs[0].attack.eps, accuracy=accuracy(broken), carried=carried))
         outcome.broken_by.append(list(broken_by))
     return outcome
+
+
+def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable: int) -> Search:
+    """The search that runs the attacks on `bench`, until its time is up."""
+
+    def search(name: str, attack: Attack, seen: nn.Module, view: str, given: Tensor) -> None:
+        bar.note(f"eps {name}: {len(given)} images")
+        missing = journal.missing(name, given)
+        work = attack.iterations * attackable  # of this unit; survivors stand for all
+        noise = noise_seed(seed, attack, view)
+
+        def run(chosen: Tensor, x: Tensor, y: Tensor) -> Tensor:
+            hit = bench.broken(attack, seen, view, chosen, x, y, noise)
+            bar.advance(work * len(chosen) / len(given))
+            return hit
+
+        bar.advance(work * (1 - len(missing) / max(1, len(given))) if len(missing) else work)
+        with suppress(TimeUp):
+            journal.work(name, bench.batches(missing), bench.passes, run)
+
+    return search
 
 
 def noise_seed(seed: int, attack: Attack, view: str) -> int:
     """Each attack and view draws its own noise, whatever their order; the report records `seed` alone."""
     return (seed << 32) + zlib.crc32(f"{attack.name} {view}".encode())
-
-
-def _advance(bar: Bar, work: float) -> Callable[[int], None]:
-    return lambda images: bar.advance(images * work)

@@ -58,17 +58,24 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def limits(attacks: list[str], views: list[str], evaluated: int, size: int, seed: int) -> list[str]:
+def limits(attacks: list[str], views: list[str], evaluated: int, size: int, seed: int, restarts: int, checked: bool,
+           stopped: str | None) -> list[str]:
     """Honest statements on what the numbers do not show."""
     statements = []
     if attacks:
+        ran = " ".join(attacks)
+        missing = [what for what, part in (("SA-PGD", "sapgd"), ("targeted APGD", "-t"), ("Square", "square")) if part not in ran]
+        missing += ["transfer"] * (not any(view.startswith("transfer") for view in views))
         through = f"{len(views)} gradient views" if len(views) > 1 else f"the gradient view {views[0]}"
+        not_run = f" Not run: {', '.join(missing)}." if missing else ""
         statements += [
-            f"Robust accuracy under {', '.join(attacks)} through {through} is an upper bound: "
-            "stronger attacks (APGD, SA-PGD, AutoAttack) were not run.",
-            "Black-box attacks (Square, transfer) were not run, and no check for gradient masking was made.",
-            f"One attempt per attack and view (seed {seed}): no random restarts.",
+            f"Robust accuracy under {', '.join(attacks)} through {through} is an upper bound: stronger attacks may exist.{not_run}",
+            *([] if checked else ["No check for gradient masking was made."]),
+            f"{'One attempt' if restarts == 1 else f'{restarts} attempts'} per attack and view (seed {seed})"
+            + (": no random restarts." if restarts == 1 else "."),
         ]
+    if stopped:
+        statements.append(f"The evaluation was stopped {stopped}; what was not attacked counts as robust.")
     if evaluated < size:
         statements.append(f"Only the first {evaluated} of {size} images were evaluated; the intervals cover that sampling error alone.")
     return statements

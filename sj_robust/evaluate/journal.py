@@ -1,10 +1,11 @@
-"""What an evaluation has done so far, on disk, so that a killed one goes on where it stopped."""
+"""What an evaluation has done so far, on disk, so that a killed one goes on where it stopped and shards can be put together."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,51 +16,85 @@ from torch import Tensor
 from sj_robust.evaluate.bench import Passes
 from sj_robust.files import write_atomic
 
-_VERSION = 1
+_VERSION = 2
+_SAVE_SECONDS = 2.0
+
+
+@dataclass
+class Unit:
+    """One attack through one view at one eps: the images it was given, those that fell, and what that cost."""
+
+    seen: list[int] = field(default_factory=list)
+    fallen: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    forward: int = 0
+    backward: int = 0
+
+    def add(self, other: Unit) -> None:
+        """Put in what another process or session did; what both did counts once."""
+        new = set(other.seen) - set(self.seen)
+        if new or not other.seen:
+            self.seen += sorted(new)
+            self.fallen += [image for image in other.fallen if image in new]
+            self.seconds, self.forward, self.backward = (
+                self.seconds + other.seconds, self.forward + other.forward, self.backward + other.backward)
 
 
 @dataclass
 class Journal:
-    """Units of work (one attack through one view at one eps) and the images that fell to each.
+    """Units by name. `key` is everything that decides the outcome: a file with another key, or a damaged one, counts for nothing.
 
-    `key` is everything that decides the outcome: a file with another key, or a damaged one, counts for nothing. Without a
-    path nothing is kept. `seconds` and `passes` are what the finished units cost, over all sessions.
+    Without a path nothing is kept. Each process of several writes `path`.rankN beside it.
     """
 
     path: Path | None
     key: dict[str, Any]
-    units: dict[str, list[int]] = field(default_factory=dict)
-    seconds: float = 0.0
-    passes: Passes = field(default_factory=Passes)
+    units: dict[str, Unit] = field(default_factory=dict)
+    _saved: float = 0.0
 
     @classmethod
-    def open(cls, path: Path | None, key: dict[str, Any]) -> Journal:
+    def open(cls, path: Path | None, key: dict[str, Any], rank: int | None = None) -> Journal:
         key = json.loads(json.dumps({"version": _VERSION, **key}))
-        journal = cls(path, key)
-        if path is not None and path.is_file():
-            try:
-                found = json.loads(path.read_text())
-                if found["key"] == key:
-                    units = {str(unit): [int(image) for image in fallen] for unit, fallen in found["units"].items()}
-                    journal = cls(path, key, units, float(found["seconds"]), Passes(*map(int, found["passes"])))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                pass
+        journal = cls(path if path is None or rank is None else Path(f"{path}.rank{rank}"), key)
+        if path is not None:
+            for file in (path, *sorted(path.parent.glob(f"{path.name}.rank*"))):
+                with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                    found = json.loads(file.read_text())
+                    if found["key"] == key:
+                        journal.merge({str(name): Unit(**unit) for name, unit in found["units"].items()})
         return journal
 
-    def broken(self, unit: str, given: Tensor, passes: Passes, attack: Callable[[], Tensor]) -> tuple[Tensor, bool]:
-        """Which of the images `given` int64 [n] fall, bool [n], by `attack` or from the file; and whether it was from the file.
+    def merge(self, units: dict[str, Unit]) -> None:
+        for name, unit in units.items():
+            self.units.setdefault(name, Unit()).add(unit)
 
-        `passes` counts what goes through the model meanwhile.
-        """
-        if unit in self.units:
-            return torch.isin(given, torch.tensor(self.units[unit], dtype=given.dtype)), True
-        started, before = time.monotonic(), (passes.forward, passes.backward)
-        hit = attack()
-        self.units[unit] = given[hit].tolist()
-        self.seconds += time.monotonic() - started
-        self.passes.forward += passes.forward - before[0]
-        self.passes.backward += passes.backward - before[1]
+    def unit(self, name: str) -> Unit:
+        return self.units.setdefault(name, Unit())
+
+    def missing(self, name: str, given: Tensor) -> Tensor:
+        """Those of the images `given` int64 [n] that the unit has not seen."""
+        return given[~torch.isin(given, torch.tensor(self.unit(name).seen, dtype=given.dtype))]
+
+    def work(self, name: str, batches: Iterable[tuple[Tensor, Tensor, Tensor]], passes: Passes,
+             attack: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        """Run `attack(indices, x, y)` → which fell, bool [n], batch by batch, and note each. `passes` counts what it costs."""
+        unit = self.unit(name)
+        for chosen, x, y in batches:
+            started, before = time.monotonic(), (passes.forward, passes.backward)
+            hit = attack(chosen, x, y)
+            unit.add(Unit(chosen.tolist(), chosen[hit].tolist(), time.monotonic() - started,
+                          passes.forward - before[0], passes.backward - before[1]))
+            if time.monotonic() - self._saved > _SAVE_SECONDS:
+                self.save()
+
+    def save(self) -> None:
         if self.path is not None:
-            state = {"key": self.key, "units": self.units, "seconds": self.seconds, "passes": [self.passes.forward, self.passes.backward]}
-            write_atomic(self.path, json.dumps(state))
-        return hit, False
+            units = {name: vars(unit) for name, unit in self.units.items() if unit.seen}
+            write_atomic(self.path, json.dumps({"key": self.key, "units": units}))
+        self._saved = time.monotonic()
+
+
+def remove_journal(path: Path) -> None:
+    """Remove the notes of an evaluation whose report is safe, those of its processes too."""
+    for file in (path, *path.parent.glob(f"{path.name}.rank*")):
+        file.unlink(missing_ok=True)

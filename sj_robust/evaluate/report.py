@@ -61,6 +61,7 @@ class ViewResult(Facts):
     attempted: int
     broken: int
     alone: Accuracy | None
+    seconds: float | None = None
 
 
 class RobustResult(Facts):
@@ -76,6 +77,9 @@ class RobustResult(Facts):
     per_view: dict[str, ViewResult]
     joint: Accuracy
     alone: Accuracy | None
+    seconds: float | None = None
+    forward_images: int | None = None
+    backward_images: int | None = None
 
 
 class JointResult(Facts):
@@ -145,6 +149,9 @@ class Activity(Facts):
 class Settings(Facts):
     """How the evaluation was made: `views` in the order of attack, `passes` counted in images."""
 
+    protocol: str | None = None
+    norm: str = "linf"
+    restarts: int = 1
     eps: list[float]
     attacks: list[str]
     views: list[str]
@@ -153,6 +160,15 @@ class Settings(Facts):
     seed: int
     ball_tolerance: float
     device: str
+
+
+class Check(Facts):
+    """One test of whether the robust accuracies can be believed: `found` in words, `numbers` behind them."""
+
+    name: str
+    status: Literal["pass", "warn", "fail", "not run"]
+    found: str
+    numbers: dict[str, Any]
 
 
 class Report(Facts):
@@ -166,6 +182,9 @@ class Report(Facts):
     robust: list[RobustResult]
     per_image: PerImage
     activity: Activity | None
+    checks: list[Check] = []
+    verdict: str | None = None
+    stopped: str | None = None
     limits: list[str]
     settings: Settings
     forward_images: int

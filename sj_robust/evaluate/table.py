@@ -14,7 +14,16 @@ def summary(report: Report) -> str:
     extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
     lines = [f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images", f"clean accuracy  {report.clean}"]
     if report.joint:
+        if report.settings.protocol:
+            lines.append(f"protocol  {report.settings.protocol}")
         lines += ["", *_table(report)]
+    if report.stopped:
+        lines += ["", f"stopped {report.stopped}"]
+    if report.checks:
+        width = max(len(check.name) for check in report.checks)
+        lines += ["", *(f"{check.status:<7}  {check.name.ljust(width)}  {check.found}" for check in report.checks)]
+    if report.verdict:
+        lines += ["", report.verdict]
     if report.activity:
         lines += ["", f"spikes per neuron and image  {report.activity.spikes_per_neuron:.3f}"]
     return "\n".join(lines)

@@ -215,7 +215,7 @@ def test_the_model_is_left_as_it_was(snn: SpikingClassifier, dataset: ImageDatas
 def test_passes_are_counted_in_images(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
     report = evaluate(ann, dataset, attacks=["pgd3"], eps=(0.02,), max_images=20, batch_size=8)
     right = report.clean.correct
-    assert report.forward_images == 1 + 20 + right * (3 + 1)  # one image to see that the model fits, then clean, steps, judgement
+    assert report.forward_images == 20 + right * (3 + 1 + 1)  # clean; steps, the last image's margin, judgement
     assert report.backward_images == right * 3
 
 
@@ -227,7 +227,9 @@ def test_facts_are_recorded(snn: SpikingClassifier, ann: NormalizedClassifier, d
     assert report.model.parameters == sum(p.numel() for p in snn.parameters())
     assert report.dataset.fingerprint == dataset.fingerprint
     assert (report.dataset.name, report.dataset.split, report.dataset.size, report.dataset.evaluated) == ("small", "test", 160, 10)
-    assert report.robust[0].settings == {"name": "pgd2", "eps": 0.02, "loss": "ce", "steps": 2, "step_size": 0.01, "random_start": True}
+    assert report.robust[0].settings == {
+        "name": "pgd2", "eps": 0.02, "norm": "linf", "targeted": False, "restarts": 1, "loss": "ce", "steps": 2, "step_size": 0.01,
+        "random_start": True, "keep": "best"}
     assert (report.settings.seed, report.settings.views, report.settings.attacks, report.settings.device) == (7, ["PCW:2"], ["pgd2"], "cpu")
     assert report.versions["torch"] == importlib.metadata.version("torch")
     assert report.versions["sj_robust"] == sj_robust.__version__
@@ -245,8 +247,8 @@ def test_other_seeds_draw_other_noise_and_the_same_seed_the_same(ann: Normalized
 
     @dataclass(frozen=True, kw_only=True)
     class Spy(PGD):
-        def start(self, x: Tensor, seed: int, ids: Tensor) -> Tensor:
-            seen.append(super().start(x, seed, ids))
+        def start(self, x: Tensor, seed: int, ids: Tensor, restart: int) -> Tensor:
+            seen.append(super().start(x, seed, ids, restart))
             return seen[-1]
 
     for seed in (0, 0, 1):

@@ -1,0 +1,249 @@
+"""What one inference costs: operations counted, energy estimated from them, beside the ANN of the same shape."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from spikingjelly.activation_based.op_counter import BaseCounter, DispatchCounterMode, SynOpCounter, is_binary_tensor
+from torch import Tensor, nn
+
+from sj_robust.allocator import keep_large_blocks
+from sj_robust.attack import evaluation_mode
+from sj_robust.data import ImageDataset
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import facts
+from sj_robust.evaluate.activity import count_spikes
+from sj_robust.evaluate.bench import Bench, check_fit, device_of, image_count, true_forward
+from sj_robust.evaluate.latency import IMAGES, Measurement, aligned
+from sj_robust.evaluate.report import Activity, Facts
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.progress import Bar, bar
+
+E_MAC, E_AC = 4.6, 0.9
+"""pJ for a 32-bit float multiplication with addition, and for an addition, in 45 nm CMOS (Horowitz, ISSCC 2014, figure 1.1.9)."""
+
+_aten = torch.ops.aten
+
+
+class Cost(Facts):
+    """Operations of one inference, and the estimate from E_MAC and E_AC."""
+
+    acs: float
+    macs: float
+    microjoules: float
+
+    @classmethod
+    def of(cls, acs: float, macs: float) -> Cost:
+        return cls(acs=acs, macs=macs, microjoules=(macs * E_MAC + acs * E_AC) / 1e6)
+
+
+class LayerCost(Facts):
+    """One convolution or matrix product, per image, over all its steps: `passes`, T or 1 where its input is the same at every step.
+
+    `rate`: share of its inputs that are spikes; times `passes` it is `spikes_per_neuron`. None where the inputs are not spikes.
+    """
+
+    acs: float
+    macs: float
+    ann_macs: int
+    passes: int
+    rate: float | None
+    spikes_per_neuron: float | None
+
+
+class Energy(Measurement):
+    """The result of `measure_energy`: means per image.
+
+    `snn`: with everything computed as often as it is here; `snn_repeated`: with what sees the constant image repeated at every
+    step, where that makes a difference. `ann`: the same architecture with dense activations. `ratio`: energy of `snn` over
+    that of `ann`. `activity`: spikes at the nodes; `updates`: of a membrane potential. All but `ann` are None for an ANN.
+    """
+
+    snn: Cost | None
+    snn_repeated: Cost | None
+    ann: Cost
+    ratio: float | None
+    layers: dict[str, LayerCost]
+    activity: Activity | None
+    updates: int | None
+    picojoules: dict[str, float]
+
+    def summary(self) -> str:
+        """A text table: the networks, then the layers, then what the figures leave out."""
+        names = {"SNN": self.snn, "SNN, stem at every step": self.snn_repeated, "ANN of the same shape" if self.snn else "ANN": self.ann}
+        costs = [[name, _millions(cost.acs), _millions(cost.macs), f"{cost.microjoules:.2f}"] for name, cost in names.items() if cost]
+        layers = [["layer", "ACs", "MACs", "ANN's MACs", "passes", "rate", "spikes per input"]]
+        for name, at in self.layers.items():
+            spikes = ["", ""] if at.rate is None else [f"{at.rate:.3f}", f"{at.spikes_per_neuron:.3f}"]
+            layers.append([name, _millions(at.acs), _millions(at.macs), _millions(at.ann_macs), str(at.passes), *spikes])
+        layers = layers if self.snn else [[row[0], row[2]] for row in layers]
+        ratio = [] if self.ratio is None else ["", f"SNN / ANN  {self.ratio:.3f}"]
+        return "\n".join([f"{self.heading()}, per image", "", *aligned([["", "ACs", "MACs", "µJ (estimate)"], *costs]), *ratio,
+                          "", *aligned(layers), "", *self.limits])  # fmt: skip
+
+
+def measure_energy(
+    model: nn.Module,
+    dataset: ImageDataset,
+    *,
+    max_images: int | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    show_progress: bool | None = None,
+) -> Energy:
+    """Synaptic operations and multiplications of one inference, layer by layer, and the energy they stand for.
+
+    A layer whose inputs are spikes adds one weight per spike and connection (an AC); where an input is anything but 0 or 1
+    (the image, pooled spikes, sums of spikes as on a residual path) all its products are multiplications (MACs), zeros
+    included. Sums of spikes could be added one by one: counting MACs is the dear side. An ANN has MACs alone, from one image.
+
+    Args:
+        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]. Its training flags are restored.
+        max_images: the first so many images; default 256, or all where there are fewer.
+        device: the model is moved there; default: where it is.
+        show_progress: None shows a bar on a terminal only.
+
+    Raises SJRobustError if data and model do not fit, and on settings out of range.
+    """
+    started = time.monotonic()
+    total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)
+    if batch_size < 1:
+        raise SJRobustError(f"batch_size is {batch_size}: expected at least 1")
+    where = device_of(model, device)
+    bench = Bench(model.to(where), dataset, where, batch_size)
+    steps, activity, tallies = 1, None, None
+    with keep_large_blocks(), evaluation_mode(model), true_forward(model):
+        num_classes = check_fit(bench, total)
+        with model.gradient("activation") if isinstance(model, SpikingClassifier) else nullcontext():
+            dense = _count(bench, 1, Bar())
+        if isinstance(model, SpikingClassifier):
+            with count_spikes(model) as spikes, bar("energy", total, show=show_progress) as progress:
+                tallies = _count(bench, total, progress)
+            steps, activity = model.timesteps, spikes.activity(model.timesteps, total)
+    total = total if activity else 1
+    layers = {name: _layer(tallies[name] if tallies else None, total, tally.products) for name, tally in dense.items()}
+    ann = Cost.of(0, sum(layer.ann_macs for layer in layers.values()))
+    snn, updates = (_total(layers), activity.neurons * steps) if activity else (None, None)
+    padding = sum(tally.padding for tally in dense.values()) / max(1, ann.macs)
+    return Energy(
+        model=facts.model_facts(model, num_classes),
+        dataset=facts.dataset_facts(dataset, total),
+        snn=snn,
+        snn_repeated=_total(layers, steps) if any(layer.passes < steps for layer in layers.values()) else None,
+        ann=ann,
+        ratio=snn.microjoules / ann.microjoules if snn and ann.microjoules else None,
+        layers=layers,
+        activity=activity,
+        updates=updates,
+        picojoules={"MAC": E_MAC, "AC": E_AC},
+        limits=_limits(layers, steps, updates, padding, total, len(dataset)),
+        batch_size=batch_size,
+        device=facts.device_name(where),
+        seconds=time.monotonic() - started,
+        versions=facts.versions(),
+    )
+
+
+@dataclass
+class Tally:
+    """Of one layer, over all images: ACs as if its inputs were spikes; all products, those with a padded zero; its inputs."""
+
+    acs: int = 0
+    products: int = 0
+    padding: int = 0
+    inputs: int = 0
+    nonzero: int = 0
+    analogue: bool = False  # some input was neither 0 nor 1
+
+
+class LayerCounter(BaseCounter):
+    """By layer, ACs by SpikingJelly's rules, which are exact at borders and strides too; MACs by shape.
+
+    Its MACCounter is not used: it decides batch by batch whether a layer is spiking, and takes an input or a weight that is 0
+    throughout for spikes. Here one input other than 0 and 1 makes a layer analogue for good, whatever the batches.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rules = SynOpCounter().rules
+        self.tallies: dict[str, Tally] = defaultdict(Tally)
+
+    def count(self, func: Any, args: Any, kwargs: Any, out: Tensor, active_modules: Any = None, parent_names: Any = None) -> int:
+        tally = self.tallies[max(parent_names - {"Global"}, key=len)]  # the innermost module: its path is the longest
+        x, acs = args[1] if func in (_aten.addmm.default, _aten.baddbmm.default) else args[0], int(self.rules[func](args, kwargs, out))
+        tally.acs += acs
+        tally.inputs += x.numel()
+        tally.nonzero += int(x.count_nonzero())
+        tally.analogue = tally.analogue or not is_binary_tensor(x)
+        if func is _aten.convolution.default:
+            weight, transposed = args[1], args[6]
+            products = (x if transposed else out).numel() * prod(weight.shape[1:])
+            tally.padding += 0 if transposed else products - _inside(x, weight, out, args[3:6])
+        else:
+            products = out.numel() * x.shape[-1]
+        tally.products += products
+        return acs
+
+
+def _inside(x: Tensor, weight: Tensor, out: Tensor, geometry: Any) -> int:
+    """Products of a convolution (stride, padding, dilation) without those of padded zeros: along each axis, outputs and taps that meet."""
+    pairs = len(x) * out.shape[1] * weight.shape[1]
+    for size, outputs, taps, stride, padding, dilation in zip(x.shape[2:], out.shape[2:], weight.shape[2:], *geometry, strict=True):
+        at = torch.arange(outputs)[:, None] * stride - padding + torch.arange(taps) * dilation
+        pairs *= int(((at >= 0) & (at < size)).sum())
+    return pairs
+
+
+def _count(bench: Bench, images: int, progress: Bar) -> dict[str, Tally]:
+    """Tallies of the first images, by the layers' names in the order in which they compute."""
+    counter = LayerCounter()
+    for chosen, x, _ in bench.batches(torch.arange(images)):
+        with DispatchCounterMode([counter]):
+            bench.predict(x)
+        progress.advance(len(chosen))
+    inner = "backbone." if isinstance(bench.model, NormalizedClassifier) else ""  # left out, as in the names of nodes
+    return {name.partition(".")[2].removeprefix(inner) or name: tally for name, tally in counter.tallies.items()}
+
+
+def _layer(tally: Tally | None, images: int, ann_macs: int) -> LayerCost:
+    passes = tally.products // (images * ann_macs) if tally else 1
+    if tally is None or tally.analogue:
+        return LayerCost(acs=0, macs=passes * ann_macs, ann_macs=ann_macs, passes=passes, rate=None, spikes_per_neuron=None)
+    rate = tally.nonzero / tally.inputs
+    return LayerCost(acs=tally.acs / images, macs=0, ann_macs=ann_macs, passes=passes, rate=rate, spikes_per_neuron=rate * passes)
+
+
+def _total(layers: dict[str, LayerCost], steps: int | None = None) -> Cost:
+    """The sum over layers, each as often as it is computed, or `steps` times."""
+    scaled = [((steps or layer.passes) / layer.passes, layer) for layer in layers.values()]
+    return Cost.of(sum(times * layer.acs for times, layer in scaled), sum(times * layer.macs for times, layer in scaled))
+
+
+def _limits(layers: dict[str, LayerCost], steps: int, updates: int | None, padding: float, evaluated: int, size: int) -> list[str]:
+    """Honest statements on what the numbers do not show."""
+    statements = [
+        f"The energy is an estimate from counts: {E_MAC} pJ a MAC and {E_AC} pJ an AC (32-bit float, 45 nm CMOS, Horowitz 2014).",
+        "Memory traffic, which costs more than arithmetic on most hardware, is left out, and with it the cost of moving spikes.",
+        "Counted are convolutions and matrix products; normalisation, biases, residual additions and pooling are not, on either side.",
+        f"MACs are dense: zeros count, of the padding ({padding:.1%} of the ANN's MACs) and of activations. ACs are those of spikes alone.",
+    ]
+    if updates is None:
+        return statements
+    statements.append(f"Left out are {_millions(updates)} updates of potentials; a MAC each would add {updates * E_MAC / 1e6:.2f} µJ.")
+    if once := [name for name, layer in layers.items() if layer.passes < steps]:
+        statements.append(f"Computed once per image, because the input is the same at every step: {', '.join(once)}.")
+    if analogue := [name for name, layer in layers.items() if layer.macs and layer.passes == steps]:
+        statements.append(f"Inputs that are not 0 or 1, hence MACs at every step: {', '.join(analogue)}.")
+    if evaluated < size:
+        statements.append(f"Spikes were counted on the first {evaluated} of {size} images.")
+    return statements
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.3f} M"

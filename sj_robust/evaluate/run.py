@@ -1,0 +1,170 @@
+"""Clean and robust accuracy of a classifier, spiking or not."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sj_robust.allocator import keep_large_blocks
+from sj_robust.attack import Norm, evaluation_mode
+from sj_robust.data import ImageDataset
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import facts
+from sj_robust.evaluate.activity import count_spikes
+from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, check_fit, count_passes, device_of, image_count, true_forward
+from sj_robust.evaluate.checks import run_checks, verdict
+from sj_robust.evaluate.ensemble import attack_ensemble, searcher
+from sj_robust.evaluate.journal import Journal
+from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
+from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
+from sj_robust.evaluate.shard import processes
+from sj_robust.model import SpikingClassifier
+from sj_robust.neuron import View
+from sj_robust.progress import bar
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: ImageDataset,
+    *,
+    protocol: str | Protocol | None = None,
+    eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
+    attacks: Sequence[AttackMaker] = ("fgsm", "pgd10"),
+    views: Sequence[View | str] | None = None,
+    transfer: Mapping[str, nn.Module] | None = None,
+    norm: Norm = "linf",
+    restarts: int = 1,
+    survivors_only: bool = True,
+    check_images: int = 0,
+    max_images: int | None = None,
+    time_limit: float | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    journal: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    show_progress: bool | None = None,
+) -> Report:
+    """Clean accuracy, and robust accuracy in l∞ or l2 balls under an ensemble of attacks and gradient views.
+
+    Every success is judged by the model's own forward pass in eval mode (for a SpikingClassifier the true spikes), and
+    every adversarial image is checked to be finite, within eps and in [0, 1]. Images that are wrong as they are count as
+    not robust. An image broken at a smaller eps is broken at a larger one: its adversarial image lies in that ball too.
+
+    Started by torchrun or accelerate, the processes share the images, and each returns the report that one alone would make.
+
+    Args:
+        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]. Its training flags are restored.
+        protocol: "quick", "paper", "strong" or "autoattack" (or "strong@1"), in place of `attacks` and `views`; "autoattack" may be
+            given other `views`.
+        eps: radii in units of [0, 1], in any order; the report has them ascending.
+        attacks: names that `parse_attack` knows, or anything that called with eps=… gives an attack (`functools.partial(PGD, steps=50)`).
+        views: gradient views of a SpikingClassifier, default all 19 of `ENSEMBLE_VIEWS` (strongest first). None for other models.
+        transfer: other models by name, such as the source ANN, whose gradients the protocol "strong" tries as well.
+        norm: "linf" or "l2", for attacks given by name.
+        restarts: attempts of each attack that starts at random.
+        survivors_only: attack only what is still standing, regrouped into full batches. False gives every view and attack
+            every image, at several times the cost, so that the report has each one's accuracy alone.
+        check_images: images for the reliability checks, which end the report with a verdict; 64 takes about as long as "quick" on
+            200 images. 0: no checks.
+        max_images: the first so many images only.
+        time_limit: seconds after which no attack goes on; images not attacked by then count as robust, and the report says so.
+        seed: noise depends on (seed, attack, view, index of the image) alone.
+        journal: a file that keeps what is done, batch by batch, so that the same call goes on there after a kill, to the same report
+            but for its time, also with another batch size, device or number of processes. To be removed once the report is safe.
+        device: the model is moved there; default: where it is.
+        show_progress: None shows a bar on a terminal only.
+
+    Raises SJRobustError if data and model do not fit, on settings out of range, and if an attack leaves its ball.
+    Source: ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3; for the protocols see `sj_robust.evaluate.protocol`.
+    """
+    started = time.monotonic()
+    total = image_count(dataset, max_images)
+    _check_at_least(1, batch_size=batch_size, restarts=restarts)
+    _check_at_least(0, check_images=check_images, time_limit=time_limit or 0)
+    chosen = find_protocol(protocol) if isinstance(protocol, str) else protocol
+    plan = make_plan(model, stages_of(chosen, attacks, view_names(model, views)), eps, norm=norm, restarts=restarts, transfer=transfer,
+                     cheap_first=chosen is None)
+    where = device_of(model, device)
+    bench = Bench(model.to(where), dataset, where, batch_size)
+    others = [other.to(where) for other in (transfer or {}).values()]
+    with ExitStack() as stack:
+        for context in (keep_large_blocks(), true_forward(model), *(evaluation_mode(each) for each in (model, *others)),
+                        *(count_passes(each, bench) for each in (model, *others))):
+            stack.enter_context(context)
+        shard = stack.enter_context(processes())
+        num_classes = check_fit(bench, total)
+        predicted, activity = _clean_pass(bench, total, False if shard.rank else show_progress)
+        labels = dataset.labels[:total].cpu()
+        correct, mine = predicted == labels, shard.mine(total)
+        described = facts.model_facts(model, num_classes)
+        notes = Journal.open(None if journal is None else Path(journal), {
+            "weights": described.weights_sha256, "settings": described.settings,
+            "images": dataset.fingerprint, "predicted": predicted.tolist(),
+            "plan": [[[run.attack.settings, list(run.seen)] for run in runs] for runs in plan],
+            "transfer": {name: facts.weights_sha256(other) for name, other in (transfer or {}).items()},
+            "survivors_only": survivors_only, "seed": seed,
+        }, shard.rank if shard.count > 1 else None)  # fmt: skip
+        earlier = sum(unit.seconds for unit in notes.units.values())
+        bench.deadline = started + time_limit if time_limit else bench.deadline
+        attackable = int((correct & mine).sum())
+        steps = sum(run.attack.iterations * len(run.seen) for runs in plan for run in runs) * attackable
+        with bar("attacks", steps, unit="gradients", show=False if shard.rank else show_progress) as progress:
+            search = searcher(bench, notes, progress, seed=seed, attackable=attackable)
+            try:
+                attack_ensemble(correct, plan, notes, search, survivors_only=survivors_only, mine=mine)
+            finally:
+                notes.save()
+        for units in shard.gather(notes.units):
+            notes.merge(units)
+        outcome = attack_ensemble(correct, plan, notes, None, survivors_only=survivors_only)
+        spent = [sum(unit.forward for unit in notes.units.values()) + total, sum(unit.backward for unit in notes.units.values())]
+        found = run_checks(bench, plan, outcome, correct, images=check_images, seed=seed) if check_images and shard.rank == 0 else []
+        checks = shard.gather(found)[0]
+    names = [run.attack.name for run in plan[0]] if plan else []
+    seen = list(dict.fromkeys(view for runs in plan[:1] for run in runs for view in run.seen))
+    stopped = f"after {time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made" if outcome.pending else None
+    return Report(
+        model=described,
+        dataset=facts.dataset_facts(dataset, total),
+        clean=Accuracy.of(int(correct.sum()), total),
+        joint=outcome.joint,
+        robust=outcome.robust,
+        per_image=PerImage(label=labels.tolist(), predicted=predicted.tolist(), broken_by=outcome.broken_by),
+        activity=activity,
+        checks=checks,
+        verdict=verdict(checks, stopped is None) if checks else None,
+        stopped=stopped,
+        limits=facts.limits(names, seen, total, len(dataset), seed, restarts, bool(checks), stopped),
+        settings=Settings(protocol=str(chosen) if chosen else None, norm=norm, restarts=restarts, eps=[runs[0].attack.eps for runs in plan],
+                          attacks=names, views=seen, survivors_only=survivors_only, batch_size=batch_size, seed=seed,
+                          ball_tolerance=BALL_TOLERANCE, device=facts.device_name(where)),
+        forward_images=spent[0],
+        backward_images=spent[1],
+        seconds=earlier + time.monotonic() - started,
+        versions=facts.versions(),
+    )
+
+
+def _check_at_least(least: int, **settings: float) -> None:
+    for name, value in settings.items():
+        if value < least:
+            raise SJRobustError(f"{name} is {value}: expected at least {least}")
+
+
+def _clean_pass(bench: Bench, total: int, show_progress: bool | None) -> tuple[Tensor, Activity | None]:
+    """Predictions int64 [total], and what the nodes did meanwhile if there are any."""
+    model = bench.model
+    counting = count_spikes(model) if isinstance(model, SpikingClassifier) else nullcontext()
+    predicted = []
+    with counting as spikes, bar("clean", total, show=show_progress) as progress:
+        for chosen, x, _ in bench.batches(torch.arange(total)):
+            predicted.append(bench.predict(x).cpu())
+            progress.advance(len(chosen))
+    activity = spikes.activity(model.timesteps, total) if spikes is not None and isinstance(model, SpikingClassifier) else None
+    return torch.cat(predicted), activity
