@@ -12,7 +12,8 @@ import pytest
 
 import sj_robust
 
-COMMANDS = ["list", "info", "train-ann", "convert", "finetune", "evaluate", "card", "run", "bench", "demo", "doctor"]
+COMMANDS = ["list", "info", "train-ann", "convert", "finetune", "evaluate", "card", "certify", "energy",
+            "latency", "run", "bench", "demo", "doctor"]
 HELP_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # importing it is now an error

@@ -1,0 +1,125 @@
+"""energy and latency: what a spiking network costs, and how fast it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
+from sj_robust.cli.options import Args, arguments
+
+if TYPE_CHECKING:
+    from sj_robust.evaluate.energy import Energy
+    from sj_robust.evaluate.latency import Latency
+
+Checkpoint = Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")]
+Spiking = Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.")]
+Images = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images; by default 256, or all there are.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+SplitName = Annotated[str, typer.Option("--split", help="test or train.")]
+ImageSize = Annotated[int | None, typer.Option("--image-size", min=1)]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Also write the result, as JSON, to this file.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    command(app, "energy", "sj-robust energy runs/snn --data cifar10")(energy)
+    command(app, "latency", "sj-robust latency runs/snn --data cifar10 --eps 8/255")(latency)
+
+
+def energy(
+    checkpoint: Checkpoint,
+    *,
+    data: Data,
+    max_images: Images = None,
+    batch_size: BatchSize = 64,
+    split: SplitName = "test",
+    image_size: ImageSize = None,
+    model: Model = None,
+    arg: Args = None,
+    out: Out = None,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Count the additions and multiplications of one inference, and estimate their energy beside the ANN's.
+
+    A layer that sees spikes adds (AC), one that sees anything else multiplies (MAC). The estimate is for 32-bit floats in 45 nm
+    CMOS and leaves out memory traffic.
+    """
+    from sj_robust.evaluate.energy import measure_energy
+
+    where = pick_device(device)
+    classifier, dataset = _load(checkpoint, data, split, image_size, model, arg)
+    _show(measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where), out, as_json)
+
+
+def latency(
+    checkpoint: Spiking,
+    *,
+    data: Data,
+    eps: Annotated[
+        list[float] | None,
+        typer.Option("--eps", parser=budget, metavar="EPS", help="Radius of attacks, once or several times; without it none."),
+    ] = None,
+    attack: Annotated[str, typer.Option("--attack", help="As in --attacks of evaluate.")] = "pgd10",
+    view: Annotated[str, typer.Option("--view", help="The gradient view it runs through.")] = "PCW:1",
+    max_images: Images = None,
+    robust_images: Annotated[
+        int | None, typer.Option("--robust-images", min=1, help="The first so many of these are attacked; by default 64, or all.")
+    ] = None,
+    batch_size: BatchSize = 64,
+    split: SplitName = "test",
+    image_size: ImageSize = None,
+    model: Model = None,
+    arg: Args = None,
+    out: Out = None,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure clean and robust accuracy after each time step.
+
+    With --eps the network truncated to t steps is attacked for every t, each with its own gradients, and judged by its own spikes.
+    """
+    from sj_robust.evaluate.latency import measure_latency
+
+    where = pick_device(device)
+    classifier, dataset = _load(checkpoint, data, split, image_size, model, arg)
+    measured = measure_latency(
+        classifier,
+        dataset,
+        eps=eps or (),
+        attack=attack,
+        view=view,
+        max_images=max_images,
+        robust_images=robust_images,
+        batch_size=batch_size,
+        seed=seed,
+        device=where,
+    )
+    _show(measured, out, as_json)
+
+
+def _load(checkpoint: str, data: str, split: str, image_size: int | None, model: str | None, arg: list[str] | None) -> tuple[Any, Any]:
+    """The classifier and the data set."""
+    from sj_robust.data import load_dataset
+    from sj_robust.hub import load
+    from sj_robust.source import call_builder
+
+    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    return classifier, load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
+
+
+def _show(measured: Energy | Latency, out: Path | None, as_json: bool) -> None:
+    """The result on stdout, and in the file if one is named."""
+    from sj_robust.files import write_atomic
+
+    if out:
+        write_atomic(out, measured.to_json())
+        say(f"result: {out}")
+    print(measured.to_json().rstrip() if as_json else measured.summary())
