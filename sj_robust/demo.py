@@ -33,6 +33,7 @@ def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:
                 "views": ["PCW:1", "activation", "rate"],
                 "max_images": 64,
                 "batch_size": 64,
+                "check_images": 0,
                 "converted": True,
             },
         },

@@ -166,9 +166,9 @@ class _Run:
                 self.make_finetuned,
                 trains_on=self.train,
             )
-        ann_report = self.report("ann", ann)
-        converted_report = self.report("converted", converted) if recipe.evaluate.converted and recipe.finetune else None
-        snn_report = self.report("snn", snn)
+        ann_report = self.report("ann", ann, None)
+        converted_report = self.report("converted", converted, ann) if recipe.evaluate.converted and recipe.finetune else None
+        snn_report = self.report("snn", snn, ann)
         made_from = {
             "recipe": recipe.to_yaml(),
             "snn": _identity(snn),
@@ -211,8 +211,11 @@ class _Run:
         )
         save_trained(snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model)
 
-    def report(self, kind: str, checkpoint: Path) -> Report:
+    def report(self, kind: str, checkpoint: Path, source: Path | None) -> Report:
+        """The evaluation of `checkpoint`; `source`: the ANN of a spiking network, whose gradients a protocol may try."""
         settings = self.recipe.evaluate.model_dump(exclude={"views", "converted"})
+        if kind == "converted":
+            settings["check_images"] = 0
         views = None if kind == "ann" else self.recipe.evaluate.views  # an ANN has its exact gradient only
         path = self.folder / "evaluated" / f"{kind}.json"
         journal = path.with_suffix(".partial")
@@ -222,6 +225,7 @@ class _Run:
                 self.load(checkpoint),
                 self.test,
                 views=views,
+                transfer={"ann": self.load(source)} if source and self.recipe.evaluate.protocol else None,
                 seed=self.recipe.seed,
                 journal=journal,
                 device=self.device,
@@ -236,6 +240,7 @@ class _Run:
             "views": views,
             "seed": self.recipe.seed,
             "model": _identity(checkpoint),
+            "source": source and _identity(source),
             "test": self.test.fingerprint,
         }
         self.stage(f"evaluated/{kind}.json", made_from, work)

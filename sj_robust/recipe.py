@@ -88,14 +88,18 @@ class ConvertSettings(_Strict):
 class EvaluateSettings(_Strict):
     """Arguments of `sj_robust.evaluate`; `views` null: all 19 for an SNN. The ANN is measured on the same images and eps.
 
-    `converted`: measure the network as converted too, which tells what finetuning is worth.
+    `protocol` stands in place of `attacks` and `views`; a spiking network is then also attacked with the gradients of its ANN.
+    `check_images`: for the reliability checks. `converted`: measure the network as converted too, which tells what finetuning is
+    worth (without checks).
     """
 
     eps: list[Budget] = [2 / 255, 4 / 255, 8 / 255]
+    protocol: str | None = None
     attacks: list[str] = ["fgsm", "pgd10"]
     views: list[str] | None = None
     max_images: int | None = Field(None, ge=1)
     batch_size: int = Field(128, ge=1)
+    check_images: int = Field(32, ge=0)
     converted: bool = False
 
 

@@ -173,10 +173,10 @@ def _name(folder: Path, config: Config) -> str:
     return resolved.name if inside else (config.name if config.name == resolved.name else resolved.name)
 
 
-def _line(value: object) -> str:
+def _line(value: object, longest: int = 300) -> str:
     """A recorded value as inert Markdown: one line, no table bar, code fence or HTML."""
     text = " ".join(str(value).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if len(text) <= longest else text[:longest - 3] + "..."
 
 
 def _spoken(value: object) -> str:

@@ -21,7 +21,7 @@ class Point(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    eps: Annotated[float, Field(ge=0, le=1)]
+    eps: Annotated[float, Field(ge=0)]
     value: Fraction
     low: Fraction
     high: Fraction
@@ -36,6 +36,7 @@ class Results(BaseModel):
     split: str
     n: Annotated[int, Field(ge=1)]
     norm: str = "linf"
+    named: str | None = None  # the protocol, such as strong@1
     attacks: list[str]
     views: Annotated[int, Field(ge=0)]
     clean: Point
@@ -46,7 +47,9 @@ class Results(BaseModel):
         """What "robust" meant, in a few words."""
         if not self.robust:
             return "clean accuracy only"
-        return f"{' + '.join(self.attacks)}, {self.views} gradient view{'s' if self.views != 1 else ''}, worst case per image, {self.norm}"
+        name = f"{self.named}: " if self.named else ""
+        views = f"{self.views} gradient view{'s' if self.views != 1 else ''}"
+        return f"{name}{' + '.join(self.attacks)}, {views}, worst case per image, {self.norm}"
 
 
 def read_report(path: Path) -> Report | None:
@@ -63,8 +66,9 @@ def read_report(path: Path) -> Report | None:
 
 def results(report: Report) -> Results:
     """The few numbers of a report."""
-    return Results(dataset=report.dataset.name, split=report.dataset.split, n=report.dataset.evaluated, attacks=report.settings.attacks,
-                   views=len(report.settings.views), clean=_point(0.0, report.clean),
+    return Results(dataset=report.dataset.name, split=report.dataset.split, n=report.dataset.evaluated, norm=report.settings.norm,
+                   named=report.settings.protocol, attacks=report.settings.attacks, views=len(report.settings.views),
+                   clean=_point(0.0, report.clean),
                    robust=[_point(joint.eps, joint.accuracy) for joint in report.joint])
 
 
