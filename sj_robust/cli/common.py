@@ -126,7 +126,9 @@ def pick_device(device: str | None) -> Any:
     import torch
 
     if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())  # of several processes, each its own
     try:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
