@@ -61,7 +61,7 @@ def main() -> None:
                     **changes.get("convert", {}),
                 },
                 "finetune": {"epochs": options.epochs, "validate_every": options.epochs, "validation": 100, **changes.get("finetune", {})},
-                "evaluate": {"eps": options.eps, "max_images": options.images, "views": options.views},
+                "evaluate": {"eps": options.eps, "max_images": options.images, "views": options.views, "check_images": 0},
             }
         )
         result = run(recipe, options.out / slug, data=options.data, say=lambda line, slug=slug: print(f"{slug}: {line}", flush=True))

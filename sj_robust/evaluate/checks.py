@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sj_robust.attack import PGD, SAPGD, Attack, GradientView, Square, UniformNoise
 from sj_robust.attack.loss import input_gradient, objective
 from sj_robust.attack.mode import attack_mode
+from sj_robust.attack.view import forget
 from sj_robust.evaluate.bench import Bench, TimeUp
 from sj_robust.evaluate.ensemble import Outcome
 from sj_robust.evaluate.protocol import BLACK_BOX, EXACT, TRANSFER, Run
@@ -51,10 +52,10 @@ class Subject:
         """How many of `images` fall to the attack."""
         return sum(int(self.bench.broken(attack, seen, "check", *batch, self.seed).sum()) for batch in self.bench.batches(images))
 
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """x, y of all checked images."""
-        batches = list(self.bench.batches(self.images))
-        return torch.cat([x for _, x, _ in batches]), torch.cat([y for _, _, y in batches])
+    def logits(self) -> Tensor:
+        """Of all checked images, batch by batch."""
+        with torch.no_grad():
+            return torch.cat([self.bench.model(x) for _, x, _ in self.bench.batches(self.images)])
 
 
 def run_checks(bench: Bench, plan: list[list[Run]], outcome: Outcome, correct: Tensor, *, images: int, seed: int) -> list[Check]:
@@ -116,13 +117,11 @@ def _grade(value: float, warn: float, fail: float) -> Status:
     return "fail" if value > fail else "warn" if value > warn else "pass"
 
 
-@torch.no_grad()
 def _repeatable(subject: Subject) -> Finding:
-    x, _ = subject.batch()
-    first, second = subject.bench.model(x), subject.bench.model(x)
+    first, second = subject.logits(), subject.logits()
     flips, change = int((first.argmax(1) != second.argmax(1)).sum()), float((first - second).abs().max())
     status: Status = "fail" if flips else "warn" if change > 1e-4 * float(first.abs().max()) else "pass"
-    words = f"{flips} of {len(x)} predictions change between two runs, logits by up to {change:.2g}"
+    words = f"{flips} of {len(first)} predictions change between two runs, logits by up to {change:.2g}"
     return status, words, {"flips": flips, "change": change}
 
 
@@ -130,8 +129,7 @@ def _repeatable(subject: Subject) -> Finding:
 def _alone(subject: Subject) -> Finding:
     """Batch statistics in use (a model that stays in training mode) tie an image's logits to its batch. Rounding may flip single
     spikes, so that small differences are no sign."""
-    x, _ = subject.batch()
-    x = x[:16]
+    _, x, _ = next(subject.bench.batches(subject.images[:16]))
     together, alone = subject.bench.model(x), torch.cat([subject.bench.model(image) for image in x.split(1)])
     relative = float((together - alone).abs().mean() / together.std().clamp_min(1e-12))
     flips = int((together.argmax(1) != alone.argmax(1)).sum())
@@ -146,32 +144,32 @@ def _inside(outcome: Outcome) -> Finding:
 
 
 def _gradients(subject: Subject) -> Finding:
-    x, y = subject.batch()
-    dead = {}
+    dead = dict.fromkeys(subject.views, 0)
     for view, seen in subject.views.items():
-        if isinstance(seen, GradientView):
-            seen.forget()
-        with attack_mode(seen, x.device):
-            gradient, _, _ = input_gradient(seen, objective("ce", seen, x, y), x)
-        dead[view] = float((gradient.flatten(1).abs().amax(1) == 0).float().mean())
-    best, worst = min(dead, key=dead.__getitem__), max(dead, key=dead.__getitem__)
-    words = f"images without any gradient: {100 * dead[best]:.0f} % through {best}"
+        for _, x, y in subject.bench.batches(subject.images):
+            forget(seen)
+            with attack_mode(seen, x.device):
+                gradient, _, _ = input_gradient(seen, objective("ce", seen, x, y), x)
+            dead[view] += int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    share = {view: count / len(subject.images) for view, count in dead.items()}
+    best, worst = min(share, key=share.__getitem__), max(share, key=share.__getitem__)
+    words = f"images without any gradient: {100 * share[best]:.0f} % through {best}"
     if worst != best:
-        words += f", {100 * dead[worst]:.0f} % through {worst}"
-    return _grade(dead[best], 0.01, 0.1), words, {"images": len(x), "share_without_gradient": dead}
+        words += f", {100 * share[worst]:.0f} % through {worst}"
+    return _grade(share[best], 0.01, 0.1), words, {"images": len(subject.images), "share_without_gradient": share}
 
 
 def _rises(subject: Subject) -> Finding:
-    x, y = subject.batch()
     attack, seen = PGD(eps=subject.eps, norm=subject.norm, random_start=False, keep="last"), subject.main
-    with attack_mode(seen, x.device):
-        goal = objective("ce", seen, x, y)
-        values = [goal(seen(x)).detach()]
-    x_adv = attack(seen, x, y)
-    with torch.no_grad():
-        values.append(goal(seen(x_adv)))
-    share = float((values[1] <= values[0]).float().mean())
-    means = [float(value.mean()) for value in values]
+    before, after = [], []
+    for _, x, y in subject.bench.batches(subject.images):
+        x_adv = attack(seen, x, y)
+        with torch.no_grad():
+            goal = objective("ce", seen, x, y)
+            before.append(goal(seen(x)))
+            after.append(goal(seen(x_adv)))
+    share = float((torch.cat(after) <= torch.cat(before)).float().mean())
+    means = [float(torch.cat(values).mean()) for values in (before, after)]
     words = f"PGD raises the loss from {means[0]:.3g} to {means[1]:.3g}; it does not rise on {100 * share:.0f} % of the images"
     return _grade(share, 0.05, 0.25), words, {"eps": subject.eps, "loss": means, "share_not_rising": share}
 
@@ -207,7 +205,7 @@ def _adaptive(subject: Subject) -> tuple[str, Attack, nn.Module]:
 
 @torch.no_grad()
 def _classes(subject: Subject) -> int:
-    return int(subject.bench.model(subject.batch()[0][:1]).shape[1])
+    return int(subject.bench.model(next(subject.bench.batches(subject.images[:1]))[1]).shape[1])
 
 
 def _further(subject: Subject, share: float, what: str, attack: Attack, seen: nn.Module) -> Finding:

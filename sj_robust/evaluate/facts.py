@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import re
 from importlib.metadata import version
 from typing import Any
 
@@ -63,8 +64,8 @@ def limits(attacks: list[str], views: list[str], evaluated: int, size: int, seed
     """Honest statements on what the numbers do not show."""
     statements = []
     if attacks:
-        ran = " ".join(attacks)
-        missing = [what for what, part in (("SA-PGD", "sapgd"), ("targeted APGD", "-t"), ("Square", "square")) if part not in ran]
+        known = {"SA-PGD": r"sapgd.*", "targeted APGD": r"apgd\d+-t", "Square": r"square\d+"}
+        missing = [what for what, pattern in known.items() if not any(re.fullmatch(pattern, attack) for attack in attacks)]
         missing += ["transfer"] * (not any(view.startswith("transfer") for view in views))
         through = f"{len(views)} gradient views" if len(views) > 1 else f"the gradient view {views[0]}"
         not_run = f" Not run: {', '.join(missing)}." if missing else ""

@@ -41,7 +41,7 @@ def evaluate(
     norm: Norm = "linf",
     restarts: int = 1,
     survivors_only: bool = True,
-    check_images: int = 0,
+    check_images: int = 64,
     max_images: int | None = None,
     time_limit: float | None = None,
     batch_size: int = 128,

@@ -12,7 +12,7 @@ import pytest
 
 import sj_robust
 
-COMMANDS = ["list", "info", "train-ann", "convert", "finetune", "evaluate", "card", "certify", "energy",
+COMMANDS = ["list", "info", "train-ann", "convert", "finetune", "evaluate", "card", "certify", "corruptions", "energy",
             "latency", "run", "bench", "demo", "doctor"]
 HELP_WITHOUT_TORCH = """
 import sys
