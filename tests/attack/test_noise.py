@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy import stats
 
-from sj_robust.attack.noise import signs_like, uniform_like
+from sj_robust.attack.noise import normal_like, signs_like, uniform_like
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -58,6 +59,17 @@ def test_signs_are_balanced() -> None:
     signs = signs_like(torch.zeros(100, 1000), 3, torch.arange(100))
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
     assert signs.mean().abs() < 0.02  # σ = 0.003
+
+
+def test_normal_noise_is_normal() -> None:
+    x = torch.zeros(20, 3, 64, 64)
+    noise = normal_like(x, 3, torch.arange(20))
+    values = noise.flatten().double()
+    assert stats.kstest(values.numpy(), "norm").pvalue > 0.01
+    assert abs(float((values**4).mean()) - 3) < 0.1
+    assert values.abs().max() > 4.3  # of 245,760
+    assert torch.equal(normal_like(x[4:6], 3, torch.tensor([4, 5])), noise[4:6])
+    assert not torch.equal(normal_like(x, 3, torch.arange(20), draw=1), noise)
 
 
 def test_an_images_noise_ignores_batch_and_order() -> None:
