@@ -39,7 +39,8 @@ class AnnSettings(_Strict):
     the checkpoint of a network that timm cannot build needs the `model` that builds it. `args` go to architecture or model.
 
     `weights` are loaded before any training; `mean` and `std` default to the data set's where it is a named one, else to those of
-    the network's pretrained_cfg. `train` is a preset and what it changes; without it the network is taken as it is.
+    the network's pretrained_cfg. `train` is a preset and what it changes; without it the network is taken as it is. `scratch`: keep
+    the random weights of an architecture, for a spiking network trained from end to end.
     """
 
     name: str | None = Field(None, pattern=_NAME, description="what its checkpoint calls itself: ARCH.DATASET_THREAT_METHOD")
@@ -50,6 +51,7 @@ class AnnSettings(_Strict):
     num_classes: int | None = Field(None, ge=1)
     weights: str | None = None
     pretrained: bool = False
+    scratch: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
     train: Annotated[TrainConfig | None, _training("ann")] = None
@@ -59,8 +61,11 @@ class AnnSettings(_Strict):
         given = [name for name in ("architecture", "model", "checkpoint") if getattr(self, name)]
         if len(given) != 1 and given != ["model", "checkpoint"]:
             raise ValueError(f"give exactly one of architecture, model and checkpoint, not {' and '.join(given) or 'none'}")
-        if self.architecture and not (self.weights or self.pretrained or self.train):
-            raise ValueError(f"{self.architecture} would keep its random weights: give weights, pretrained: true, or train")
+        begun = bool(self.weights or self.pretrained or self.train)
+        if self.architecture and not (begun or self.scratch):
+            raise ValueError(f"{self.architecture} would keep its random weights: give weights, pretrained: true, train, or scratch: true")
+        if self.scratch and (begun or not self.architecture):
+            raise ValueError("scratch keeps the random weights of an architecture: leave weights, pretrained, train and checkpoint away")
         if self.checkpoint and (self.weights or self.pretrained):
             raise ValueError("a checkpoint brings its own weights: leave weights and pretrained away")
         if self.checkpoint and self.args and not self.model:

@@ -160,6 +160,7 @@ def test_foreign_files_in_the_way_are_not_touched(recipe: Recipe, tmp_path: Path
         ({"typo": 1}, "typo"),
         ({"ann": {}}, "exactly one of architecture, model and checkpoint"),
         ({"ann": {"architecture": "cifar_resnet20"}}, "random weights"),
+        ({"ann": {"architecture": "cifar_resnet20", "scratch": True, "pretrained": True}}, "scratch keeps the random weights"),
         ({"ann": {"checkpoint": "x", "weights": "y"}}, "brings its own weights"),
         ({"finetune": {"eps": "8"}}, "eps"),
         ({"finetune": {"preset": "papr"}}, "papr"),
@@ -172,6 +173,19 @@ def test_what_is_wrong_with_a_recipe_is_named(workplace: Path, change: dict[str,
         make_recipe({**fields, **change}, "recipe.yaml")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("recipe.yaml: ")
+
+
+def test_a_recipe_may_name_a_protocol_and_attacks_with_the_ann_too(made: Path, recipe: Recipe, workplace: Path) -> None:
+    settings = {"protocol": "quick", "views": None, "check_images": 4, "converted": False}
+    result = run(changed(recipe, "evaluate", **settings), made)
+    assert result.snn_report.settings.protocol == result.ann_report.settings.protocol == "quick@1"
+    card = (result.checkpoint / "README.md").read_text()
+    assert "quick@1: fgsm + pgd10, 4 gradient views" in card
+    assert result.snn_report.verdict is not None and result.snn_report.verdict.split(":")[0] in card
+    assert "| inside the ball | pass |" in card
+    unknown = changed(recipe, "evaluate", **{**settings, "protocol": "fast"})
+    with pytest.raises(SJRobustError, match="unknown protocol 'fast'"):
+        run(unknown, made)
 
 
 def test_the_seed_of_a_recipe_is_that_of_its_trainings(workplace: Path) -> None:
