@@ -158,3 +158,18 @@ def test_figures_are_drawn(snn: SpikingClassifier, dataset: ImageDataset, tmp_pa
         assert file.read_bytes().startswith(b"\x89PNG" if file.suffix == ".png" else b"%PDF")
     plain = evaluate(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), dataset, attacks=[], max_images=4)
     assert draw_figures(plain, tmp_path / "none") == []
+
+
+def test_protocols_are_set_side_by_side_on_common_images(snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path) -> None:
+    quick = evaluate(snn, dataset, protocol="quick", eps=(4 / 255, 8 / 255), max_images=30)
+    weak = evaluate(snn, dataset, attacks=["fgsm"], views=["STE"], eps=EPS, max_images=20)
+    for name, report in (("quick", quick), ("weak", weak)):
+        (tmp_path / f"{name}.json").write_text(report.to_json())
+    script = Path(sj_robust.__file__).parent.parent / "scripts" / "compare_protocols.py"
+    done = subprocess.run([sys.executable, script, tmp_path / "quick.json", tmp_path / "weak.json"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout.splitlines()
+    assert table[0] == "first 20 images"
+    same = evaluate(snn, dataset, protocol="quick", eps=(4 / 255, 8 / 255), max_images=20)
+    assert table[4].startswith(f"| quick@1 | {same.joint[0].accuracy} | {same.joint[1].accuracy} | ")
+    assert table[5].startswith(f"| weak | not run | {weak.joint[0].accuracy} | ")
