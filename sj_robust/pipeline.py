@@ -29,6 +29,7 @@ from sj_robust.data import ImageDataset, calibration_batches, load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.journal import remove_journal
+from sj_robust.evaluate.protocol import find_protocol
 from sj_robust.files import only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
@@ -213,7 +214,7 @@ class _Run:
 
     def report(self, kind: str, checkpoint: Path, source: Path | None) -> Report:
         """The evaluation of `checkpoint`; `source`: the ANN of a spiking network, whose gradients a protocol may try."""
-        settings = self.recipe.evaluate.model_dump(exclude={"views", "converted"})
+        settings, named = self.recipe.evaluate.model_dump(exclude={"views", "converted"}), self.recipe.evaluate.protocol
         if kind == "converted":
             settings["check_images"] = 0
         views = None if kind == "ann" else self.recipe.evaluate.views  # an ANN has its exact gradient only
@@ -225,7 +226,7 @@ class _Run:
                 self.load(checkpoint),
                 self.test,
                 views=views,
-                transfer={"ann": self.load(source)} if source and self.recipe.evaluate.protocol else None,
+                transfer={"ann": self.load(source)} if source and named and find_protocol(named).transfers else None,
                 seed=self.recipe.seed,
                 journal=journal,
                 device=self.device,

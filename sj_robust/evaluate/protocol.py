@@ -45,6 +45,11 @@ class Protocol:
     stages: tuple[Stage, ...]
     about: str
 
+    @property
+    def transfers(self) -> bool:
+        """Whether it tries the gradients of other models, where some are given."""
+        return any(TRANSFER in stage.views for stage in self.stages)
+
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
 
@@ -80,11 +85,14 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[base]
 
 
-def stages_of(protocol: Protocol | None, attacks: Sequence[AttackMaker], views: Sequence[str] | None) -> tuple[Stage, ...]:
-    """The stages of a protocol, with its views replaced where `views` are given; or every attack through every view."""
+def stages_of(protocol: Protocol | None, attacks: Sequence[AttackMaker], views: Sequence[str] | None, transfer: bool) -> tuple[Stage, ...]:
+    """The stages of a protocol, with its views replaced where `views` are given; or every attack through every view, and through
+    other models where there are some to `transfer` from."""
     if protocol is None:
         through = tuple(views) if views is not None else _ALL
-        return tuple(Stage(attack, through) for attack in attacks)
+        return tuple(Stage(attack, through + (TRANSFER,) * transfer) for attack in attacks)
+    if transfer and not protocol.transfers:
+        raise SJRobustError(f"the protocol {protocol} has no transfer attack: use strong, or name attacks without a protocol")
     if views is None:
         return protocol.stages
     if protocol.name != "autoattack":

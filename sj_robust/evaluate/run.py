@@ -65,7 +65,7 @@ def evaluate(
         eps: radii in units of [0, 1], in any order; the report has them ascending.
         attacks: names that `parse_attack` knows, or anything that called with eps=… gives an attack (`functools.partial(PGD, steps=50)`).
         views: gradient views of a SpikingClassifier, default all 19 of `ENSEMBLE_VIEWS` (strongest first). None for other models.
-        transfer: other models by name, such as the source ANN, whose gradients the protocol "strong" tries as well.
+        transfer: other models by name, such as the source ANN, whose gradients are tried as well; of the protocols, "strong" does so.
         norm: "linf" or "l2", for attacks given by name.
         restarts: attempts of each attack that starts at random.
         survivors_only: attack only what is still standing, regrouped into full batches. False gives every view and attack
@@ -88,8 +88,8 @@ def evaluate(
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
     _check_at_least(0, check_images=check_images, time_limit=time_limit or 0)
     chosen = find_protocol(protocol) if isinstance(protocol, str) else protocol
-    plan = make_plan(model, stages_of(chosen, attacks, view_names(model, views)), eps, norm=norm, restarts=restarts, transfer=transfer,
-                     cheap_first=chosen is None)
+    stages = stages_of(chosen, attacks, view_names(model, views), bool(transfer))
+    plan = make_plan(model, stages, eps, norm=norm, restarts=restarts, transfer=transfer, cheap_first=chosen is None)
     where = device_of(model, device)
     bench = Bench(model.to(where), dataset, where, batch_size)
     others = [other.to(where) for other in (transfer or {}).values()]

@@ -16,7 +16,8 @@ def summary(report: Report) -> str:
     if report.joint:
         if report.settings.protocol:
             lines.append(f"protocol  {report.settings.protocol}")
-        lines += ["", *_table(report)]
+        lines += ["", *_table(report), "",
+                  f"cost  {report.forward_images} images forward, {report.backward_images} backward, {report.seconds:.0f} s"]
     if report.stopped:
         lines += ["", f"stopped {report.stopped}"]
     if report.checks:

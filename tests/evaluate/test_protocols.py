@@ -69,6 +69,10 @@ def test_transfer_takes_gradients_from_another_model(snn: SpikingClassifier, ann
         expected = (snn(x).argmax(1) == y) & (snn(x_adv).argmax(1) == y)
     assert report.joint[0].accuracy.correct == int(expected.sum())
     assert not evaluate(snn, dataset, protocol=protocol, eps=EPS, max_images=4).robust  # no model, nothing to run
+    mixed = evaluate(snn, dataset, attacks=["fgsm", "square5"], views=["STE"], eps=EPS, max_images=8, transfer={"source": ann})
+    assert [list(result.per_view) for result in mixed.robust] == [["STE", "transfer:source"], ["black-box"]]
+    with pytest.raises(SJRobustError, match="quick@1 has no transfer attack"):
+        evaluate(snn, dataset, protocol="quick", transfer={"source": ann})
 
 
 def test_restarts_and_l2(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
