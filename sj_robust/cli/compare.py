@@ -1,0 +1,90 @@
+"""compare: models side by side, by what was recorded of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sj_robust.cli.common import Json, command, console, print_table, say, usage
+
+if TYPE_CHECKING:
+    from sj_robust.hub.compare import Cell, Comparison
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    command(app, "compare", "sj-robust compare resnet20-snn-t4.cifar10_linf_pgd runs/snn --html compare.html")(compare)
+
+
+def compare(
+    names: Annotated[list[str], typer.Argument(help="Checkpoint folders, zoo names or Hub ids (owner/name).", metavar="NAME...")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")] = False,
+    as_json: Json = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write one self-contained page with charts.")] = None,
+) -> None:
+    """Compare models by their recorded evaluations; nothing is measured.
+
+    Models evaluated alike (same images, norm, attacks and views, or the same named protocol) are ranked. Where anything differs,
+    the figure carries a footnote that says what.
+    """
+    from sj_robust.hub.compare import compare as compare_models
+    from sj_robust.hub.compare import write_page
+
+    if markdown and as_json:
+        usage("--markdown and --json exclude each other: choose one")
+    comparison = compare_models(names)
+    if html is not None:
+        write_page(comparison, html)
+        say(f"page: {html}")
+    if as_json:
+        print(comparison.to_json(), end="")
+    elif markdown:
+        print(comparison.to_markdown(), end="")
+    else:
+        _print(comparison)
+
+
+def _print(comparison: Comparison) -> None:
+    """As much as fits the terminal; protocol and images of the ranked models are told once below, those of others in their footnotes."""
+    from rich.markup import escape
+
+    wide = console().width
+    for extent in ("all", "fewer columns", "no intervals"):
+        table = _table(comparison, extent)
+        if sum(max(len(line) for row in table for line in row[at].split("\n")) + 3 for at in range(len(table[0]))) < wide:
+            break
+    columns, *rows = [[escape(text) for text in row] for row in table]
+    print_table(None, columns, rows)
+    for line in comparison.about():
+        print(line)
+    for number, note in enumerate(comparison.footnotes, 1):
+        print(f"{_raised([number])} {note}")
+
+
+def _table(comparison: Comparison, extent: str) -> list[list[str]]:
+    """The header and the rows; `extent` says what of them."""
+    from sj_robust.hub.compare import checks_word
+
+    details = extent == "all"
+    radii = [f"{eps.label} {eps.sign}" for eps in comparison.columns]
+    table = [["rank", "model", *["architecture"] * details, "T", *["parameters"] * details, "clean", *radii, "checks"]]
+    for row in comparison.rows:
+        architecture, parameters = [row.architecture or "own network"] * details, [f"{row.parameters:,}"] * details
+        cells = [(row.clean, row.marks.clean), *((row.at(eps), row.marks.robust) for eps in comparison.columns)]
+        accuracies = [_cell(cell, marks, interval=extent != "no intervals") for cell, marks in cells]
+        table.append(["–" if row.rank is None else str(row.rank), row.name, *architecture, str(row.timesteps or ""), *parameters,
+                      *accuracies, checks_word(row)])  # fmt: skip
+    return table
+
+
+def _cell(cell: Cell | None, marks: list[int], *, interval: bool) -> str:
+    """The accuracy, and its interval below it."""
+    if cell is None:
+        return "not measured"
+    return f"{100 * cell.value:.1f} %{_raised(marks)}" + (f"\n[{100 * cell.low:.1f}, {100 * cell.high:.1f}]" if interval else "")
+
+
+def _raised(marks: list[int]) -> str:
+    return ",".join(str(mark) for mark in marks).translate(str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒"))
