@@ -46,6 +46,22 @@ def test_converting_twice_gives_the_same_network(cli: Cli, snn: Path, workplace:
     assert torch.equal(first(x), second(x))
 
 
+def test_evaluate_by_protocol_with_transfer_checks_and_figures(cli: Cli, snn: Path, workplace: Path) -> None:
+    settings = ("--data", "colours", "--protocol", "strong", "--transfer", "steps/ann", "--eps", "8/255", "--max-images", 4)
+    done = cli("evaluate", "steps/snn", *settings, "--check-images", 2, "--plot", "steps/figures", "--json")
+    assert done.returncode == 0, done.stderr
+    report = Report.from_json(done.stdout)
+    assert report.settings.protocol == "strong@1"
+    assert "transfer:steps/ann" in report.settings.views
+    assert report.verdict is not None
+    assert {path.name for path in (workplace / "steps/figures").iterdir()} >= {"accuracy.png", "accuracy.pdf", "views.png"}
+    for wrong, message in ((("--attacks", "fgsm"), "leave --attacks out"), (("--protocol", "fast"), "unknown protocol 'fast'"),
+                           (("--norm", "l3"), "norm is 'l3'"), (("--transfer", "nobody"), "'nobody' is neither a checkpoint folder")):
+        done = cli("evaluate", "steps/snn", *settings, *wrong)
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
+
+
 def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -> None:
     done = cli("finetune", "steps/snn", *TRAINING, "--epochs", 0.5, "--out", "steps/tuned", "--json")
     assert done.returncode == 0, done.stderr
