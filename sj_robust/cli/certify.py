@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pick_device, say
-from sj_robust.cli.options import Args, arguments
+from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pick_device
+from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, MaxImages, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def certify(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")],
+    checkpoint: Checkpoint,
     *,
     data: Data,
     sigma: Annotated[
@@ -26,15 +26,13 @@ def certify(
     n0: Annotated[int, typer.Option("--n0", min=1, help="Noisy copies of an image that choose its class.")] = 100,
     n: Annotated[int, typer.Option("--n", min=1, help="Fresh noisy copies that test it; more give larger radii.")] = 1000,
     alpha: Annotated[float, typer.Option("--alpha", help="Probability, per image, that its radius is wrong.")] = 0.001,
-    max_images: Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 256,
-    split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
-    image_size: Annotated[int | None, typer.Option("--image-size", min=1)] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
-    ] = None,
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 256,
+    split: SplitName = "test",
+    image_size: ImageSize = None,
+    model: Model = None,
     arg: Args = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the certificate, as JSON, to this file.")] = None,
+    out: Out = None,
     seed: Seed = 0,
     device: Device = None,
     as_json: Json = False,
@@ -44,17 +42,13 @@ def certify(
     The radii hold for the smoothed classifier, which answers by a vote over noisy copies of an image, and not for the network
     itself. A network that was not trained with Gaussian noise gets small ones.
     """
-    from sj_robust.data import load_dataset
     from sj_robust.evaluate.certificate import certify as measure
-    from sj_robust.files import write_atomic
-    from sj_robust.hub import load
-    from sj_robust.source import call_builder
 
     where = pick_device(device)
-    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
     certificate = measure(
         classifier,
-        load_dataset(data, split, image_size=image_size),  # type: ignore[arg-type]
+        dataset,
         sigma=sigma,
         n0=n0,
         n=n,
@@ -64,7 +58,5 @@ def certify(
         seed=seed,
         device=where,
     )
-    if out:
-        write_atomic(out, certificate.to_json())
-        say(f"certificate: {out}")
-    print(certificate.to_json().rstrip() if as_json else certificate.summary())
+    write(certificate, out)
+    show(certificate, as_json)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, say, usage, words
-from sj_robust.cli.options import Args, arguments
+from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, usage, words
+from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, MaxImages, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,22 +17,20 @@ def add_to(app: typer.Typer) -> None:
 
 
 def corruptions(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")],
+    checkpoint: Checkpoint,
     *,
     data: Data,
     names: Annotated[
         str, typer.Option("--names", metavar="N,N", help="Corruptions such as gaussian_noise,fog,jpeg_compression, or all (14).")
     ] = "all",
     severities: Annotated[str, typer.Option("--severities", metavar="S,S", help="1 (mild) to 5.")] = "1,2,3,4,5",
-    max_images: Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
-    split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
-    image_size: Annotated[int | None, typer.Option("--image-size", min=1)] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
-    ] = None,
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 128,
+    split: SplitName = "test",
+    image_size: ImageSize = None,
+    model: Model = None,
     arg: Args = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the report, as JSON, to this file.")] = None,
+    out: Out = None,
     seed: Seed = 0,
     device: Device = None,
     as_json: Json = False,
@@ -42,18 +40,14 @@ def corruptions(
     The images are made from the clean ones as CIFAR-10-C was, with its constants; they are not its published files. Frost,
     which needs photographs, is left out.
     """
-    from sj_robust.data import load_dataset
     from sj_robust.evaluate.corrupted import evaluate_corruptions
-    from sj_robust.files import write_atomic
-    from sj_robust.hub import load
-    from sj_robust.source import call_builder
 
     where = pick_device(device)
     levels = [int(word) if word.isdecimal() else usage(f"--severities {word!r} is not a whole number") for word in words(severities)]
-    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
     report = evaluate_corruptions(
         classifier,
-        load_dataset(data, split, image_size=image_size),  # type: ignore[arg-type]
+        dataset,
         names=None if names == "all" else words(names),
         severities=levels,
         max_images=max_images,
@@ -61,7 +55,5 @@ def corruptions(
         seed=seed,
         device=where,
     )
-    if out:
-        write_atomic(out, report.to_json())
-        say(f"report: {out}")
-    print(report.to_json().rstrip() if as_json else report.summary())
+    write(report, out)
+    show(report, as_json)

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
-from sj_robust.cli.options import Args, arguments
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device
+from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args
 
-if TYPE_CHECKING:
-    from sj_robust.evaluate.energy import Energy
-    from sj_robust.evaluate.latency import Latency
-
-Checkpoint = Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")]
 Spiking = Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.")]
 Images = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images; by default 256, or all there are.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
-SplitName = Annotated[str, typer.Option("--split", help="test or train.")]
-ImageSize = Annotated[int | None, typer.Option("--image-size", min=1)]
-Model = Annotated[
-    str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
-]
-Out = Annotated[Path | None, typer.Option("--out", help="Also write the result, as JSON, to this file.")]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,8 +42,10 @@ def energy(
     from sj_robust.evaluate.energy import measure_energy
 
     where = pick_device(device)
-    classifier, dataset = _load(checkpoint, data, split, image_size, model, arg)
-    _show(measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where), out, as_json)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
+    measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
+    write(measured, out)
+    show(measured, as_json)
 
 
 def latency(
@@ -89,7 +79,7 @@ def latency(
     from sj_robust.evaluate.latency import measure_latency
 
     where = pick_device(device)
-    classifier, dataset = _load(checkpoint, data, split, image_size, model, arg)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
     measured = measure_latency(
         classifier,
         dataset,
@@ -102,24 +92,5 @@ def latency(
         seed=seed,
         device=where,
     )
-    _show(measured, out, as_json)
-
-
-def _load(checkpoint: str, data: str, split: str, image_size: int | None, model: str | None, arg: list[str] | None) -> tuple[Any, Any]:
-    """The classifier and the data set."""
-    from sj_robust.data import load_dataset
-    from sj_robust.hub import load
-    from sj_robust.source import call_builder
-
-    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
-    return classifier, load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
-
-
-def _show(measured: Energy | Latency, out: Path | None, as_json: bool) -> None:
-    """The result on stdout, and in the file if one is named."""
-    from sj_robust.files import write_atomic
-
-    if out:
-        write_atomic(out, measured.to_json())
-        say(f"result: {out}")
-    print(measured.to_json().rstrip() if as_json else measured.summary())
+    write(measured, out)
+    show(measured, as_json)

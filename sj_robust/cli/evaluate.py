@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
-from sj_robust.cli.options import Args, arguments
+from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, MaxImages, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args
 
 AGAIN = "the same command goes on where it stopped if it has --out or --record"
 
@@ -20,7 +21,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")],
+    checkpoint: Checkpoint,
     *,
     data: Data,
     eps: Annotated[
@@ -49,18 +50,16 @@ def evaluate(
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop attacking then, with what is known.")
     ] = None,
-    max_images: Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 128,
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 128,
     every_view: Annotated[
         bool, typer.Option("--every-view", help="Attack all images through every view, not only those still standing.")
     ] = False,
-    split: Annotated[str, typer.Option("--split", help="test or train.")] = "test",
-    image_size: Annotated[int | None, typer.Option("--image-size", min=1)] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
-    ] = None,
+    split: SplitName = "test",
+    image_size: ImageSize = None,
+    model: Model = None,
     arg: Args = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the report, as JSON, to this file.")] = None,
+    out: Out = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FOLDER", help="Also draw the figures into this folder.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write it into the checkpoint folder as evaluation.json.")] = False,
     seed: Seed = 0,
@@ -75,22 +74,18 @@ def evaluate(
     what is done is kept beside the report, and the same command goes on there after an interruption.
     """
     from sj_robust import evaluate as measure
-    from sj_robust.data import load_dataset
     from sj_robust.errors import SJRobustError
     from sj_robust.evaluate.figures import draw_figures
     from sj_robust.evaluate.journal import remove_journal
     from sj_robust.evaluate.shard import rank
-    from sj_robust.files import write_atomic
     from sj_robust.hub import load, zoo
     from sj_robust.hub import record as record_in
     from sj_robust.model import SpikingClassifier
-    from sj_robust.source import call_builder
 
     where = pick_device(device)
     if protocol is not None and attacks != "fgsm,pgd10":
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
-    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
-    dataset = load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
+    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
     chosen = None if views == "all" or not isinstance(classifier, SpikingClassifier) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")
@@ -118,9 +113,7 @@ def evaluate(
     )
     if rank():
         return  # of several processes the first one speaks
-    if out:
-        write_atomic(out, report.to_json())
-        say(f"report: {out}")
+    write(report, out)
     if folder:
         record_in(folder, report=report)
         say(f"recorded: {folder / 'evaluation.json'}; sj-robust card {folder} writes it into the card")
@@ -129,7 +122,7 @@ def evaluate(
             say(f"figure: {figure}")
     if journal and not report.stopped:
         remove_journal(journal)
-    print(report.to_json().rstrip() if as_json else report.summary())
+    show(report, as_json)
 
 
 def card(folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")]) -> None:

@@ -5,10 +5,8 @@ Cohen, Rosenfeld & Kolter, "Certified Adversarial Robustness via Randomized Smoo
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from typing import Literal
 
 import torch
 from scipy.special import betaincinv, ndtri
@@ -21,7 +19,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, image_count, true_forward
-from sj_robust.evaluate.report import Accuracy, DatasetFacts, Facts, ModelFacts
+from sj_robust.evaluate.report import Accuracy, Facts, Measurement
 from sj_robust.progress import bar
 
 
@@ -62,42 +60,28 @@ class CertificateSettings(Facts):
     device: str
 
 
-class Certificate(Facts):
+class Certificate(Measurement):
     """The result of `certify`. It speaks of the smoothed classifier and of l2 balls alone; intervals are Wilson 95 %.
 
     `smoothed`: images predicted right, where an abstention counts as wrong. `mean_radius`: mean of the radii over all images,
     0 for those not predicted right. `curve`: certified accuracy at ascending radii, up to the largest that n samples can show.
     """
 
-    format: Literal[1] = 1
-    model: ModelFacts
-    dataset: DatasetFacts
     smoothed: Accuracy
     abstentions: int
     mean_radius: float
     curve: list[CertifiedAccuracy]
     per_image: CertifiedImages
-    limits: list[str]
     settings: CertificateSettings
     forward_images: int
-    seconds: float
-    versions: dict[str, str]
-
-    def to_json(self) -> str:
-        """JSON with one line per field, as an evaluation report has it."""
-        fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.model_dump(mode="json").items())
-        return "{\n" + ",\n".join(fields) + "\n}\n"
 
     def summary(self) -> str:
         """A text table: certified accuracy over l2 radius, with the l∞ radius that each l2 ball contains."""
-        model, data, settings = self.model, self.dataset, self.settings
-        kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
-        extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
-        to_linf = 255 / math.sqrt(math.prod(data.image_shape))
-        where = f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images"
+        settings = self.settings
+        to_linf = 255 / math.sqrt(math.prod(self.dataset.image_shape))
         rows = [f"{point.radius:<9.3f}  {f'{point.radius * to_linf:.2f}/255':<13}  {point.accuracy}" for point in self.curve]
         return "\n".join([
-            f"{where}, smoothed with Gaussian noise of sigma {settings.sigma:g}",
+            f"{self.heading()}, smoothed with Gaussian noise of sigma {settings.sigma:g}",
             f"smoothed accuracy      {self.smoothed}; {self.abstentions} abstained",
             f"mean certified radius  {self.mean_radius:.3f} (l2; 0 where wrong or abstained)",
             "", "l2 radius  l∞ at least    certified accuracy", "-" * 46, *rows,

@@ -3,10 +3,8 @@ Corruptions and Perturbations", ICLR 2019), made here from clean images: see `sj
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from sj_robust.data.corruptions import CORRUPTIONS, SEVERITIES, check_kind, corr
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, image_count, true_forward
-from sj_robust.evaluate.report import Accuracy, DatasetFacts, Facts, ModelFacts
+from sj_robust.evaluate.report import Accuracy, Facts, Measurement
 from sj_robust.progress import bar
 
 
@@ -38,37 +36,23 @@ class CorruptionSettings(Facts):
     device: str
 
 
-class CorruptionReport(Facts):
+class CorruptionReport(Measurement):
     """The result of `evaluate_corruptions`. Accuracies are fractions of the evaluated images; intervals are Wilson 95 %.
 
     `mean`: mean corruption accuracy, the mean of `results`. It has no interval: it is not a proportion of independent images,
     because every corruption and severity takes the same ones.
     """
 
-    format: Literal[1] = 1
-    model: ModelFacts
-    dataset: DatasetFacts
     clean: Accuracy
     results: list[CorruptionResult]
     mean: float
-    limits: list[str]
     settings: CorruptionSettings
     forward_images: int
-    seconds: float
-    versions: dict[str, str]
-
-    def to_json(self) -> str:
-        """JSON with one line per field, as an evaluation report has it."""
-        fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.model_dump(mode="json").items())
-        return "{\n" + ",\n".join(fields) + "\n}\n"
 
     def summary(self) -> str:
         """A text table: corruptions by severity, each accuracy with its interval; means over rows and columns without."""
-        model, data = self.model, self.dataset
-        kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
-        extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
         return "\n".join([
-            f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images",
+            self.heading(),
             f"clean accuracy            {self.clean}",
             f"mean corruption accuracy  {100 * self.mean:.1f} %",
             "", *self._table(),

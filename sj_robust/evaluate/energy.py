@@ -20,8 +20,8 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import Bench, check_fit, device_of, image_count, true_forward
-from sj_robust.evaluate.latency import IMAGES, Measurement, aligned
-from sj_robust.evaluate.report import Activity, Facts
+from sj_robust.evaluate.latency import IMAGES, aligned
+from sj_robust.evaluate.report import Activity, Facts, Measurement
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.progress import Bar, bar
 
@@ -73,6 +73,8 @@ class Energy(Measurement):
     activity: Activity | None
     updates: int | None
     picojoules: dict[str, float]
+    batch_size: int
+    device: str
 
     def summary(self) -> str:
         """A text table: the networks, then the layers, then what the figures leave out."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,37 +17,12 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.bench import Bench, check_ball, check_fit, device_of, image_count, true_forward
 from sj_robust.evaluate.ensemble import noise_seed
-from sj_robust.evaluate.report import Accuracy, DatasetFacts, Facts, ModelFacts, eps_name
+from sj_robust.evaluate.report import Accuracy, Facts, Measurement, eps_name
 from sj_robust.model import SpikingClassifier
 from sj_robust.neuron import View, parse_view, view_name
 from sj_robust.progress import Bar, bar
 
 IMAGES, ROBUST_IMAGES = 256, 64
-
-
-class Measurement(Facts):
-    """What a measurement of one model on one data set says beside its results; the base of `Latency` and `Energy`."""
-
-    format: Literal[1] = 1
-    model: ModelFacts
-    dataset: DatasetFacts
-    limits: list[str]
-    batch_size: int
-    device: str
-    seconds: float
-    versions: dict[str, str]
-
-    def to_json(self) -> str:
-        """JSON with one line per field, as an evaluation report has it."""
-        values = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.model_dump(mode="json").items())
-        return "{\n" + ",\n".join(values) + "\n}\n"
-
-    def heading(self) -> str:
-        """One line on what was measured."""
-        model, data = self.model, self.dataset
-        kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
-        extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
-        return f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images"
 
 
 class RobustLatency(Facts):
@@ -75,6 +49,8 @@ class Latency(Measurement):
     steps_to_settle: float
     robust: list[RobustLatency]
     seed: int
+    batch_size: int
+    device: str
 
     def summary(self) -> str:
         """A text table: a row for each t."""

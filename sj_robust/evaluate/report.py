@@ -171,12 +171,32 @@ class Check(Facts):
     numbers: dict[str, Any]
 
 
-class Report(Facts):
-    """The result of `sj_robust.evaluate`. Accuracies are fractions of the evaluated images; intervals are Wilson 95 %."""
+class Measurement(Facts):
+    """What every measurement of one model on one data set says beside its results."""
 
     format: Literal[1] = 1
     model: ModelFacts
     dataset: DatasetFacts
+    limits: list[str]
+    seconds: float
+    versions: dict[str, str]
+
+    def to_json(self) -> str:
+        """JSON with one line per field: the outcomes of thousands of images must not fill thousands of lines."""
+        fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.model_dump(mode="json").items())
+        return "{\n" + ",\n".join(fields) + "\n}\n"
+
+    def heading(self) -> str:
+        """One line on what was measured."""
+        model, data = self.model, self.dataset
+        kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
+        extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
+        return f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images"
+
+
+class Report(Measurement):
+    """The result of `sj_robust.evaluate`. Accuracies are fractions of the evaluated images; intervals are Wilson 95 %."""
+
     clean: Accuracy
     joint: list[JointResult]
     robust: list[RobustResult]
@@ -185,17 +205,9 @@ class Report(Facts):
     checks: list[Check] = []
     verdict: str | None = None
     stopped: str | None = None
-    limits: list[str]
     settings: Settings
     forward_images: int
     backward_images: int
-    seconds: float
-    versions: dict[str, str]
-
-    def to_json(self) -> str:
-        """JSON with one line per field: the outcomes of thousands of images must not fill thousands of lines."""
-        fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.model_dump(mode="json").items())
-        return "{\n" + ",\n".join(fields) + "\n}\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Report:

@@ -9,10 +9,7 @@ from sj_robust.evaluate.report import Report, RobustResult, eps_name
 
 def summary(report: Report) -> str:
     """See `Report.summary`."""
-    model, data = report.model, report.dataset
-    kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
-    extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
-    lines = [f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images", f"clean accuracy  {report.clean}"]
+    lines = [report.heading(), f"clean accuracy  {report.clean}"]
     if report.joint:
         if report.settings.protocol:
             lines.append(f"protocol  {report.settings.protocol}")

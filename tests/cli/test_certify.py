@@ -33,7 +33,7 @@ def test_a_zoo_model_is_certified(cli: Cli, tmp_path: Path) -> None:
     assert (settings.sigma, settings.n0, settings.n, settings.alpha, settings.seed) == (0.05, 5, 20, 0.01, 3)
     assert (found.dataset.name, found.dataset.split, found.dataset.evaluated) == ("sample", "test", 2)
     assert Certificate.model_validate_json(file.read_text()) == found
-    assert f"certificate: {file}" in done.stderr
+    assert f"result: {file}" in done.stderr
 
 
 def test_a_spiking_one_in_words(cli: Cli) -> None:

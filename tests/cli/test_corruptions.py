@@ -33,7 +33,7 @@ def test_a_zoo_model_on_corrupted_images(cli: Cli, tmp_path: Path) -> None:
     assert (settings.names, settings.severities, settings.seed) == (["fog", "pixelate"], [1, 5], 3)
     assert (found.dataset.name, found.dataset.split, found.dataset.evaluated) == ("sample", "test", 8)
     assert CorruptionReport.model_validate_json(file.read_text()) == found
-    assert f"report: {file}" in done.stderr
+    assert f"result: {file}" in done.stderr
 
 
 def test_a_spiking_one_in_words(cli: Cli) -> None:

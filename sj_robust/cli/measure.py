@@ -1,0 +1,48 @@
+"""What the commands that measure a checkpoint share: options, loading, and showing the result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sj_robust.cli.common import say
+from sj_robust.cli.options import arguments
+
+if TYPE_CHECKING:
+    from sj_robust.evaluate.report import Measurement
+
+Checkpoint = Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")]
+MaxImages = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
+SplitName = Annotated[str, typer.Option("--split", help="test or train.")]
+ImageSize = Annotated[int | None, typer.Option("--image-size", min=1)]
+Model = Annotated[
+    str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
+]
+Out = Annotated[Path | None, typer.Option("--out", help="Also write the result, as JSON, to this file.")]
+
+
+def load_both(checkpoint: str, data: str, split: str, image_size: int | None, model: str | None, arg: list[str] | None) -> tuple[Any, Any]:
+    """The classifier and the data set."""
+    from sj_robust.data import load_dataset
+    from sj_robust.hub import load
+    from sj_robust.source import call_builder
+
+    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    return classifier, load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
+
+
+def write(measured: Measurement, out: Path | None) -> None:
+    """The result into the file, if one is named."""
+    from sj_robust.files import write_atomic
+
+    if out:
+        write_atomic(out, measured.to_json())
+        say(f"result: {out}")
+
+
+def show(measured: Any, as_json: bool) -> None:
+    """The result on stdout, as text or as JSON."""
+    print(measured.to_json().rstrip() if as_json else measured.summary())
