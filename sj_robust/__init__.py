@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sj_robust.evaluate import evaluate as evaluate
     from sj_robust.hub import list_models as list_models
     from sj_robust.hub import load as load
+    from sj_robust.hub import pull as pull
+    from sj_robust.hub import push as push
     from sj_robust.hub import save as save
     from sj_robust.model import SpikingClassifier as SpikingClassifier
     from sj_robust.neuron import Surrogate as Surrogate
@@ -39,6 +41,8 @@ __all__ = [
     "list_models",
     "load",
     "load_dataset",
+    "pull",
+    "push",
     "save",
     "train_ann",
 ]
@@ -53,6 +57,8 @@ _HOME = {
     "list_models": "hub",
     "load": "hub",
     "load_dataset": "data",
+    "pull": "hub",
+    "push": "hub",
     "save": "hub",
     "train_ann": "train",
 }

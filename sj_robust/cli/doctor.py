@@ -33,7 +33,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show versions, devices, neuron backends and where the zoo lies: what a bug report needs."""
+    """Show versions, devices, neuron backends, where the zoo lies and whether the Hub answers: what a bug report needs."""
     facts = _facts()
     if as_json:
         print_json(facts)
@@ -49,9 +49,11 @@ def _facts() -> dict[str, Any]:
     import torch
 
     from sj_robust.files import zoo_root
+    from sj_robust.hub.search import identity
     from sj_robust.neuron.compiler import cpu_kernel_status
     from sj_robust.neuron.cupy_backend import cupy_status
 
+    hub = identity()
     devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
     return {
         "python": platform.python_version(),
@@ -63,6 +65,8 @@ def _facts() -> dict[str, Any]:
         "neuron backend cpu": cpu_kernel_status(),
         "neuron backend cupy": cupy_status(),
         "zoo": str(zoo_root()),
+        "hub": f"{hub['endpoint']}: {hub['state']}",
+        "hub login": hub["login"],
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

@@ -19,8 +19,9 @@ from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of
-from sj_robust.hub.config import CONFIG, EVALUATION, FILES, RECIPE, SOURCE_EVALUATION, WEIGHTS, Config, read_config
+from sj_robust.hub.config import CONFIG, EVALUATION, RECIPE, SOURCE_EVALUATION, WEIGHTS, Config, read_config
 from sj_robust.hub.describe import describe
+from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs
 from sj_robust.model import NormalizedClassifier
 
@@ -44,7 +45,7 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
     if not isinstance(model, NormalizedClassifier):  # a SpikingClassifier is one too
         raise SJRobustError(f"save got a {type(model).__name__}, expected a SpikingClassifier or NormalizedClassifier(network, mean, std)")
     target = Path(folder)
-    _check_replaceable(target)
+    check_replaceable(target)
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights_of(model).state_dict().items()}
     if bad := not_finite(tensors):
         raise SJRobustError(f"the model has NaN or infinite weights ({few(bad)}), expected finite ones: did training diverge?")
@@ -71,8 +72,9 @@ def record(folder: str | Path, *, report: Any = None, source_report: Any = None,
 
 
 def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Module] | None = None) -> Classifier:
-    """The classifier saved in a folder, or the zoo model of that name: same logits bit for bit, in eval mode, on the CPU.
+    """The classifier saved in a folder, the zoo model of that name, or `owner/name[@revision]` of the Hub (see `pull`).
 
+    It gives the same logits bit for bit, in eval mode, on the CPU.
     model: for a user's own network, a freshly built backbone or a function that builds one; a timm network is built by its name.
     Nothing is unpickled or imported on a checkpoint's word. Raises SJRobustError, in one line, for anything missing, damaged,
     altered since it was written, newer than this version, or not fitting the network.
@@ -110,22 +112,6 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
     if bad := not_finite(tensors):
         raise SJRobustError(f"{path} has NaN or infinite weights ({few(bad)}), expected finite ones: do not use this checkpoint")
     return tensors
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Only what `save` wrote may be replaced: a folder with anything else in it is somebody's data."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise SJRobustError(f"{folder} is a file, expected a folder to save the checkpoint in: choose another path")
-    entries = sorted(entry.name for entry in folder.iterdir())
-    if foreign := [entry for entry in entries if entry not in FILES]:
-        raise SJRobustError(f"{folder} holds files that are not a checkpoint's ({few(foreign, 3)}) and is kept: choose another folder")
-    if entries:
-        try:
-            read_config(folder)
-        except SJRobustError as error:
-            raise SJRobustError(f"{folder} is not a checkpoint of sj-robust and is kept ({error}): choose another folder") from None
 
 
 def _records(config: Config, report: Any, source_report: Any, recipe: Any, where: str) -> dict[str, str]:

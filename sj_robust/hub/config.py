@@ -19,7 +19,8 @@ FORMAT_VERSION = 1
 LIBRARY = "sj-robust"
 CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION = "config.json", "model.safetensors", "evaluation.json", "evaluation_source.json"
 CARD, RECIPE, FIGURES = "README.md", "recipe.yaml", "figures"
-FILES = frozenset({CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION, CARD, RECIPE, FIGURES})
+ORIGIN = ".sj_robust.json"  # where a folder was pulled from or pushed to; never on the Hub itself
+FILES = frozenset({CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION, CARD, RECIPE, FIGURES, ORIGIN})
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20  # evaluation.json carries one outcome per image, eps and view
 

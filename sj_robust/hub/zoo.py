@@ -16,6 +16,7 @@ from sj_robust.hub.config import (
     CONFIG,
     EVALUATION,
     FILES,
+    ORIGIN,
     RECIPE,
     SOURCE_EVALUATION,
     WEIGHTS,
@@ -92,12 +93,22 @@ def find(name: str) -> Entry:
 
 
 def resolve(folder_or_name: str | Path) -> Path:
-    """The checkpoint folder meant by a path, or by the name of a zoo model, whose files are then verified against the index."""
+    """The checkpoint folder meant by a path, by the name of a zoo model, or by owner/name[@revision] on the Hub.
+
+    A zoo model's files are verified against the index, the Hub's against what the repository lists. A path comes first.
+    """
     path = Path(folder_or_name)
     if path.is_dir():
         return path
+    if isinstance(folder_or_name, str) and not path.is_file():
+        from sj_robust.hub.remote import parse_name
+
+        if parse_name(folder_or_name):
+            from sj_robust.hub.download import pull  # imports this module, and huggingface_hub, which is slow
+
+            return pull(folder_or_name)
     if isinstance(folder_or_name, Path) or path.is_file() or "/" in folder_or_name:
-        raise SJRobustError(f"{folder_or_name} is not a folder: expected a checkpoint folder or a zoo model's name ({_near(path.name)})")
+        raise SJRobustError(f"{str(folder_or_name)!r} is not a folder: expected one, a zoo model's name or owner/name ({_near(path.name)})")
     entry = find(folder_or_name)
     entry.verify()
     return entry.folder
@@ -121,7 +132,7 @@ def add(folder: str | Path, name: str) -> Entry:
         raise SJRobustError(f"{source} cannot enter the zoo as {name!r}: {first_error(error)}") from None
     if source != target:
         with atomic_folder(target) as temporary:
-            for item in FILES:
+            for item in FILES - {ORIGIN}:
                 _copy(source / item, temporary / item)
     write_atomic(root() / f"{name}.yaml", yaml.safe_dump(entry.model_dump(mode="json"), sort_keys=False))
     return entry

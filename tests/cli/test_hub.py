@@ -1,0 +1,127 @@
+"""pull, push, list --hub, info and doctor against a Hub of our own, in one line each where something is wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# the package tests/hub/server, by a name of its own: the tests are no package
+SERVER = Path(__file__).resolve().parents[1] / "hub" / "server"
+if "hub_server" not in sys.modules:
+    SPEC = importlib.util.spec_from_file_location("hub_server", SERVER / "__init__.py", submodule_search_locations=[str(SERVER)])
+    assert SPEC is not None and SPEC.loader is not None
+    sys.modules["hub_server"] = importlib.util.module_from_spec(SPEC)
+    SPEC.loader.exec_module(sys.modules["hub_server"])
+fixtures = importlib.import_module("hub_server.fixtures")
+hub, SNN, ANN, upload = fixtures.hub, fixtures.SNN, fixtures.ANN, fixtures.upload
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SNN, tmp_path / "work" / "snn"))
+
+
+def failure(done: subprocess.CompletedProcess[str]) -> str:
+    assert (done.returncode, done.stdout) == (1, "")
+    line, = done.stderr.splitlines()
+    assert "hf_alice" not in line
+    return line
+
+
+def test_push_pull_info_in_real_processes(hub: Any, process: Cli, cli: Cli, folder: Path, tmp_path: Path) -> None:
+    done = process("push", folder, "alice/snn")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"alice/snn@{hub.store.repositories['alice/snn'].branches['main']}\n"
+    assert "new" in done.stderr and "model.safetensors" in done.stderr
+    assert "%|" not in done.stderr  # no bars where nobody watches
+    done = process("pull", "alice/snn", "--to", tmp_path / "pulled")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'pulled'}\n", "")
+    assert (tmp_path / "pulled" / "model.safetensors").read_bytes() == (SNN / "model.safetensors").read_bytes()
+    done = cli("info", "alice/snn")
+    assert ("cifar_resnet20" in done.stdout, done.stderr) == (True, "")
+    done = process("pull", "alice/snn", env={"HF_HUB_OFFLINE": "1"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "bob/x is not in the cache" in failure(process("pull", "bob/x", env={"HF_HUB_OFFLINE": "1"}))
+
+
+def test_pull_imports_no_torch(hub: Any) -> None:
+    upload(hub, SNN, "bob/snn")
+    code = "import sys; sys.modules['torch'] = None; sys.argv = ['sj-robust', 'pull', 'bob/snn']; from sj_robust.cli import main; main()"
+    command, environment = fixtures.child(code)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_dry_run_and_json(hub: Any, cli: Cli, folder: Path) -> None:
+    done = cli("push", folder, "alice/snn", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "would go to" in done.stderr and "a new repository" in done.stderr
+    facts = json.loads(cli("push", folder, "alice/snn", "--dry-run", "--json").stdout)
+    assert (facts["dry_run"], facts["commit"], facts["created"]) == (True, None, True)
+    assert hub.store.repositories == {}
+    upload(hub, SNN, "bob/snn")
+    facts = json.loads(cli("pull", "bob/snn", "--json").stdout)
+    assert (facts["kind"], Path(facts["folder"]).name) == ("snn", hub.store.repositories["bob/snn"].branches["main"])
+
+
+def test_the_whole_zoo_and_its_list(hub: Any, cli: Cli) -> None:
+    done = cli("push", "--all", "lab", "--private")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(hub.store.repositories) > 2
+    assert all(repository.private for repository in hub.store.repositories.values())
+    listed = json.loads(cli("list", "--hub", "--json").stdout)
+    assert {entry["name"] for entry in listed if entry["where"] == "hub"} == set(hub.store.repositories)
+    assert {f"lab/{entry['name']}" for entry in listed if entry["where"] == "zoo"} == set(hub.store.repositories)
+    shown = cli("list", "--hub", "--kind", "ann", "--dataset", "cifar10").stdout
+    assert f"lab/{ANN.name}" in shown and "-snn-" not in shown
+    assert "81.2 %" in shown
+    assert "no such models" in cli("list", "--hub", "--dataset", "svhn").stdout
+    assert "lab/" not in cli("list").stdout
+
+
+@pytest.mark.parametrize("args", [("pull",), ("push",), ("push", "folder"), ("push", "folder", "a/b", "--all", "lab"),
+                                  ("list", "--kind", "cnn")])
+def test_wrong_usage(cli: Cli, args: tuple[str, ...]) -> None:
+    done = cli(*args)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_failures_are_one_line(hub: Any, cli: Cli, folder: Path, tmp_path: Path) -> None:
+    upload(hub, SNN, "bob/gated", gated=True)
+    upload(hub, SNN, "bob/snn")
+    assert "is gated" in failure(cli("pull", "bob/gated"))
+    assert "nor a repository that" in failure(cli("pull", "bob/none"))
+    assert "nor a repository that" in failure(cli("info", "bob/none"))
+    assert "no revision 'v9'" in failure(cli("pull", "bob/snn", "--revision", "v9"))
+    assert "may not push" in failure(cli("push", folder, "bob/new"))
+    hub.fault("flip", "/lfs/objects", times=None)
+    assert "arrived twice" in failure(cli("pull", "bob/snn", "--to", tmp_path / "to"))
+    assert not (tmp_path / "to").exists()
+    hub.fault("drop", "/api/models", times=None)
+    assert "cannot be reached" in failure(cli("list", "--hub"))
+
+
+def test_doctor_says_how_the_hub_answers_and_keeps_the_token(hub: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = cli("doctor")
+    assert f"{hub.endpoint}: reachable" in done.stdout
+    assert "logged in as alice" in done.stdout
+    told = done.stdout + done.stderr
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    done = cli("doctor")
+    assert "refused the login" in done.stdout
+    told += done.stdout + done.stderr
+    monkeypatch.delenv("HF_TOKEN")
+    assert "no token" in cli("doctor").stdout
+    hub.fault("drop", "/api/models", times=None)
+    assert "cannot be reached" in json.loads(cli("doctor", "--json").stdout)["hub"]
+    assert "hf_alice" not in told and "hf_expired" not in told
