@@ -163,7 +163,7 @@ def test_sapgd_follows_its_formula_in_float64() -> None:
         x_adv = x_adv + (eta * m / w.sqrt()).clamp(-eta, eta)
         x_adv = torch.minimum(torch.maximum(x_adv, exact - EPS), exact + EPS).clamp(0, 1)
     tried.append(x_adv)
-    expected = min(tried, key=lambda image: float(margin(precise(image), y)))
+    expected = min(tried, key=lambda image: margin(precise(image), y).item())
     assert (found - expected).abs().max() < 1e-5
 
 

@@ -35,7 +35,7 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 
 
 def attacked(method: str, model: nn.Module, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
-    attack = {"pgd": PGD(eps=0.1, steps=3), "trades": PGD(eps=0.1, steps=3, loss="kl"),
+    attack = {"pgd": PGD(eps=0.1, steps=3, keep="last"), "trades": PGD(eps=0.1, steps=3, loss="kl", keep="last"),
               "trades-rfgsm": RFGSM(eps=0.1, alpha=0.04, loss="kl")}[method]
     return attack(model, x, y, seed=seed, ids=ids)
 
