@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Out, Seed, command, numbers, pick_device, say
+from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, numbers, pick_device, print_json, say
 from sj_robust.cli.options import Args, Builder, Mean, Norm, Pretrained, Reset, Size, Std, Weights, arguments, command_line, one_of
+
+INSPECTED = 64  # images the report looks at
+
+
+class Replace(StrEnum):
+    relu = "relu"
+
+
+class Pooling(StrEnum):
+    max = "max"
+    average = "average"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,16 +53,31 @@ def convert(
     reset: Annotated[Reset, typer.Option("--reset", help="To zero, or by subtracting the threshold.")] = Reset.hard,
     leak: Annotated[float, typer.Option("--leak", min=0, max=1, help="Factor on the potential from step to step; 1 is no leak.")] = 1.0,
     per_channel: Annotated[bool, typer.Option("--per-channel", help="One threshold per channel.")] = False,
+    replace_activation: Annotated[
+        Replace | None,
+        typer.Option("--replace-activation", help="Convert activations other than ReLU (ReLU6, SiLU, GELU, ...) as if they were ReLU."),
+    ] = None,
+    pooling: Annotated[
+        Pooling, typer.Option("--pooling", help="Max pooling: kept (an OR of spikes), or made average pooling.")
+    ] = Pooling.max,
     image_size: Size = None,
     seed: Seed = 0,
     device: Device = None,
+    json: Json = False,
 ) -> None:
-    """Convert an ANN into a spiking network: its weights, batch norms and calibrated firing thresholds. OUT becomes the checkpoint."""
+    """Convert an ANN into a spiking network: its weights, batch norms and calibrated firing thresholds. OUT becomes the checkpoint.
+
+    A report tells which layers spike and how much, what stays analogue, and how far the logits are from the ANN's.
+    """
     one_of(source, model)
-    from sj_robust.data import load_dataset
+    from sj_robust.convert import convert as convert_network
+    from sj_robust.convert import inspect_conversion
+    from sj_robust.convert.activations import module_kind
+    from sj_robust.data import calibration_batches, load_dataset
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.pipeline import check_out, convert_with, save_trained
+    from sj_robust.pipeline import check_out, save_trained
+    from sj_robust.progress import bar
     from sj_robust.recipe import ConvertSettings, checked
     from sj_robust.source import facts_of, from_text, open_ann
 
@@ -87,7 +114,23 @@ def convert(
         if ann_settings.checkpoint
         else {key: value for key, value in ann_settings.model_dump(include={"architecture", "model", "weights"}).items() if value}
     )
-    snn = convert_with(ann, dataset, settings, seed=seed, source={**facts, "command": command_line()}, device=where)
+    calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
+    layers = sum(module_kind(module) in ("relu", "other") for module in ann.modules())  # more where one is called several times
+    with bar("balancing thresholds", max(1, layers), unit="layers") as progress:
+        snn = convert_network(
+            ann.to(where),
+            calibration,
+            source={**facts, "command": command_line()},
+            replace_activation="relu" if replace_activation else None,
+            pooling=pooling.value,
+            on_layer=lambda name, value: progress.advance(1),
+            **settings.model_dump(exclude={"batches", "batch_size", "surrogate"}),
+        )
     save_trained(snn, out, dataset, builder=model)
+    report = inspect_conversion(snn, calibration.flatten(0, 1)[:INSPECTED].to(where), ann)
+    if json:
+        print_json({"checkpoint": str(out), "report": report.model_dump(mode="json")})
+        return
+    say(report.summary())
     say(f"{out}: spiking, T={snn.timesteps}, thresholds {min(snn.thresholds().values()):.3g} to {max(snn.thresholds().values()):.3g}")
     print(out)

@@ -2,6 +2,12 @@
 
 from sj_robust.convert.balance import balance_thresholds
 from sj_robust.convert.norms import Norm, reestimate_statistics
+from sj_robust.convert.pooling import Pooling
 from sj_robust.convert.recipe import ConversionSettings, ThresholdBalancing, convert, rebuild
+from sj_robust.convert.report import ConversionReport, inspect_conversion
+from sj_robust.convert.scan import Replace
 
-__all__ = ["ConversionSettings", "Norm", "ThresholdBalancing", "balance_thresholds", "convert", "rebuild", "reestimate_statistics"]
+__all__ = [
+    "ConversionReport", "ConversionSettings", "Norm", "Pooling", "Replace", "ThresholdBalancing", "balance_thresholds", "convert",
+    "inspect_conversion", "rebuild", "reestimate_statistics",
+]  # fmt: skip

@@ -1,116 +1,101 @@
-"""Replacing a network's activation modules by spiking ones, and finding those that would stay behind."""
+"""What counts as an activation, a gate or a norm that cannot spike: the vocabulary of a conversion."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from sj_robust.errors import SJRobustError
-from sj_robust.model.classifier import SpikingActivation
-from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
+Kind = Literal["relu", "other", "gate"]
+"""relu: becomes a node. other: becomes one where the user chose so. gate: bounded, stays analogue where it only scales."""
 
-# Modules that are a plain ReLU, and may become a node.
-CONVERTIBLE: tuple[type[nn.Module], ...] = (nn.ReLU,)
+_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.Tanh, nn.LogSoftmax, nn.LogSigmoid)
+_OTHERS = (
+    nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
+    nn.Softplus, nn.Softsign, nn.Threshold,
+)  # fmt: skip
 
-# What counts as an activation when it is called as a function, by the name torch gives it.
-_FUNCTIONS = {
-    "relu", "relu_", "relu6", "hardtanh", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "elu", "elu_", "selu", "celu", "gelu", "silu",
-    "mish", "softplus", "hardswish", "hardsigmoid", "sigmoid", "sigmoid_", "tanh", "tanh_", "logsigmoid", "softsign", "clamp_min",
+_RELU_FUNCTIONS = {"relu", "relu_"}
+_GATE_FUNCTIONS = {"sigmoid", "sigmoid_", "hardsigmoid", "softmax", "softmin", "tanh", "tanh_", "log_softmax", "logsigmoid"}
+_OTHER_FUNCTIONS = {
+    "relu6", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "selu", "selu_", "celu",
+    "celu_", "gelu", "silu", "mish", "softplus", "hardswish", "softsign", "threshold", "threshold_",
 }  # fmt: skip
+# A ReLU in disguise, or a cut-off: refused by name, since which of the two cannot be told from the call.
+_CUT_OFFS = {"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_", "maximum", "fmax"}
 
 
-def replace_activations(
-    network: nn.Module, *, leak: float, reset: Reset, surrogate: Surrogate, timesteps: int, channels: dict[str, int] | None = None
-) -> list[str]:
-    """Put a SpikingActivation (threshold 1) in the place of every ReLU module of `network`; return their names.
-
-    `channels` gives the channel count of the activations that get one threshold per channel.
-    Raises SJRobustError when there is no ReLU module or when one module stands in two places.
-    """
-    names = [name for name, module in network.named_modules(remove_duplicate=False) if isinstance(module, CONVERTIBLE)]
-    if not names:
-        raise SJRobustError(f"{type(network).__name__} has no ReLU to turn into spiking nodes: use nn.ReLU modules, one for each call")
-    if len({id(network.get_submodule(name)) for name in names}) < len(names):
-        raise SJRobustError(f"one ReLU module stands in several places of {type(network).__name__}: give each place a module of its own")
-    for name in names:
-        node = ThresholdLIF(leak=leak, reset=reset, surrogate=surrogate, channels=(channels or {}).get(name))
-        network.set_submodule(name, SpikingActivation(node, timesteps))
-    return names
+def module_kind(module: nn.Module) -> Kind | None:
+    """What `module` is as an activation, None for anything else. timm's own classes are told by the file they come from."""
+    if isinstance(module, nn.ReLU):
+        return "relu"
+    if isinstance(module, _GATES):
+        return "gate"
+    if isinstance(module, _OTHERS):
+        return "other"
+    if type(module).__module__.startswith("timm.layers.activations"):
+        return "gate" if "igmoid" in type(module).__name__ or "Tanh" == type(module).__name__ else "other"
+    return None
 
 
-@contextmanager
-def recorded_calls(network: nn.Module) -> Iterator[Counter[str]]:
-    """Count, while the block runs, the calls of every submodule by name."""
-    calls: Counter[str] = Counter()
-
-    def count(name: str) -> Any:
-        return lambda module, inputs: calls.update([name])
-
-    handles = [module.register_forward_pre_hook(count(name)) for name, module in network.named_modules() if name]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+def function_name(target: Any) -> str:
+    """The name under which torch knows a function or (given as text) a method."""
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
 
 
-class _Activations(TorchFunctionMode):
-    """Collects the activations that run, outside of spiking nodes, with the module they run in."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self._stack: list[tuple[str, nn.Module]] = [("", network)]
-        self._handles: list[Any] = []
-        for name, module in network.named_modules():
-            if name:
-                self._handles.append(module.register_forward_pre_hook(self._enter(name)))
-                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def _enter(self, name: str) -> Any:
-        return lambda module, inputs: self._stack.append((name, module))
-
-    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._stack.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _FUNCTIONS and not any(isinstance(module, SpikingActivation) for _, module in self._stack):
-            where, module = self._stack[-1]
-            self.found.append(f"{name.rstrip('_')} in {where or 'the network itself'} ({type(module).__name__})")
-        return func(*args, **(kwargs or {}))
+def function_kind(name: str) -> Kind | None:
+    """The same for a function or method of torch."""
+    if name in _RELU_FUNCTIONS:
+        return "relu"
+    if name in _GATE_FUNCTIONS:
+        return "gate"
+    return "other" if name in _OTHER_FUNCTIONS else None
 
 
-@torch.no_grad()
-def check_activations(network: nn.Module, x: Tensor, names: list[str]) -> None:
-    """Run the converted `network` on `x` and raise SJRobustError unless every activation in it is a node called once.
+def is_cut_off(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call cuts values off where a ReLU might: clamp, or the larger of two tensors."""
+    return name in _CUT_OFFS or (name == "max" and len(args) > 1 and isinstance(args[1], Tensor))
 
-    Names activations that stayed behind (another class of module, or a function call that no module shows),
-    nodes that are never called and nodes that are called more than once.
-    """
-    mode = _Activations(network)
-    try:
-        with recorded_calls(network) as calls, mode:
-            network(x)
-    finally:
-        mode.close()
-    if mode.found:
-        found = list(dict.fromkeys(mode.found))
-        raise SJRobustError(
-            f"cannot convert {len(found)} activation(s): {'; '.join(found[:5])}{' ...' if len(found) > 5 else ''}. "
-            "Only nn.ReLU modules become spiking nodes: replace these by nn.ReLU modules and finetune the network"
-        )
-    if reused := [name for name in names if calls[name] > 1]:
-        raise SJRobustError(f"the ReLU {reused[0]} is called {calls[reused[0]]} times in one forward: give each call a module of its own")
-    if unused := [name for name in names if not calls[name]]:
-        raise SJRobustError(f"the ReLU {unused[0]} is not called in a forward pass: remove it, it would be a node that never fires")
+
+def multiplies_activations(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call is a matrix product of two things computed from the image, which is what attention is made of."""
+    if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+        return True
+    if name not in ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"):
+        return False
+    factors = [each for each in args if isinstance(each, Tensor)]
+    return len(factors) > 1 and not any(isinstance(each, nn.Parameter) for each in factors)
+
+
+def layer_norm(module: nn.Module) -> bool:
+    """Whether a module normalises over the channels of each image: layer norm by whatever name, of torch or timm."""
+    name = type(module).__name__
+    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1) or (
+        "LayerNorm" in name or "RmsNorm" in name or "GlobalResponseNorm" in name)
+
+
+def ceiling(module: nn.Module | None, name: str) -> float | None:
+    """The highest value an activation lets through, where it has one: 6 for a ReLU6."""
+    if isinstance(module, nn.Hardtanh):  # ReLU6 is one
+        return float(module.max_val)
+    return 6.0 if name == "relu6" else None
+
+
+def on_path(end: Tensor, nodes: set[Any]) -> set[Any]:
+    """Those of `nodes` (of the autograd graph) that `end` depends on."""
+    found, seen, stack = set(), set(), [end.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in nodes:
+            found.add(node)
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def node_of(x: Any) -> torch.autograd.graph.Node | None:
+    """The autograd node that made `x`, if any."""
+    return x.grad_fn if isinstance(x, Tensor) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,13 @@ from sj_robust.model.mode import evaluation_mode
 
 
 def balance_thresholds(
-    model: SpikingClassifier, batches: Sequence[Tensor], *, q: float, timesteps: int, on_layer: Callable[[str, float], None] | None = None
+    model: SpikingClassifier,
+    batches: Sequence[Tensor],
+    *,
+    q: float,
+    timesteps: int,
+    on_layer: Callable[[str, float], None] | None = None,
+    ceilings: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Set every threshold to the maximum over `batches` of the q-th percentile of its node's input at T = `timesteps`.
 
@@ -33,6 +39,8 @@ def balance_thresholds(
     in a plain chain of layers and 3 in a residual network of stages (node input, block input, stage input), plus the working
     set of one batch: its convolution's buffers, the batch norm's output and the values that the percentile sorts.
 
+    `ceilings`: the highest value that an ANN's activation let through (6 for ReLU6), by node name; no threshold exceeds it.
+
     Raises whatever the forward pass raises; thresholds are then undefined.
     """
     raw: dict[str, float] = {}
@@ -43,6 +51,7 @@ def balance_thresholds(
             copies = activation.timesteps if activation.repeats else 1
             highest = relay.meet(percentile(inputs[0], q, copies))
             if name not in raw:
+                highest = min(highest, (ceilings or {}).get(name, highest))
                 raw[name] = _checked(highest, name, q)
                 activation.node.v_threshold.data.fill_(highest)
                 if on_layer:

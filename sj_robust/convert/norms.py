@@ -28,13 +28,29 @@ def prepare_norms(network: nn.Module, norm: Norm, x: Tensor) -> None:
         raise SJRobustError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}")
     if norm == "omit":
         for name in norm_names(network):
-            network.set_submodule(name, nn.Identity())
+            network.set_submodule(name, _remains(network.get_submodule(name)))
     elif norm == "fuse":
         for name, layer in _pairs(network, x).items():
             bn = network.get_submodule(name)
             assert isinstance(bn, _BatchNorm)
             _fold(layer, bn, name)
-            network.set_submodule(name, nn.Identity())
+            network.set_submodule(name, _remains(bn))
+
+
+class _Remains(nn.Module):
+    """What is left of timm's norms with an activation inside, under the same names, once the norm is gone."""
+
+    def __init__(self, drop: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.drop, self.act = drop, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(x))  # type: ignore[no-any-return]
+
+
+def _remains(norm: nn.Module) -> nn.Module:
+    act = getattr(norm, "act", None)
+    return _Remains(getattr(norm, "drop", None) or nn.Identity(), act) if isinstance(act, nn.Module) else nn.Identity()
 
 
 def norm_names(network: nn.Module) -> list[str]:

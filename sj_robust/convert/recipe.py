@@ -11,12 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spikingjelly.activation_based.ann2snn import ModuleConversionRecipe, ModuleConverter
 from torch import Tensor, nn
 
-from sj_robust.convert.activations import check_activations, recorded_calls, replace_activations
 from sj_robust.convert.balance import balance_thresholds
 from sj_robust.convert.norms import Norm, prepare_norms, reestimate_statistics
+from sj_robust.convert.pooling import Pooling, replace_pooling
+from sj_robust.convert.rewrite import Plan
+from sj_robust.convert.scan import Replace, Scan, scan, separate
+from sj_robust.convert.watch import recorded_calls
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
-from sj_robust.neuron import Reset, Surrogate
+from sj_robust.model.classifier import SpikingActivation
+from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
+
+_ADDED = ("replace_activation", "pooling", "plan")  # left out of a network's settings where they are the default
 
 
 class ConversionSettings(BaseModel):
@@ -37,6 +43,9 @@ class ConversionSettings(BaseModel):
     surrogate: str = "PCW:1"
     channels: dict[str, int] | None = None  # activation → channel count, where it has one threshold per channel
     repeat_at: str | None = None  # None: found by the conversion
+    replace_activation: Replace | None = None
+    pooling: Pooling = "max"
+    plan: Plan | None = None  # None: every nn.ReLU module is a node, and no forward pass was rewritten
 
 
 def convert(
@@ -55,14 +64,20 @@ def convert(
     norm_statistics: Literal["calibrate", "reset"] = "calibrate",
     per_channel: bool = False,
     surrogate: Surrogate = Surrogate("PCW", 1.0),
+    replace_activation: Replace | None = None,
+    pooling: Pooling = "max",
     source: dict[str, Any] | None = None,
     on_layer: Callable[[str, float], None] | None = None,
 ) -> SpikingClassifier:
     """Turn a ReLU network into a spiking classifier with calibrated thresholds. `ann` itself is left as it is.
 
-    Every nn.ReLU becomes a ThresholdLIF node. Its threshold is the maximum over the calibration batches of the
-    `percentile` of its input, with T = `calibration_timesteps` and spikes flowing through the layers before it, times
-    `scale` (Özdenizci & Legenstein, TMLR 2024, section 4.1). See `balance_thresholds` for cost and memory.
+    Every ReLU becomes a ThresholdLIF node: a module, one inside a norm, a function call (F.relu, x.relu_()), or each call of a
+    module that is called several times; forward passes are rewritten where that takes it, see `convert.rewrite`. What only feeds
+    a gate (squeeze-and-excitation) stays analogue; `convert.inspect_conversion` lists it.
+
+    A node's threshold is the maximum over the calibration batches of the `percentile` of its input, with T =
+    `calibration_timesteps` and spikes flowing through the layers before it, times `scale` (Özdenizci & Legenstein, TMLR 2024,
+    section 4.1). See `balance_thresholds` for cost and memory.
 
     Args:
         ann: a classifier whose input is normalised images [N,C,H,W], or a NormalizedClassifier (then mean and std are its own).
@@ -74,9 +89,13 @@ def convert(
         norm_statistics: running statistics of integrated batch norms: "calibrate" re-estimates them on the calibration
             batches at T, so that the network can be used at once; "reset" leaves 0 and 1, as the authors' code does.
         per_channel: one learnable threshold per channel, all of a layer starting at the layer's value.
+        replace_activation: "relu" also converts other activations (ReLU6, LeakyReLU, Hardswish, SiLU, GELU, ...), as if they
+            were ReLU; None refuses them. The network then computes something else, and has to be finetuned. Where the activation
+            has a ceiling (ReLU6: 6), the raw threshold is at most that.
+        pooling: "max" keeps max pooling, on spikes an OR; "average" makes it average pooling.
         on_layer: called with each node's name and raw threshold as balancing goes on.
 
-    Raises SJRobustError: no calibration images, values out of bounds, an activation that cannot become a node.
+    Raises SJRobustError: no calibration images, values out of bounds, an activation that cannot become a node, attention, layer norm.
     """
     if isinstance(ann, SpikingClassifier):
         raise SJRobustError("the network is spiking already: convert takes an ANN")
@@ -90,15 +109,15 @@ def convert(
         raise SJRobustError("convert needs calibration images: a tensor [B,N,C,H,W] or batches [N,C,H,W] in [0,1] from the training set")
     for batch in batches:
         _check_images(batch)
-    channels = _channel_counts(ann, batches[0][:1], mean, std) if per_channel else None
     settings = _validated(
         dict(
             timesteps=timesteps, mean=mean, std=std, percentile=percentile, scale=scale,
             calibration_timesteps=calibration_timesteps, leak=leak, reset=reset, norm=norm,
-            norm_statistics=norm_statistics, surrogate=str(surrogate), channels=channels,
+            norm_statistics=norm_statistics, surrogate=str(surrogate),
+            replace_activation=replace_activation, pooling=pooling,
         )
     )  # fmt: skip
-    recipe = ThresholdBalancing(settings, batches, source=source or {}, on_layer=on_layer)
+    recipe = ThresholdBalancing(settings, batches, source=source or {}, on_layer=on_layer, per_channel=per_channel)
     converted = ModuleConverter(recipe).convert(ann)
     assert isinstance(converted, SpikingClassifier)
     return converted
@@ -115,6 +134,7 @@ def rebuild(backbone: nn.Module, settings: dict[str, Any], *, source: dict[str, 
     if valid.norm != "integrate":
         size = tuple(getattr(backbone, "pretrained_cfg", {}).get("input_size", (len(valid.mean), 32, 32)))
         prepare_norms(backbone, valid.norm, torch.zeros(1, *size))
+    replace_pooling(backbone, valid.pooling)
     return _structure(backbone, valid, valid.repeat_at or "", source or {})
 
 
@@ -128,8 +148,10 @@ class ThresholdBalancing(ModuleConversionRecipe):
         *,
         source: dict[str, Any] | None = None,
         on_layer: Callable[[str, float], None] | None = None,
+        per_channel: bool = False,
     ) -> None:
         self.settings, self.batches, self.source, self.on_layer = settings, batches, source or {}, on_layer
+        self.per_channel = per_channel
 
     def convert_module(self, converter: ModuleConverter, ann: nn.Module) -> nn.Module:
         """Return the SpikingClassifier; `ann` is copied, not changed."""
@@ -138,9 +160,18 @@ class ThresholdBalancing(ModuleConversionRecipe):
         backbone = copy.deepcopy(ann).to(converter.device).eval()
         sample = NormalizedClassifier(backbone, settings.mean, settings.std).to(converter.device).normalize(batches[0][:2])
         prepare_norms(backbone, settings.norm, sample)
+        replace_pooling(backbone, settings.pooling)
+        found = scan(backbone, sample, settings.replace_activation)
+        _check_training(backbone, sample)
+        settings = settings.model_copy(
+            update={"plan": _recorded(backbone, found), "channels": found.channels if self.per_channel else settings.channels}
+        )
         model = _structure(backbone, settings, "", self.source).to(converter.device)
-        model.repeat_at = _find_repeat(model, batches[0][:2], sample)
-        balance_thresholds(model, batches, q=settings.percentile, timesteps=settings.calibration_timesteps, on_layer=self.on_layer)
+        _check(model, batches[0][:2], found)
+        model.repeat_at = _find_repeat(model, batches[0][:2])
+        balance_thresholds(
+            model, batches, q=settings.percentile, timesteps=settings.calibration_timesteps, on_layer=self.on_layer, ceilings=found.ceilings
+        )
         with torch.no_grad():
             for node in model.nodes().values():
                 node.v_threshold.mul_(settings.scale)
@@ -154,23 +185,67 @@ class ThresholdBalancing(ModuleConversionRecipe):
 
 
 def _structure(backbone: nn.Module, settings: ConversionSettings, repeat_at: str, source: dict[str, Any]) -> SpikingClassifier:
-    replace_activations(
-        backbone, leak=settings.leak, reset=settings.reset, surrogate=Surrogate.parse(settings.surrogate),
-        timesteps=settings.timesteps, channels=settings.channels,
-    )  # fmt: skip
+    separate(backbone)
+    surrogate, channels = Surrogate.parse(settings.surrogate), settings.channels or {}
+
+    def node(name: str) -> SpikingActivation:
+        lif = ThresholdLIF(leak=settings.leak, reset=settings.reset, surrogate=surrogate, channels=channels.get(name))
+        return SpikingActivation(lif, settings.timesteps)
+
+    (settings.plan or Plan(nodes=tuple(_relus(backbone)))).apply(backbone, node)
+    defaults = {name for name in _ADDED if getattr(settings, name) == ConversionSettings.model_fields[name].default}
     return SpikingClassifier(
         backbone, timesteps=settings.timesteps, mean=settings.mean, std=settings.std, repeat_at=repeat_at,
-        settings=settings.model_dump(mode="json"), source=source,
+        settings=settings.model_dump(mode="json", exclude=defaults), source=source,
     )  # fmt: skip
+
+
+def _relus(network: nn.Module) -> list[str]:
+    return [name for name, module in network.named_modules() if isinstance(module, nn.ReLU)]
+
+
+def _recorded(network: nn.Module, found: Scan) -> Plan | None:
+    """The plan, or None where it says no more than that every nn.ReLU module is a node."""
+    plan = found.plan
+    return None if not (plan.rewrites or plan.turns) and set(plan.nodes) == set(_relus(network)) else plan
 
 
 @torch.no_grad()
-def _find_repeat(model: SpikingClassifier, images: Tensor, sample: Tensor) -> str:
+def _check(model: SpikingClassifier, images: Tensor, found: Scan) -> None:
+    """Raise SJRobustError unless each node is called once and, with ReLUs in the place of nodes, the logits are the ANN's."""
+    with recorded_calls(model.backbone) as calls, model.gradient("activation"):
+        logits = model(images)
+    if odd := next((name for name in model.nodes() if calls[name] != 1), None):
+        raise SJRobustError(f"the ReLU {odd} is called {calls[odd]} times in one forward pass: give each call a module of its own")
+    scale = max(1.0, float(found.logits.abs().max()))
+    if not found.replaced and not torch.allclose(logits, found.logits, rtol=1e-3, atol=1e-3 * scale):
+        raise SJRobustError(
+            f"with its activations in modules of their own, {type(model.backbone).__name__} computes other logits: a relu function works "
+            "in place on a tensor that is used again; let what comes later use its output"
+        )
+
+
+@torch.no_grad()
+def _check_training(backbone: nn.Module, x: Tensor) -> None:
+    """Raise SJRobustError where the network returns more than logits once it is trained, such as those of auxiliary heads."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            output = copy.deepcopy(backbone).train()(x)
+        except ValueError:  # a batch norm that has one value a channel, as the sample is small: no statement on the network
+            return
+    if not isinstance(output, Tensor):
+        raise SJRobustError(
+            f"{type(backbone).__name__} returns {type(output).__name__} in training mode, expected logits alone: "
+            "switch its auxiliary heads off (aux_logits=False in torchvision)"
+        )
+
+
+@torch.no_grad()
+def _find_repeat(model: SpikingClassifier, images: Tensor) -> str:
     """The first node in order of execution, if repeating there instead of at the input leaves the logits the same."""
     steps = model.timesteps
     try:
         model.timesteps = 1
-        check_activations(model.backbone, sample, list(model.activations()))
         with recorded_calls(model.backbone) as calls:
             model(images)
         first = next(name for name in calls if name in model.activations())
@@ -185,22 +260,6 @@ def _find_repeat(model: SpikingClassifier, images: Tensor, sample: Tensor) -> st
     finally:
         model.timesteps = steps
         model.repeat_at = ""
-
-
-def _channel_counts(ann: nn.Module, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    handles = [
-        module.register_forward_pre_hook(lambda module, inputs, name=name: counts.update({name: inputs[0].shape[1]}))  # type: ignore[misc]
-        for name, module in ann.named_modules()
-        if isinstance(module, nn.ReLU)
-    ]
-    try:
-        with torch.no_grad():
-            ann(NormalizedClassifier(ann, mean, std).normalize(images))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return counts
 
 
 def _check_images(batch: Tensor) -> None:
