@@ -76,7 +76,7 @@ def render(config: Config, report: Report | None, source: Report | None, curves:
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name, config=config, report=report, results=found, source=source, plot=PLOT, training=training, columns=list(curves),
         rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "", layers=_layers(config, report),
-        settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels")},
+        settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan")},
         per_channel=bool(config.settings.get("channels")), commands=_commands(config, recipe),
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
