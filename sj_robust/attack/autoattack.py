@@ -78,6 +78,7 @@ class APGD(LibraryAttack):
         return settings if self.loss == "t" else {name: value for name, value in settings.items() if name != "targets"}
 
     def search(self, model: nn.Module, best: Best, x: Tensor, y: Tensor, seed: int, ids: Tensor, restart: int) -> None:
+        _check_classes(model, x[:1], {"ce": 2, "dlr": 3, "t": 4}[self.loss], self.name)
         if self.loss != "t":
             self._ascend(model, best, x, y, None, seed, ids, restart, torch.arange(len(x), device=x.device))
             return
@@ -94,7 +95,6 @@ class APGD(LibraryAttack):
 
         forget(model)
         common = dict(n_iter=self.steps, norm=_NORMS[self.norm], eps=self.eps, device=x.device, logger=_SILENT)
-        _check_classes(model, x[:1], 3 if target is None and self.loss == "dlr" else 4 if target is not None else 2, self.name)
         if target is None:
             attack = APGDAttack(model, loss=self.loss, **common)
         else:
