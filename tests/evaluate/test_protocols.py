@@ -85,6 +85,19 @@ def test_restarts_and_l2(ann: NormalizedClassifier, dataset: ImageDataset) -> No
     assert several.joint[1].accuracy.correct <= several.joint[0].accuracy.correct
 
 
+def test_fgsm_takes_the_gradient_at_an_image_once_for_all_eps(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+    settings = dict(attacks=["fgsm"], views=["PCW:1", "STE"], survivors_only=False, max_images=20)
+    report = evaluate(snn, dataset, eps=(0, 8 / 255, 48 / 255), batch_size=7, **settings)
+    right, (at_zero, small, large) = report.clean.correct, report.robust
+    assert at_zero.joint.correct == right  # eps 0 shows no sign of the gradient
+    assert (small.backward_images, large.backward_images) == (2 * right, 0)
+    for result in (small, large):  # the same outcome as each eps by itself
+        by_itself = evaluate(snn, dataset, eps=[result.eps], **settings).robust[0]
+        assert {view: found.broken for view, found in result.per_view.items()} == {
+            view: found.broken for view, found in by_itself.per_view.items()}
+    assert small.joint.correct > large.joint.correct
+
+
 def test_cost_is_told_attack_by_attack(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
     report = evaluate(ann, dataset, attacks=["fgsm", "pgd5"], eps=EPS, max_images=20)
     fgsm, pgd = report.robust
