@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sj_robust.cli.common import Json, command, console, print_table, say, usage
+from sj_robust.cli.hub import calm
+from sj_robust.cli.options import zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.hub.compare import Cell, Comparison
@@ -15,11 +17,17 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "compare", "sj-robust compare resnet20-snn-t4.cifar10_linf_pgd runs/snn --html compare.html")(compare)
+    again = "run it again: what arrived is not fetched twice"
+    command(app, "compare", "sj-robust compare resnet20-snn-t4.cifar10_linf_pgd runs/snn --html compare.html", again=again)(compare)
 
 
 def compare(
-    names: Annotated[list[str], typer.Argument(help="Checkpoint folders, zoo names or Hub ids (owner/name).", metavar="NAME...")],
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Checkpoint folders, zoo names or Hub ids (owner/name).", metavar="[NAME...]", autocompletion=zoo_names),
+    ] = None,
+    hub: Annotated[bool, typer.Option("--hub", help="Add every model on the Hub that is tagged sj-robust.")] = False,
+    dataset: Annotated[str | None, typer.Option("--dataset", help="Of the Hub, only models for this data set, such as cifar10.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")] = False,
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write one self-contained page with charts.")] = None,
@@ -27,14 +35,23 @@ def compare(
     """Compare models by their recorded evaluations; nothing is measured.
 
     Models evaluated alike (same images, norm, attacks and views, or the same named protocol) are ranked. Where anything differs,
-    the figure carries a footnote that says what.
+    the figure carries a footnote that says what. Of the Hub's models only the evaluation is fetched, and verified; one that cannot be
+    read is named on stderr and left out.
     """
+    from sj_robust.hub import list_hub
     from sj_robust.hub.compare import compare as compare_models
     from sj_robust.hub.compare import write_page
 
     if markdown and as_json:
         usage("--markdown and --json exclude each other: choose one")
-    comparison = compare_models(names)
+    if not names and not hub:
+        usage("expected NAME..., or --hub for every model on the Hub")
+    if dataset and not hub:
+        usage("--dataset chooses among the models of --hub")
+    if hub or any("/" in name and not Path(name).is_dir() for name in names or ()):
+        calm()
+    on_hub = [model.name for model in list_hub(dataset)] if hub else []
+    comparison = compare_models(names or [], on_hub, left_out=say)
     if html is not None:
         write_page(comparison, html)
         say(f"page: {html}")
@@ -65,17 +82,17 @@ def _print(comparison: Comparison) -> None:
 
 def _table(comparison: Comparison, extent: str) -> list[list[str]]:
     """The header and the rows; `extent` says what of them."""
-    from sj_robust.hub.compare import checks_word
+    from sj_robust.hub.compare import checks_word, energy
 
     details = extent == "all"
     radii = [f"{eps.label} {eps.sign}" for eps in comparison.columns]
-    table = [["rank", "model", *["architecture"] * details, "T", *["parameters"] * details, "clean", *radii, "checks"]]
+    table = [["rank", "model", *["architecture"] * details, "T", *["parameters"] * details, "clean", *radii, "µJ", "checks"]]
     for row in comparison.rows:
         architecture, parameters = [row.architecture or "own network"] * details, [f"{row.parameters:,}"] * details
         cells = [(row.clean, row.marks.clean), *((row.at(eps), row.marks.robust) for eps in comparison.columns)]
         accuracies = [_cell(cell, marks, interval=extent != "no intervals") for cell, marks in cells]
         table.append(["–" if row.rank is None else str(row.rank), row.name, *architecture, str(row.timesteps or ""), *parameters,
-                      *accuracies, checks_word(row)])  # fmt: skip
+                      *accuracies, "–" if row.microjoules is None else energy(row), checks_word(row)])  # fmt: skip
     return table
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from sj_robust.cli.common import Json, command, print_json
+from sj_robust.errors import SJRobustError
 
 PACKAGES = (
     "sj-robust",
@@ -20,6 +24,7 @@ PACKAGES = (
     "numpy",
     "safetensors",
     "huggingface_hub",
+    "pyautoattack",
     "pyarrow",
     "cupy-cuda12x",
     "cupy-cuda13x",
@@ -33,7 +38,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show versions, devices, neuron backends, where the zoo lies and whether the Hub answers: what a bug report needs."""
+    """Show versions, devices, neuron backends, zoo, caches, and whether the Hub answers and as whom: what a bug report needs.
+
+    It never shows a token, and never fails: what cannot be found out is said in its line.
+    """
     facts = _facts()
     if as_json:
         print_json(facts)
@@ -47,8 +55,9 @@ def doctor(as_json: Json = False) -> None:
 
 def _facts() -> dict[str, Any]:
     import torch
+    from huggingface_hub import constants
 
-    from sj_robust.files import zoo_root
+    from sj_robust.files import cache_folder, zoo_root
     from sj_robust.hub.search import identity
     from sj_robust.neuron.compiler import cpu_kernel_status
     from sj_robust.neuron.cupy_backend import cupy_status
@@ -60,15 +69,29 @@ def _facts() -> dict[str, Any]:
         "system": platform.platform(),
         "processors": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda or "not in this torch",
         "devices": devices,
         "neuron backend torch": "always there",
         "neuron backend cpu": cpu_kernel_status(),
         "neuron backend cupy": cupy_status(),
-        "zoo": str(zoo_root()),
-        "hub": f"{hub['endpoint']}: {hub['state']}",
+        "zoo": _place(zoo_root),
+        "cache": _place(cache_folder),
+        "hub cache": _place(lambda: Path(constants.HF_HUB_CACHE)),
+        "hub": re.sub(r"//[^/@\s]+@", "//", f"{hub['endpoint']}: {hub['state']}"),  # an address may hold a password
         "hub login": hub["login"],
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def _place(folder: Callable[[], Path]) -> str:
+    """A folder, and whether it is there and can be written to."""
+    try:
+        path = folder()
+    except (SJRobustError, RuntimeError) as error:
+        return f"none: {error}"
+    if not path.is_dir():
+        return f"{path} (not there yet)"
+    return str(path) if os.access(path, os.W_OK) else f"{path} (read only)"
 
 
 def _version(package: str) -> str | None:

@@ -8,9 +8,9 @@ import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device
 from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, Model, Out, SplitName, load_both, show, write
-from sj_robust.cli.options import Args
+from sj_robust.cli.options import Args, zoo_names
 
-Spiking = Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.")]
+Spiking = Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)]
 Images = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images; by default 256, or all there are.")]
 
 

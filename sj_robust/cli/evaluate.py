@@ -9,7 +9,7 @@ import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
 from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, MaxImages, Model, Out, SplitName, load_both, show, write
-from sj_robust.cli.options import Args
+from sj_robust.cli.options import Args, zoo_names
 
 AGAIN = "the same command goes on where it stopped if it has --out or --record"
 
@@ -40,7 +40,12 @@ def evaluate(
     ] = "all",
     transfer: Annotated[
         list[str] | None,
-        typer.Option("--transfer", metavar="CHECKPOINT", help="A model whose gradients are tried as well, once or several times."),
+        typer.Option(
+            "--transfer",
+            metavar="CHECKPOINT",
+            autocompletion=zoo_names,
+            help="A model whose gradients are tried as well, once or several times.",
+        ),
     ] = None,
     norm: Annotated[str, typer.Option("--norm", help="linf or l2.")] = "linf",
     restarts: Annotated[int, typer.Option("--restarts", min=1, help="Attempts of each attack that starts at random.")] = 1,

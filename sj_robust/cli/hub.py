@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sj_robust.cli.common import Json, command, print_json, say, usage
+from sj_robust.cli.options import zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.hub.upload import PushResult
@@ -23,7 +24,9 @@ def add_to(app: typer.Typer) -> None:
 
 
 def pull(
-    name: Annotated[str, typer.Argument(help="owner/name[@revision] on the Hub, a zoo model, or a folder.", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="owner/name[@revision] on the Hub, a zoo model, or a folder.", metavar="NAME", autocompletion=zoo_names)
+    ],
     to: Annotated[Path | None, typer.Option("--to", help="Write the checkpoint to this folder, whole or not at all.")] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="A branch, a tag or a full commit hash.")] = None,
     as_json: Json = False,
@@ -42,13 +45,15 @@ def pull(
 
 
 def push(
-    folder: Annotated[str | None, typer.Argument(help="A checkpoint folder, or the name of a zoo model.", metavar="FOLDER")] = None,
+    folder: Annotated[
+        str | None, typer.Argument(help="A checkpoint folder, or the name of a zoo model.", metavar="FOLDER", autocompletion=zoo_names)
+    ] = None,
     repo: Annotated[str | None, typer.Argument(help="owner/name on the Hub.", metavar="OWNER/NAME")] = None,
     every: Annotated[str | None, typer.Option("--all", help="Push the whole zoo to this namespace instead.", metavar="NAMESPACE")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     revision: Annotated[str | None, typer.Option("--revision", help="The branch to push to; made if it is missing.")] = None,
     base_model: Annotated[str | None, typer.Option("--base-model", help="owner/name of the ANN that a spiking network came from.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would go up.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and show what would go up; nothing is sent.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what this folder does not come from.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sj_robust.cli.common import say
-from sj_robust.cli.options import arguments
+from sj_robust.cli.options import arguments, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.report import Measurement
 
-Checkpoint = Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.")]
+Checkpoint = Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.", autocompletion=zoo_names)]
 MaxImages = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 SplitName = Annotated[str, typer.Option("--split", help="test or train.")]

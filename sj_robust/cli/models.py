@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
+from itertools import compress
+from math import isclose
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
-from sj_robust.cli.common import Json, command, console, print_json, print_table
+from sj_robust.cli.common import Json, command, console, print_json
 from sj_robust.cli.hub import calm
+from sj_robust.cli.options import zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.hub.search import HubModel
+    from sj_robust.hub.zoo import Entry
 
 Kind = Literal["ann", "snn"]
 
@@ -26,28 +35,40 @@ def list_models(
     hub: Annotated[bool, typer.Option("--hub", help="Also every model on the Hub that is tagged sj-robust.")] = False,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Only models for this data set, such as cifar10.")] = None,
     kind: Annotated[Kind | None, typer.Option("--kind", help="Only source networks (ann) or spiking ones (snn).")] = None,
+    threat: Annotated[str | None, typer.Option("--threat", help="Only models trained against it: linf, or none.")] = None,
+    timesteps: Annotated[int | None, typer.Option("--timesteps", min=1, help="Only spiking networks of so many time steps.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models of the zoo with their measured accuracies, and those on the Hub with what their cards say."""
+    """List the models of the zoo with their measured accuracies, and those on the Hub with what their cards say.
+
+    Accuracies are in percent, robust ones in l-infinity balls. Threat is what a model was trained against, energy an estimate for one
+    image; – is not measured, or not recorded. --json has the intervals, other radii and the ANN's energy.
+    """
     from sj_robust.hub import list_hub
     from sj_robust.hub import list_models as entries
 
     if hub:
         calm()
-    found = [entry for entry in entries() if (kind is None or entry.kind == kind) and dataset in (None, entry.dataset)]
-    online = list_hub(dataset, kind) if hub else []
+
+    def wanted(model: Entry | HubModel) -> bool:
+        return (kind, threat, timesteps) == (kind and model.kind, threat and model.threat, timesteps and model.timesteps)
+
+    found = [entry for entry in entries() if wanted(entry) and dataset in (None, entry.dataset)]
+    online = [model for model in list_hub(dataset, kind) if wanted(model)] if hub else []
     if as_json:
         zoo = [{**entry.model_dump(mode="json"), "where": "zoo"} for entry in found]
         print_json([*zoo, *({**model.model_dump(mode="json"), "where": "hub", "results": None} for model in online)])
     elif not found and not online:
-        print("There are no such models." if dataset or kind else "The zoo has no models yet.")
+        print("There are no such models." if dataset or kind or threat or timesteps else "The zoo has no models yet.")
     else:
-        rows = [_row(entry.model_dump()) for entry in found] + [_hub_row(model) for model in online]
-        print_table(None, ["model", "kind", "data set", "T", "clean", "robust (joint)"], rows)
+        _print([*map(_row, found), *map(_hub_row, online)])
 
 
 def info(
-    name: Annotated[str, typer.Argument(help="A folder, a zoo model, or owner/name[@revision] on the Hub.", metavar="CHECKPOINT")],
+    name: Annotated[
+        str,
+        typer.Argument(help="A folder, a zoo model, or owner/name[@revision] on the Hub.", metavar="CHECKPOINT", autocompletion=zoo_names),
+    ],
     as_json: Json = False,
 ) -> None:
     """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was measured."""
@@ -83,19 +104,50 @@ def info(
             console().print(f"{key:<{width}}  {value}", markup=False, soft_wrap=True)
 
 
-def _row(entry: dict[str, Any]) -> list[str]:
-    results = entry["results"]
-    clean = "not measured" if results is None else f"{100 * results['clean']['value']:.1f} %"
-    robust = "" if results is None else ", ".join(_point(point) for point in results["robust"])
-    return [entry["name"], entry["kind"], entry["dataset"] or "", str(entry["timesteps"] or ""), clean, robust]
+COLUMNS = ["model", "kind", "dataset", "threat", "T", "parameters", "clean", "2/255", "4/255", "8/255", "protocol", "energy, µJ"]
+RADII = [float(Fraction(name)) for name in COLUMNS[7:10]]
+
+
+def _row(entry: Entry) -> list[str]:
+    found = entry.results
+    if found is None:
+        return _cells(entry, entry.dataset, None, {}, None, None)
+    robust = {point.eps: point.value for point in found.robust if found.norm == "linf"}
+    return _cells(entry, entry.dataset, found.clean.value, robust, found.short_protocol, found.microjoules)
 
 
 def _hub_row(model: HubModel) -> list[str]:
-    """Of a model on the Hub, in the columns of the zoo's; its time steps are in its config, which is not fetched for a list."""
-    clean = [f"{100 * accuracy.value:.1f} %" for accuracy in model.accuracies if accuracy.eps == 0]
-    robust = ", ".join(_point(accuracy.model_dump()) for accuracy in model.accuracies if accuracy.eps > 0)
-    dataset = (model.dataset or "").split("/")[-1]
-    return [model.name, model.kind, dataset, "", clean[0] if clean else "not measured", robust]
+    at = {accuracy.eps: accuracy.value for accuracy in model.accuracies if accuracy.norm == "linf"}
+    return _cells(model, model.dataset and model.dataset.split("/")[-1], at.get(0.0), at, model.protocol, model.microjoules)
+
+
+def _cells(model: Entry | HubModel, dataset: str | None, clean: float | None, robust: dict[float, float], protocol: str | None,
+           microjoules: float | None) -> list[str]:  # fmt: skip
+    from sj_robust.evaluate.report import energy_name
+
+    at = [next((value for eps, value in robust.items() if isclose(eps, radius, rel_tol=1e-6)), None) for radius in RADII]
+    accuracies = ["–" if value is None else f"{100 * value:.1f}" for value in (clean, *at)]
+    parameters = None if model.parameters is None else f"{model.parameters:,}"
+    energy = None if microjoules is None else energy_name(microjoules)
+    facts = [model.name, model.kind, dataset, model.threat, model.timesteps, parameters, *accuracies, protocol, energy]
+    return ["–" if fact is None else str(fact) for fact in facts]
+
+
+def _print(rows: list[list[str]]) -> None:
+    """One line for each model where there is room; else names are broken at their signs and protocols at spaces, or left out."""
+    room = console().width
+    widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
+    narrow = sum(widths) + 2 * len(widths) > room
+    shown = [column not in ("kind", "threat", "protocol") or room >= 95 for column in COLUMNS]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, int(not narrow), 0, 0), leading=int(narrow))
+    for name in compress(COLUMNS, shown):
+        header = {"parameters": "params", "energy, µJ": "energy\nµJ"}.get(name, name) if narrow else name
+        number = name in ("T", "parameters", "clean", *COLUMNS[7:10], "energy, µJ")
+        table.add_column(header, justify="right" if number else "left", no_wrap=name != "protocol")
+    for row in rows:
+        name = re.sub(r"(?<=[./])(?=.)", "\n", row[0]) if narrow else row[0]
+        table.add_row(*map(Text, compress([name, *row[1:]], shown)))
+    console().print(table)
 
 
 def _point(point: dict[str, Any]) -> str:
@@ -103,9 +155,12 @@ def _point(point: dict[str, Any]) -> str:
 
 
 def _measured(results: dict[str, Any]) -> str:
+    from sj_robust.evaluate.report import energy_name
+
     robust = ", ".join(_point(point) for point in results["robust"])
     images = f"{results['n']} images of {results['dataset']} {results['split']}"
-    return f"{images}: clean {100 * results['clean']['value']:.1f} %; joint robust {robust or 'not measured'}"
+    energy = "not measured" if results["microjoules"] is None else f"{energy_name(results['microjoules'])} µJ an image (estimate)"
+    return f"{images}: clean {100 * results['clean']['value']:.1f} %; joint robust {robust or 'not measured'}; energy {energy}"
 
 
 def _results(folder: Path) -> dict[str, Any] | None:

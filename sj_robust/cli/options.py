@@ -73,6 +73,17 @@ Mean = Annotated[
 Std = Annotated[str | None, typer.Option("--std", metavar="S,S,S", help="The same for standard deviations.")]
 
 
+def zoo_names(incomplete: str) -> list[str]:
+    """The zoo models whose names begin so, for a shell that completes a CHECKPOINT; files and folders it completes by itself."""
+    from sj_robust.errors import SJRobustError
+    from sj_robust.files import zoo_root
+
+    try:
+        return sorted(path.stem for path in zoo_root().glob("*.yaml") if path.stem.startswith(incomplete))
+    except SJRobustError:
+        return []
+
+
 def arguments(pairs: list[str] | None) -> dict[str, Any]:
     """KEY=VALUE pairs as keyword arguments; a VALUE that is JSON (2, true, [1, 2]) is read as such, anything else as text."""
     found: dict[str, Any] = {}

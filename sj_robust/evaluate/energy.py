@@ -21,12 +21,15 @@ from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import Bench, check_fit, device_of, image_count, true_forward
 from sj_robust.evaluate.latency import IMAGES, aligned
-from sj_robust.evaluate.report import Activity, Facts, Measurement
+from sj_robust.evaluate.report import Activity, EnergyEstimate, Facts, Measurement
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.progress import Bar, bar
 
+ESTIMATED_ON = 64  # images, for the figure in a report
 E_MAC, E_AC = 4.6, 0.9
 """pJ for a 32-bit float multiplication with addition, and for an addition, in 45 nm CMOS (Horowitz, ISSCC 2014, figure 1.1.9)."""
+
+PICOJOULES = {"MAC": E_MAC, "AC": E_AC}
 
 _aten = torch.ops.aten
 
@@ -119,37 +122,74 @@ def measure_energy(
         raise SJRobustError(f"batch_size is {batch_size}: expected at least 1")
     where = device_of(model, device)
     bench = Bench(model.to(where), dataset, where, batch_size)
-    steps, activity, tallies = 1, None, None
     with keep_large_blocks(), evaluation_mode(model), true_forward(model):
         num_classes = check_fit(bench, total)
-        with model.gradient("activation") if isinstance(model, SpikingClassifier) else nullcontext():
-            dense = _count(bench, 1, Bar())
-        if isinstance(model, SpikingClassifier):
-            with count_spikes(model) as spikes, bar("energy", total, show=show_progress) as progress:
-                tallies = _count(bench, total, progress)
-            steps, activity = model.timesteps, spikes.activity(model.timesteps, total)
-    total = total if activity else 1
-    layers = {name: _layer(tallies[name] if tallies else None, total, tally.products) for name, tally in dense.items()}
-    ann = Cost.of(0, sum(layer.ann_macs for layer in layers.values()))
-    snn, updates = (_total(layers), activity.neurons * steps) if activity else (None, None)
-    padding = sum(tally.padding for tally in dense.values()) / max(1, ann.macs)
+        found = count_operations(bench, total, show_progress)
+    snn, ann, layers = found.snn, found.ann, found.layers
+    steps = model.timesteps if isinstance(model, SpikingClassifier) else 1
+    updates = found.activity.neurons * steps if found.activity else None
     return Energy(
         model=facts.model_facts(model, num_classes),
-        dataset=facts.dataset_facts(dataset, total),
+        dataset=facts.dataset_facts(dataset, found.images),
         snn=snn,
         snn_repeated=_total(layers, steps) if any(layer.passes < steps for layer in layers.values()) else None,
         ann=ann,
         ratio=snn.microjoules / ann.microjoules if snn and ann.microjoules else None,
         layers=layers,
-        activity=activity,
+        activity=found.activity,
         updates=updates,
-        picojoules={"MAC": E_MAC, "AC": E_AC},
-        limits=_limits(layers, steps, updates, padding, total, len(dataset)),
+        picojoules=PICOJOULES,
+        limits=_limits(layers, steps, updates, found.padding, found.images, len(dataset)),
         batch_size=batch_size,
         device=facts.device_name(where),
         seconds=time.monotonic() - started,
         versions=facts.versions(),
     )
+
+
+def estimate_energy(bench: Bench, total: int) -> EnergyEstimate | None:
+    """What `measure_energy` finds on the first images of an evaluation; None for a network that cannot be counted.
+
+    The model is in eval mode and emits spikes already. A robust accuracy of hours must not be lost for this figure, so no network
+    that is odd enough to break the counting raises; `measure_energy` says what is wrong with it.
+    """
+    try:
+        found = count_operations(bench, min(ESTIMATED_ON, total), show_progress=False)
+    except Exception:
+        return None
+    if not found.ann.macs:
+        return None
+    own, beside = (found.snn, found.ann) if found.snn else (found.ann, None)
+    return EnergyEstimate(images=found.images, acs=own.acs, macs=own.macs, microjoules=own.microjoules, ann_macs=beside and beside.macs,
+                          ann_microjoules=beside and beside.microjoules, picojoules=PICOJOULES)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What `count_operations` found, per image. `snn` and `activity` are None for an ANN; `padding`: share of the ANN's MACs."""
+
+    images: int
+    layers: dict[str, LayerCost]
+    ann: Cost
+    snn: Cost | None
+    activity: Activity | None
+    padding: float
+
+
+def count_operations(bench: Bench, total: int, show_progress: bool | None) -> Operations:
+    """Of one inference on the first `total` images, or on one for an ANN. The model is in eval mode and emits spikes already."""
+    model, tallies, activity = bench.model, None, None
+    with model.gradient("activation") if isinstance(model, SpikingClassifier) else nullcontext():
+        dense = _count(bench, 1, Bar())
+    if isinstance(model, SpikingClassifier):
+        with count_spikes(model) as spikes, bar("energy", total, show=show_progress) as progress:
+            tallies = _count(bench, total, progress)
+        activity = spikes.activity(model.timesteps, total)
+    images = total if activity else 1
+    layers = {name: _layer(tallies[name] if tallies else None, images, tally.products) for name, tally in dense.items()}
+    ann = Cost.of(0, sum(layer.ann_macs for layer in layers.values()))
+    padding = sum(tally.padding for tally in dense.values()) / max(1, ann.macs)
+    return Operations(images, layers, ann, _total(layers) if activity else None, activity, padding)
 
 
 @dataclass

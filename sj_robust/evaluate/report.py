@@ -146,6 +146,27 @@ class Activity(Facts):
     spikes_per_image: float
 
 
+class EnergyEstimate(Facts):
+    """Operations of one inference and the energy they stand for: means per image, counted on the first `images` evaluated.
+
+    `acs`, `macs`, `microjoules`: of this model. `ann_macs`, `ann_microjoules`: of the same architecture with dense activations, None
+    for an ANN. `picojoules`: what a MAC and an AC were taken to cost. `evaluate.energy` says what is counted and what is left out.
+    """
+
+    images: int
+    acs: float
+    macs: float
+    microjoules: float
+    ann_macs: float | None
+    ann_microjoules: float | None
+    picojoules: dict[str, float]
+
+    def __str__(self) -> str:
+        acs = "" if self.ann_microjoules is None else f"{_millions(self.acs)} ACs, "
+        ann = "" if self.ann_microjoules is None else f"; its ANN {energy_name(self.ann_microjoules)} µJ"
+        return f"{energy_name(self.microjoules)} µJ per image (estimate: {acs}{_millions(self.macs)} MACs{ann})"
+
+
 class Settings(Facts):
     """How the evaluation was made: `views` in the order of attack, `passes` counted in images."""
 
@@ -202,6 +223,7 @@ class Report(Measurement):
     robust: list[RobustResult]
     per_image: PerImage
     activity: Activity | None
+    energy: EnergyEstimate | None = None
     checks: list[Check] = []
     verdict: str | None = None
     stopped: str | None = None
@@ -230,3 +252,12 @@ def eps_name(eps: float) -> str:
     """8/255 for 0.03137…, else the number."""
     levels = eps * 255
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+
+
+def energy_name(microjoules: float) -> str:
+    """An energy in µJ with one decimal, or two digits where it is smaller than 1."""
+    return f"{microjoules:.1f}" if microjoules >= 1 or microjoules == 0 else f"{microjoules:.2g}"
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 5e4 else f"{count:.0f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, check_fit, count_passes, device_of, image_count, true_forward
 from sj_robust.evaluate.checks import run_checks, verdict
+from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
@@ -55,6 +57,8 @@ def evaluate(
     Every success is judged by the model's own forward pass in eval mode (for a SpikingClassifier the true spikes), and
     every adversarial image is checked to be finite, within eps and in [0, 1]. Images that are wrong as they are count as
     not robust. An image broken at a smaller eps is broken at a larger one: its adversarial image lies in that ball too.
+
+    The energy of one inference is estimated on the first 64 images, as `measure_energy` does it.
 
     Started by torchrun or accelerate, the processes share the images, and each returns the report that one alone would make.
 
@@ -125,7 +129,9 @@ def evaluate(
         outcome = attack_ensemble(correct, plan, notes, None, survivors_only=survivors_only)
         spent = [sum(unit.forward for unit in notes.units.values()) + total, sum(unit.backward for unit in notes.units.values())]
         found = run_checks(bench, plan, outcome, correct, images=check_images, seed=seed) if check_images and shard.rank == 0 else []
-        checks = shard.gather(found)[0]
+        bench.deadline = math.inf  # of the attacks; this takes seconds
+        energy = estimate_energy(bench, total) if shard.rank == 0 else None
+        checks, energy = shard.gather((found, energy))[0]
     names = [run.attack.name for run in plan[0]] if plan else []
     seen = list(dict.fromkeys(view for runs in plan[:1] for run in runs for view in run.seen))
     stopped = f"after {time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made" if outcome.pending else None
@@ -137,6 +143,7 @@ def evaluate(
         robust=outcome.robust,
         per_image=PerImage(label=labels.tolist(), predicted=predicted.tolist(), broken_by=outcome.broken_by),
         activity=activity,
+        energy=energy,
         checks=checks,
         verdict=verdict(checks, stopped is None) if checks else None,
         stopped=stopped,

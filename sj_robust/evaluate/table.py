@@ -24,6 +24,7 @@ def summary(report: Report) -> str:
         lines += ["", report.verdict]
     if report.activity:
         lines += ["", f"spikes per neuron and image  {report.activity.spikes_per_neuron:.3f}"]
+    lines += [*([] if report.activity else [""]), f"energy  {report.energy or 'not measured'}"]
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.report import Report, eps_name
+from sj_robust.evaluate.report import Report, energy_name, eps_name
 from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CARD, EVALUATION, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
@@ -75,7 +76,7 @@ def render(config: Config, report: Report | None, source: Report | None, curves:
     channels = len(config.settings["mean"])
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name, config=config, report=report, results=found, source=source, plot=PLOT, training=training, columns=list(curves),
-        rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "", layers=_layers(config, report),
+        rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "", layers=_layers(config, report), energy=_energy(report),
         settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan")},
         per_channel=bool(config.settings.get("channels")), commands=_commands(config, recipe),
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
@@ -93,13 +94,23 @@ def _metadata(config: Config, found: Results | None, name: str) -> ModelCardData
         license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
         tags=[*TAGS, *(SPIKING_TAGS if config.kind == "snn" else ["timm"])], datasets=[trained_on[0]] if trained_on else None,
         metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
-        model_name=name, eval_results=_eval_results(found) if found else None)
+        model_name=name, eval_results=_eval_results(found) if found else None, sj_robust=_index_facts(config))
+
+
+def _index_facts(config: Config) -> dict[str, Any]:
+    """What a list of models shows and neither tags nor results say; the Hub hands it out with the list."""
+    facts = {"timesteps": config.timesteps, "parameters": config.weights.parameters, "threat": zoo.threat_of(config)}
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _eval_results(found: Results) -> list[EvalResult]:
     """One entry per eps. The Hub tells entries apart by dataset, config and split alone, so eps has to be part of the config."""
-    attack = {"attacks": found.attacks, "views": found.views}
+    attack = {**({"protocol": found.named} if found.named else {}), "attacks": found.attacks, "views": found.views}
     entries = [_eval_result(found, found.clean, "clean", "Clean accuracy", {})]
+    if found.microjoules is not None:
+        beside = {} if found.ann_microjoules is None else {"ann": round(found.ann_microjoules, 6)}
+        entries.append(replace(entries[0], metric_type="energy", metric_name="Energy per image (estimate, µJ)",
+                               metric_value=round(found.microjoules, 6), metric_args=beside or None))
     for point in found.robust:
         eps = eps_name(point.eps)
         entries.append(_eval_result(found, point, f"{found.norm}-{eps.replace('/', '-')}", f"Robust accuracy ({found.protocol}, eps {eps})",
@@ -143,6 +154,17 @@ def _layers(config: Config, report: Report | None) -> list[tuple[str, str, str, 
         neurons, spikes = (str(measured.neurons), f"{measured.spikes_per_neuron:.3f}") if measured else ("not measured", "not measured")
         rows.append((layer, threshold, neurons, spikes))
     return rows
+
+
+def _energy(report: Report | None) -> list[list[str]]:
+    """Rows (network, additions, multiplications, µJ) per image; empty where it was not measured."""
+    found = report.energy if report is not None else None
+    if found is None:
+        return []
+    costs = [(THIS, found.acs, found.macs, found.microjoules)]
+    if found.ann_macs is not None and found.ann_microjoules is not None:
+        costs.append(("the same architecture as an ANN", 0, found.ann_macs, found.ann_microjoules))
+    return [[name, f"{acs / 1e6:.3f} M", f"{macs / 1e6:.3f} M", energy_name(microjoules)] for name, acs, macs, microjoules in costs]
 
 
 def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:

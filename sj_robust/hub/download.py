@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_folder, sha256, write_atomic
 from sj_robust.hub import zoo
-from sj_robust.hub.config import CONFIG, MAX_CONFIG_BYTES, MAX_TEXT_BYTES, ORIGIN, WEIGHTS, Config, read_config
+from sj_robust.hub.config import CONFIG, EVALUATION, MAX_CONFIG_BYTES, MAX_TEXT_BYTES, ORIGIN, WEIGHTS, Config, read_config
 from sj_robust.hub.origin import Origin, check_replaceable, copy_own_files, git_blob_sha1, is_own, own_files, write_origin
-from sj_robust.hub.remote import COMMIT, HubName, client, endpoint, explain, explained, line, parse_name, unreachable
+from sj_robust.hub.remote import ASKING, COMMIT, HubName, client, endpoint, explain, explained, line, parse_name, unreachable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -84,6 +84,18 @@ def pull(name: str | Path, to: str | Path | None = None, revision: str | None = 
     return target
 
 
+def pull_evaluation(name: str, token: str | None = None) -> Path:
+    """The folder in the Hub's cache with config.json and, where there is one, evaluation.json of `owner/name[@revision]`.
+
+    As `pull`, for who only reads what was measured: both files are verified, the weights are not fetched. Raises as `pull` does, and for
+    a name of another form.
+    """
+    hub_name = parse_name(name)
+    if hub_name is None:
+        raise SJRobustError(f"{name!r} is not a repository on the Hub: expected owner/name[@revision]")
+    return _pull(hub_name, token, weights=False)[0]
+
+
 def check_record(folder: Path, called: str) -> Config:
     """The config of a folder whose weights are those it records. Raises SJRobustError, `called` standing for the folder."""
     try:
@@ -100,7 +112,7 @@ def check_record(folder: Path, called: str) -> Config:
 
 def list_files(api: HfApi, name: HubName) -> Listing:
     """The checkpoint's own files in a repository. Raises SJRobustError for a listing no honest checkpoint has, else the client's errors."""
-    info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=20)
+    info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=ASKING)
     if not isinstance(info.sha, str) or not COMMIT.fullmatch(info.sha):
         raise ValueError("no commit hash")
     files = {}
@@ -121,7 +133,7 @@ def list_files(api: HfApi, name: HubName) -> Listing:
     return Listing(info.sha, files)
 
 
-def _pull(name: HubName, token: str | None) -> tuple[Path, Origin]:
+def _pull(name: HubName, token: str | None, weights: bool = True) -> tuple[Path, Origin]:
     from huggingface_hub import is_offline_mode
 
     if is_offline_mode():
@@ -139,7 +151,7 @@ def _pull(name: HubName, token: str | None) -> tuple[Path, Origin]:
             warnings.warn(f"{endpoint()} cannot be asked ({line(error)}): {name} is taken from the cache", stacklevel=4)
             return found
         _clear_litter(name)
-        folder = _fetch_all(api, name, listing)
+        folder = _fetch_all(api, name, listing, weights)
         if name.revision != listing.commit:
             # what huggingface_hub itself notes for a branch, so that the branch is found offline
             with suppress(OSError):
@@ -147,9 +159,9 @@ def _pull(name: HubName, token: str | None) -> tuple[Path, Origin]:
     return folder, _origin(name, listing.commit)
 
 
-def _fetch_all(api: HfApi, name: HubName, listing: Listing) -> Path:
+def _fetch_all(api: HfApi, name: HubName, listing: Listing, with_weights: bool) -> Path:
     """All listed files, verified: the config first, for it tells what the weights have to be, and the weights last, so that a folder
-    with weights is complete. Returns the snapshot's folder in the Hub's cache."""
+    with weights is complete; or config and evaluation alone. Returns the snapshot's folder in the Hub's cache."""
     called = f"{name.repo}@{listing.commit[:8]}"
     folder = _fetch(api, name, listing, CONFIG).parent
     try:
@@ -159,8 +171,10 @@ def _fetch_all(api: HfApi, name: HubName, listing: Listing) -> Path:
     weights = listing.files[WEIGHTS]
     if weights.size != expected.bytes or (weights.sha256 or expected.sha256) != expected.sha256:
         raise SJRobustError(f"{called} holds another {WEIGHTS} than its {CONFIG} records: it was put together wrongly, do not use it")
-    for path in sorted(listing.files.keys() - {CONFIG, WEIGHTS}):
+    for path in sorted(listing.files.keys() - {CONFIG, WEIGHTS} if with_weights else listing.files.keys() & {EVALUATION}):
         _fetch(api, name, listing, path)
+    if not with_weights:
+        return folder
     _fetch(api, name, listing, WEIGHTS)
     check_record(folder, called)
     return folder

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sj_robust.errors import SJRobustError
 
@@ -18,6 +18,11 @@ _PART = r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}"
 _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>.+))?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./+\-]{0,199}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+
+# Seconds to connect, and then without a byte (read, write), after which a request fails. The client itself sets no limit to most of
+# its requests: a Hub that falls silent would be waited for without end.
+ASKING: Any = (5.0, 20.0)  # the first question, before any work; its parameter in the client is typed as one number
+WORKING = (5.0, 60.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,19 @@ def client(token: str | None = None) -> HfApi:
 
 @contextmanager
 def explained(name: HubName, doing: str = "pull") -> Iterator[None]:
-    """Whatever the client raises inside becomes one SJRobustError that says what is wrong and what to do."""
+    """Whatever the client raises inside becomes one SJRobustError that says what is wrong and what to do; nothing waits for ever."""
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
+    before, session.timeout = session.timeout, WORKING  # type: ignore[assignment]  # the setter makes a Timeout of it
     try:
         yield
     except SJRobustError:
         raise
     except Exception as error:
         raise SJRobustError(explain(error, name, doing)) from error
+    finally:
+        session.timeout = before
 
 
 def unreachable(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""The accuracies of a recorded evaluation, few enough for an index entry, a table and a plot."""
+"""The accuracies of a recorded evaluation and its energy, few enough for an index entry, a table and a plot."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sj_robust.evaluate import Accuracy, Report
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Microjoules = Annotated[float, Field(ge=0, le=1e12)]
 
 
 class Point(BaseModel):
@@ -28,7 +29,11 @@ class Point(BaseModel):
 
 
 class Results(BaseModel):
-    """Clean accuracy, and joint robust accuracy per eps: an image counts only if it survives all `attacks` through all `views`."""
+    """Clean accuracy, and joint robust accuracy per eps: an image counts only if it survives all `attacks` through all `views`.
+
+    `microjoules` is the estimate for one image, `ann_microjoules` that of the ANN of the same shape beside a spiking network; None where
+    not measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -41,6 +46,8 @@ class Results(BaseModel):
     views: Annotated[int, Field(ge=0)]
     clean: Point
     robust: list[Point]
+    microjoules: Microjoules | None = None
+    ann_microjoules: Microjoules | None = None
 
     @property
     def protocol(self) -> str:
@@ -51,12 +58,22 @@ class Results(BaseModel):
         views = f"{self.views} gradient view{'s' if self.views != 1 else ''}"
         return f"{name}{' + '.join(self.attacks)}, {views}, worst case per image, {self.norm}"
 
+    @property
+    def short_protocol(self) -> str:
+        """The same for a column of a table: strong@1, or fgsm + pgd10, 19 views."""
+        return protocol_name(self.named, self.attacks, self.views) if self.robust else "clean only"
+
+
+def protocol_name(named: str | None, attacks: list[str], views: int) -> str:
+    """The name of a protocol where it has one, else its attacks and how many gradient views they ran through."""
+    return named or f"{' + '.join(attacks)}, {views} view{'s' if views != 1 else ''}"
+
 
 def read_report(path: Path) -> Report | None:
     """The evaluation recorded at `path`, None where there is none. Raises SJRobustError where it is damaged."""
     if not path.exists():
         return None
-    from sj_robust.evaluate.report import Report
+    from sj_robust.evaluate.report import Report  # no torch
 
     try:
         return Report.from_json(read_bounded(path, MAX_TEXT_BYTES))
@@ -66,10 +83,12 @@ def read_report(path: Path) -> Report | None:
 
 def results(report: Report) -> Results:
     """The few numbers of a report."""
+    energy = report.energy
     return Results(dataset=report.dataset.name, split=report.dataset.split, n=report.dataset.evaluated, norm=report.settings.norm,
                    named=report.settings.protocol, attacks=report.settings.attacks, views=len(report.settings.views),
                    clean=_point(0.0, report.clean),
-                   robust=[_point(joint.eps, joint.accuracy) for joint in report.joint])
+                   robust=[_point(joint.eps, joint.accuracy) for joint in report.joint],
+                   microjoules=energy and energy.microjoules, ann_microjoules=energy and energy.ann_microjoules)
 
 
 def read_results(path: Path) -> Results | None:

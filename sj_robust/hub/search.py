@@ -3,45 +3,77 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.remote import HubName, client, endpoint, explained, parse_name
+from sj_robust.hub.results import Fraction, Microjoules, protocol_name
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
 
 Kind = Literal["ann", "snn"]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
 TAG, SPIKING_TAG = "sj-robust", "spiking-neural-network"
 _PROPERTIES: Any = ["cardData", "model-index", "tags", "private", "gated", "lastModified", "downloads"]
 # names of sj_robust.data whose repository on the Hub is not called the same
 _DATASETS = {"imagenet": "imagenet-1k", "sample": "cifar10"}
 _DATASET = re.compile(r"[A-Za-z0-9_.\-]{1,96}(/[A-Za-z0-9_.\-]{1,96})?")
+_WORD = r"[A-Za-z0-9_.@:\-]{1,40}"
 _MOST = 1000  # of the accuracies and tags of one card: a stranger writes it
 
 
-class Accuracy(BaseModel):
-    """Accuracy at one eps (0: clean), as a card claims it."""
+class _Claimed(BaseModel):
+    """What a card claims. A stranger wrote it: what has another form is left out."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
+
+class Accuracy(_Claimed):
+    """Accuracy at one eps (0: clean) of the ball in `norm`, as a card claims it."""
+
     eps: Fraction
     value: Fraction
+    norm: Literal["linf", "l2"] = "linf"
+
+
+class _Facts(_Claimed):
+    timesteps: Annotated[int, Field(ge=1, le=1024)] | None = None
+    parameters: Annotated[int, Field(ge=0, le=10**12)] | None = None
+    threat: Annotated[str, Field(pattern=rf"^{_WORD}$")] | None = None
+
+
+class _Protocol(_Claimed):
+    protocol: Annotated[str, Field(pattern=rf"^{_WORD}$")] | None = None
+    attacks: Annotated[list[Annotated[str, Field(pattern=rf"^{_WORD}$")]], Field(min_length=1, max_length=20)]
+    views: Annotated[int, Field(ge=0, le=1000)]
+
+
+class _Energy(_Claimed):
+    value: Microjoules
+
+
+Form = TypeVar("Form", bound=_Claimed)
 
 
 class HubModel(BaseModel):
-    """A model on the Hub. The accuracies are what its card says; only the evaluation in the repository can be checked."""
+    """A model on the Hub. The figures are what its card says; only the evaluation in the repository can be checked."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     kind: Kind
     dataset: str | None
+    threat: str | None = None
+    timesteps: int | None = None
+    parameters: int | None = None
     accuracies: list[Accuracy]
+    protocol: str | None = None
+    microjoules: float | None = None
     private: bool
     gated: bool
     downloads: int | None
@@ -100,24 +132,44 @@ def _described(info: ModelInfo) -> HubModel | None:
     entries = list(_entries(info))
     dataset = next((tag.removeprefix("dataset:") for tag in tags if tag.startswith("dataset:")), None)
     dataset = dataset or next((name for name, _ in entries if name), None)
+    facts = _claimed(_Facts, info.card_data.to_dict().get("sj_robust") if info.card_data else None) or _Facts()
+    protocol = next(filter(None, (_claimed(_Protocol, metric.get("args")) for _, metric in _metrics(info, "accuracy"))), None)
+    energy = next(filter(None, (_claimed(_Energy, metric) for _, metric in _metrics(info, "energy"))), None)
     return HubModel(name=info.id, kind="snn" if SPIKING_TAG in tags else "ann", accuracies=[accuracy for _, accuracy in entries],
-                    dataset=dataset if dataset and _DATASET.fullmatch(dataset) else None, private=bool(info.private),
-                    gated=bool(info.gated), downloads=info.downloads, last_modified=info.last_modified and info.last_modified.isoformat())
+                    dataset=dataset if dataset and _DATASET.fullmatch(dataset) else None, **facts.model_dump(),
+                    protocol=protocol and protocol_name(protocol.protocol, protocol.attacks, protocol.views),
+                    microjoules=energy and energy.value, private=bool(info.private), gated=bool(info.gated), downloads=info.downloads,
+                    last_modified=info.last_modified and info.last_modified.isoformat())
 
 
 def _entries(info: ModelInfo) -> list[tuple[str | None, Accuracy]]:
-    """(data set, accuracy) of the model-index of a card, one per eps; whatever does not have our form is passed over."""
-    index: Any = info.model_index or (info.card_data.to_dict().get("model-index") if info.card_data else None)
-    found: dict[float, tuple[str | None, Accuracy]] = {}
+    """(data set, accuracy) of the model-index of a card, one per eps and norm; whatever does not have our form is passed over."""
+    found: dict[tuple[str, float], tuple[str | None, Accuracy]] = {}
     try:
+        for dataset, metric in _metrics(info, "accuracy"):
+            norm = "l2" if str(dataset.get("config")).startswith("l2-") else "linf"
+            accuracy = Accuracy(eps=(metric.get("args") or {}).get("eps", 0.0), value=metric["value"], norm=norm)
+            found.setdefault((norm, accuracy.eps), (dataset.get("type"), accuracy))
+    except (TypeError, KeyError, AttributeError, ValueError):
+        pass
+    return [found[key] for key in sorted(found, key=lambda key: key[::-1])]
+
+
+def _metrics(info: ModelInfo, kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(data set, metric) of every metric of that kind, until something does not have our form."""
+    index: Any = info.model_index or (info.card_data.to_dict().get("model-index") if info.card_data else None)
+    with suppress(TypeError, KeyError, IndexError, AttributeError):
         for result in index[0]["results"][:_MOST]:
             for metric in result["metrics"][:_MOST]:
-                if metric.get("type") == "accuracy":
-                    eps = (metric.get("args") or {}).get("eps", 0.0)
-                    found.setdefault(eps, (result["dataset"].get("type"), Accuracy(eps=eps, value=metric["value"])))
-    except (TypeError, KeyError, IndexError, AttributeError, ValueError):
-        pass
-    return [found[eps] for eps in sorted(found)]
+                if metric.get("type") == kind:
+                    yield result["dataset"], metric
+
+
+def _claimed(form: type[Form], claim: object) -> Form | None:
+    try:
+        return form.model_validate(claim)
+    except ValidationError:
+        return None
 
 
 def _is_about(model: HubModel, dataset: str | None) -> bool:

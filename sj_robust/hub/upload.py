@@ -16,7 +16,7 @@ from sj_robust.hub.config import EVALUATION, Config, read_config
 from sj_robust.hub.download import Listed, check_record
 from sj_robust.hub.origin import Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
-from sj_robust.hub.remote import COMMIT, HubName, client, endpoint, explained, parse_name
+from sj_robust.hub.remote import ASKING, COMMIT, HubName, client, endpoint, explain, explained, parse_name, unreachable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -69,9 +69,10 @@ def push(folder: str | Path, repo: str, private: bool = False, revision: str | N
          token: str | None = None, *, base_model: str | None = None) -> PushResult:
     """Put a checkpoint folder, or a zoo model, on the Hub as `repo` ("owner/name"), in one commit, and tag the version.
 
-    The model is loaded first, and its card and evaluation have to be of these weights; a missing card is written. Only a checkpoint's
+    The model is loaded before, and its card and evaluation have to be of these weights; a missing card is written. Only a checkpoint's
     own files go up. private: for a repository made by this call. revision: the branch, main by default, made from main if missing.
-    dry_run: only tell what would go up. base_model: "owner/name" of the ANN, recorded in config.json and card as sent.
+    dry_run: only tell what would go up; where the Hub cannot be reached it fails after the local checks, and says that they passed.
+    base_model: "owner/name" of the ANN, recorded in config.json and card as sent.
 
     Where the branch has moved since this folder was pulled from or pushed to it (`.sj_robust.json` in the folder tells), it is refused
     unless `force`. An interrupted push is taken up by the same call again: what arrived is not sent twice. An ANN's repository is one of
@@ -85,17 +86,24 @@ def push(folder: str | Path, repo: str, private: bool = False, revision: str | N
         raise SJRobustError(f"{name.revision} is a commit, which stays as it is: expected a branch to push to")
     source = _source(folder)
     with _staged(source, name, base_model) as staged:
-        config = read_config(staged)
-        api = client(token)
+        config, api = read_config(staged), client(token)
         with explained(name, "push"):
-            remote = _look(api, name)
+            try:
+                remote = _look(api, name)
+            except Exception as error:
+                if not (dry_run and unreachable(error)):
+                    raise
+                _check_loads(staged, config, str(source))
+                raise SJRobustError(f"{explain(error, name, 'push')}; {_checked_here(staged)}") from error
             if private and remote.head and not remote.private:
                 where = f"{endpoint()}/{name.repo}/settings"
                 raise SJRobustError(f"{name.repo} is public already: make it private at {where}, or leave private (--private) out")
             changes = _changes(staged, remote)
             _check_not_newer(source, name, remote, changes, force)
-            if dry_run:
-                return _result(name, config, None, changes, created=remote.head is None, dry_run=True)
+        _check_loads(staged, config, str(source))  # last, for it imports torch: whatever else is wrong is told at once
+        if dry_run:
+            return _result(name, config, None, changes, created=remote.head is None, dry_run=True)
+        with explained(name, "push"):
             commit = _send(api, name, staged, config, remote, changes, private)
     origin = Origin(endpoint=endpoint(), repo=name.repo, revision=name.revision or "main", commit=commit)
     with suppress(OSError):  # a folder that cannot be written to: the next push then compares contents only
@@ -127,7 +135,9 @@ def _source(folder: str | Path) -> Path:
 
 @contextmanager
 def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Path]:
-    """A copy of the checkpoint as it goes up, checked: it loads, and card and evaluation are of these weights."""
+    """A copy of the checkpoint as it goes up, checked: card and evaluation are of these weights."""
+    from sj_robust.hub.results import check_belongs, read_report
+
     config = check_record(source, str(source))
     with tempfile.TemporaryDirectory(prefix="sj_robust_push_") as temporary:
         staged = Path(temporary) / name.repo.split("/")[1]
@@ -135,25 +145,38 @@ def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Pat
         copy_own_files(source, staged)
         if base_model is not None:
             set_base_model(staged, base_model)
-        _check_loads(staged, config, str(source))
+        with _named(staged, str(source)):
+            report = read_report(staged / EVALUATION)
+            if report is not None:
+                check_belongs(report, config.weights.state_sha256, config.timesteps, str(source))
         prepare_card(staged, name)
         yield staged
 
 
 def _check_loads(folder: Path, config: Config, called: str) -> None:
     from sj_robust.hub.checkpoint import load  # imports torch
-    from sj_robust.hub.results import check_belongs, read_report
 
+    if config.architecture is None:
+        warnings.warn(f"{called} holds your own network: whoever pulls it needs its code, for load(..., model=...)", stacklevel=3)
+        return
+    with _named(folder, called):
+        load(folder)
+
+
+@contextmanager
+def _named(folder: Path, called: str) -> Iterator[None]:
+    """Errors inside speak of `called`, not of the temporary folder."""
     try:
-        if config.architecture is None:
-            warnings.warn(f"{called} holds your own network: whoever pulls it needs its code, for load(..., model=...)", stacklevel=6)
-        else:
-            load(folder)
-        report = read_report(folder / EVALUATION)
-        if report is not None:
-            check_belongs(report, config.weights.state_sha256, config.timesteps, called)
+        yield
     except SJRobustError as error:
         raise SJRobustError(str(error).replace(str(folder), called)) from None
+
+
+def _checked_here(staged: Path) -> str:
+    """What a dry run knows without the Hub."""
+    files = own_files(staged)
+    size = sum((staged / path).stat().st_size for path in files)
+    return f"only the local checks were made, and passed ({len(files)} files, {size:,} bytes, for {_tag(read_config(staged))})"
 
 
 def _look(api: HfApi, name: HubName) -> _Remote:
@@ -162,9 +185,9 @@ def _look(api: HfApi, name: HubName) -> _Remote:
 
     try:
         try:
-            info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=20)
+            info = api.model_info(name.repo, revision=name.revision, files_metadata=True, timeout=ASKING)
         except RevisionNotFoundError:
-            info = api.model_info(name.repo, files_metadata=True, timeout=20)
+            info = api.model_info(name.repo, files_metadata=True, timeout=ASKING)
     except GatedRepoError:
         raise
     except RepositoryNotFoundError:
@@ -206,7 +229,7 @@ def _send(api: HfApi, name: HubName, staged: Path, config: Config, remote: _Remo
     head = remote.head
     if head is None:
         api.create_repo(name.repo, private=private, exist_ok=True)
-        head = api.model_info(name.repo, timeout=20).sha
+        head = api.model_info(name.repo, timeout=ASKING).sha
     if name.revision and name.revision != "main":
         api.create_branch(name.repo, branch=name.revision, exist_ok=True)
     commit = str(head)

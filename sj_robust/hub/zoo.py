@@ -51,6 +51,7 @@ class Entry(_Strict):
     kind: Literal["ann", "snn"]
     architecture: str | None
     timesteps: int | None
+    parameters: Annotated[int, Field(ge=0)] | None = None
     dataset: str | None
     threat: str | None
     method: str | None
@@ -140,13 +141,21 @@ def add(folder: str | Path, name: str) -> Entry:
 
 def _facts(folder: Path, config: Config) -> dict[str, Any]:
     training = config.training or {}
-    settings = training.get("config")
-    settings = settings if isinstance(settings, dict) else {}
-    results, method = read_results(folder / EVALUATION), settings.get("method")
-    threat = None if method is None else "none" if method == "natural" else "linf"
+    results, method = read_results(folder / EVALUATION), _method(config)
     dataset = training.get("dataset") or (results.dataset if results else None)
-    return {"kind": config.kind, "architecture": config.architecture, "timesteps": config.timesteps, "dataset": dataset, "threat": threat,
-            "method": method, "results": results}
+    return {"kind": config.kind, "architecture": config.architecture, "timesteps": config.timesteps,
+            "parameters": config.weights.parameters, "dataset": dataset, "threat": threat_of(config), "method": method, "results": results}
+
+
+def threat_of(config: Config) -> str | None:
+    """What the model was trained against: "linf", or "none" for natural training. None where it was not recorded."""
+    method = _method(config)
+    return None if method is None else "none" if method == "natural" else "linf"
+
+
+def _method(config: Config) -> Any:
+    settings = (config.training or {}).get("config")
+    return settings.get("method") if isinstance(settings, dict) else None
 
 
 def _read(path: Path) -> Entry:

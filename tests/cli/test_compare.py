@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sj_robust.hub import list_models
-from sj_robust.hub.compare import checks_word
+from sj_robust.hub.compare import checks_word, energy
 from sj_robust.hub.compare import compare as compare_models
+
+# the package tests/hub/server, by a name of its own: the tests are no package
+SERVER = Path(__file__).resolve().parents[1] / "hub" / "server"
+if "hub_server" not in sys.modules:
+    SPEC = importlib.util.spec_from_file_location("hub_server", SERVER / "__init__.py", submodule_search_locations=[str(SERVER)])
+    assert SPEC is not None and SPEC.loader is not None
+    sys.modules["hub_server"] = importlib.util.module_from_spec(SPEC)
+    SPEC.loader.exec_module(sys.modules["hub_server"])
+fixtures = importlib.import_module("hub_server.fixtures")
+hub, SNN, ANN, upload = fixtures.hub, fixtures.SNN, fixtures.ANN, fixtures.upload
 
 ZOO = [entry.name for entry in list_models()]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -37,7 +51,8 @@ def test_the_table_says_what_the_comparison_found(cli: Cli) -> None:
         assert cells[-1] == checks_word(row)
         raised = ",".join(map(str, row.marks.robust)).translate(str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒"))
         figures = [row.at(eps) for eps in found.columns]
-        assert cells[6:-1] == [f"{100 * cell.value:.1f} %{raised}" if cell else "not measured" for cell in figures]
+        assert cells[-2] == ("–" if row.microjoules is None else energy(row))
+        assert cells[6:-2] == [f"{100 * cell.value:.1f} %{raised}" if cell else "not measured" for cell in figures]
     after = lines[next(number for number, line in enumerate(lines) if line.startswith("└")) + 1:]
     assert after[:2] == found.about()
     assert [line.split(" ", 1)[1] for line in after[2:]] == found.footnotes
@@ -91,7 +106,42 @@ def test_a_page_that_cannot_be_written_is_named(cli: Cli, tmp_path: Path) -> Non
         assert failure(cli("compare", ZOO[0], "--html", path)).startswith(f"{path} cannot be written (")
 
 
-@pytest.mark.parametrize("args", [(), (ZOO[0], "--markdown", "--json"), (ZOO[0], "--html")])
+def test_the_models_of_the_hub_beside_those_named(hub: Any, cli: Cli) -> None:
+    upload(hub, SNN, "alice/snn")
+    upload(hub, ANN, "bob/ann")
+    upload(hub, SNN, "bob/gated", gated=True)
+    broken = upload(hub, SNN, "bob/other-weights")
+    config = json.loads((SNN / "config.json").read_text())
+    config["weights"]["state_sha256"] = "0" * 64
+    broken.put({"config.json": json.dumps(config).encode()})
+    hub.create("bob/stranger").put({"README.md": b"---\ntags: [resnet]\n---\n"})
+    done = cli("compare", SNN, "alice/snn", "--hub", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}
+    assert set(rows) == {SNN.name, "alice/snn", "bob/ann"}
+    assert rows["alice/snn"]["robust"] == rows[SNN.name]["robust"]
+    gated, other = done.stderr.splitlines()
+    assert gated.startswith("bob/gated is left out: ") and "ask for access" in gated
+    assert other.startswith("bob/other-weights is left out: the evaluation is of another model")
+    weights = [request.path for request in hub.requests if request.path.endswith("model.safetensors")]
+    assert weights  # of the one that was named
+    assert all(path.startswith("/alice/snn/") for path in weights)
+
+    hub.fault("flip", "/bob/ann/resolve/.*/evaluation.json", times=None)
+    shutil.rmtree(Path(os.environ["HF_HOME"]))
+    done = cli("compare", "--hub", "--dataset", "cifar10")
+    assert done.returncode == 0, done.stderr
+    assert "alice/snn" in done.stdout and "bob/ann" not in done.stdout
+    assert any(line.startswith("bob/ann is left out: ") and "arrived twice" in line for line in done.stderr.splitlines())
+    done = cli("compare", "--hub", "--dataset", "svhn")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "No model has a recorded evaluation." in done.stdout
+    hub.fault("drop", "/api/models", times=None)
+    assert "cannot be reached" in failure(cli("compare", SNN, "--hub"))
+
+
+@pytest.mark.parametrize("args", [
+    (), (ZOO[0], "--markdown", "--json"), (ZOO[0], "--html"), ("--dataset", "cifar10"), (ZOO[0], "--dataset", "cifar10")])
 def test_wrong_usage_is_2(cli: Cli, args: tuple[str, ...]) -> None:
     done = cli("compare", *args)
     assert (done.returncode, done.stdout) == (2, "")

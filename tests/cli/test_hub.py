@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,12 +55,17 @@ def test_push_pull_info_in_real_processes(hub: Any, process: Cli, cli: Cli, fold
     assert "bob/x is not in the cache" in failure(process("pull", "bob/x", env={"HF_HUB_OFFLINE": "1"}))
 
 
-def test_pull_imports_no_torch(hub: Any) -> None:
+def without_torch(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = f"import sys; sys.modules['torch'] = None; sys.argv = ['sj-robust', *{args!r}]; from sj_robust.cli import main; main()"
+    command, environment = fixtures.child(code, **environment)
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_pull_imports_no_torch_and_a_push_that_cannot_be_neither(hub: Any) -> None:
     upload(hub, SNN, "bob/snn")
-    code = "import sys; sys.modules['torch'] = None; sys.argv = ['sj-robust', 'pull', 'bob/snn']; from sj_robust.cli import main; main()"
-    command, environment = fixtures.child(code)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = without_torch("pull", "bob/snn")
     assert done.returncode == 0, done.stderr
+    assert "refused the login" in failure(without_torch("push", SNN.name, "alice/snn", HF_TOKEN="hf_expired"))
 
 
 def test_dry_run_and_json(hub: Any, cli: Cli, folder: Path) -> None:
@@ -84,7 +90,7 @@ def test_the_whole_zoo_and_its_list(hub: Any, cli: Cli) -> None:
     assert {f"lab/{entry['name']}" for entry in listed if entry["where"] == "zoo"} == set(hub.store.repositories)
     shown = cli("list", "--hub", "--kind", "ann", "--dataset", "cifar10").stdout
     assert f"lab/{ANN.name}" in shown and "-snn-" not in shown
-    assert "81.2 %" in shown
+    assert "81.2" in shown
     assert "no such models" in cli("list", "--hub", "--dataset", "svhn").stdout
     assert "lab/" not in cli("list").stdout
 
@@ -125,3 +131,30 @@ def test_doctor_says_how_the_hub_answers_and_keeps_the_token(hub: Any, cli: Cli,
     hub.fault("drop", "/api/models", times=None)
     assert "cannot be reached" in json.loads(cli("doctor", "--json").stdout)["hub"]
     assert "hf_alice" not in told and "hf_expired" not in told
+
+
+def test_without_a_network_each_command_is_one_line(hub: Any, cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        for command in (("pull", "bob/snn"), ("info", "bob/snn"), ("list", "--hub"), ("push", folder, "alice/snn")):
+            assert f"{address} cannot be reached" in failure(cli(*command))
+        line = failure(cli("push", folder, "alice/snn", "--dry-run"))
+        assert f"{address} cannot be reached" in line and "only the local checks were made, and passed (7 files" in line
+        done = cli("doctor")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"{address}: {address} cannot be reached" in done.stdout
+    assert hub.requests == []
+
+
+def test_doctor_names_the_folders_and_no_password(hub: Any, cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint.replace("//", "//someone:hf_secret@"))
+    done = cli("doctor", "--json")
+    facts = json.loads(done.stdout)
+    assert facts["cache"] == f"{tmp_path / 'sj_robust'} (not there yet)"
+    assert facts["hub cache"].startswith(str(tmp_path / "hf"))
+    assert Path(facts["zoo"]) == SNN.parents[1]
+    assert facts["hub"].startswith(hub.endpoint)
+    assert "hf_secret" not in done.stdout + done.stderr + cli("doctor").stdout
+    assert "hf_alice" not in done.stdout + done.stderr

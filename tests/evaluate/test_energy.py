@@ -6,10 +6,12 @@ import pytest
 import torch
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 import sj_robust
 from sj_robust.data import ImageDataset, load_dataset
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import evaluate
 from sj_robust.evaluate.energy import E_AC, E_MAC, Energy, measure_energy
 from sj_robust.model import NormalizedClassifier, SpikingActivation, SpikingClassifier
 from sj_robust.neuron import ThresholdLIF
@@ -186,6 +188,54 @@ def test_a_real_network() -> None:
 
     ann = measure_energy(sj_robust.load("resnet20.cifar10_linf_pgd"), data)
     assert ann.ann == found.ann
+
+
+def test_a_report_has_the_energy_of_its_first_images(net: SpikingClassifier) -> None:
+    data = images((1, 1), None, (0, 0))
+    settings = dict(attacks=["fgsm"], eps=[0.1], views=["PCW:1"], check_images=0)
+    found, same = evaluate(net, data, max_images=2, batch_size=1, **settings).energy, measure_energy(net, data.first(2))
+    assert found is not None
+    assert same.snn is not None
+    assert (found.images, found.acs, found.macs) == (2, same.snn.acs, same.snn.macs)
+    assert (found.microjoules, found.ann_macs, found.ann_microjoules) == (same.snn.microjoules, same.ann.macs, same.ann.microjoules)
+    assert found.picojoules == same.picojoules == {"MAC": E_MAC, "AC": E_AC}
+    stopped = evaluate(net, data, max_images=2, time_limit=1e-9, **settings)
+    assert stopped.stopped
+    assert stopped.energy == found  # the time limit is for attacks
+
+    ann = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)), [0.0], [1.0])
+    own = evaluate(ann, data, attacks=[]).energy
+    assert own is not None
+    assert (own.images, own.acs, own.macs, own.microjoules) == (1, 0, 80, pytest.approx(80 * E_MAC * 1e-6))
+    assert (own.ann_macs, own.ann_microjoules) == (None, None)
+
+
+class Pixels(nn.Module):
+    """Logits without any product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :5]
+
+
+class Shy(nn.Module):
+    """Fails where somebody counts its operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if is_in_torch_dispatch_mode():
+            raise RuntimeError("not in here")
+        out: Tensor = self.layer(x.flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("network", [Pixels, Shy])
+def test_a_network_that_cannot_be_counted_has_a_report_all_the_same(network: type[nn.Module]) -> None:
+    report = evaluate(network(), images(None, (1, 1)), attacks=[])
+    assert report.energy is None
+    assert "energy  not measured" in report.summary()
 
 
 @pytest.mark.parametrize(("settings", "message"), [

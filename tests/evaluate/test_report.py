@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate import Accuracy, Report, eps_name, evaluate, wilson
+from sj_robust.evaluate import Accuracy, EnergyEstimate, Report, eps_name, evaluate, wilson
 
 
 @pytest.mark.parametrize(("correct", "total", "low", "high"), [
@@ -46,6 +50,29 @@ def report(trained_snn, dataset) -> Report:
     return evaluate(trained_snn, dataset, max_images=12, eps=(4 / 255, 16 / 255), attacks=("fgsm", "pgd2"), views=("PCW:1", "rate"))
 
 
+def test_a_report_of_before_energies_were_estimated_loads(report: Report) -> None:
+    content = json.loads(report.to_json())
+    assert content.pop("energy")["images"] == 12
+    old = Report.from_json(json.dumps(content))
+    assert old == report.model_copy(update={"energy": None})
+    assert old.summary().splitlines()[-1] == "energy  not measured"
+
+
+def test_an_energy_is_one_line() -> None:
+    costs = dict(images=64, acs=31.34e6, macs=442_640, microjoules=30.242, picojoules={"MAC": 4.6, "AC": 0.9})
+    spiking = EnergyEstimate(**costs, ann_macs=40_551_040, ann_microjoules=186.535)
+    assert str(spiking) == "30.2 µJ per image (estimate: 31.3 M ACs, 0.4 M MACs; its ANN 186.5 µJ)"
+    ann = EnergyEstimate(images=1, acs=0, macs=580, microjoules=580 * 4.6e-6, ann_macs=None, ann_microjoules=None, picojoules={"MAC": 4.6})
+    assert str(ann) == "0.0027 µJ per image (estimate: 580 MACs)"
+
+
+def test_a_report_is_read_without_torch(report: Report) -> None:
+    code = ("import sys; sys.modules['torch'] = None\nfrom sj_robust.evaluate import Report\n"
+            "print(Report.from_json(sys.stdin.read()).summary(), end='')")
+    done = subprocess.run([sys.executable, "-c", code], input=report.to_json(), capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (report.summary(), "")
+
+
 def test_json_round_trip(report: Report) -> None:
     text = report.to_json()
     assert Report.from_json(text) == report
@@ -76,5 +103,6 @@ def test_summary_prints_the_numbers_of_the_report(report: Report) -> None:
         for result in report.robust:
             if result.eps == joint.eps:
                 assert str(result.joint) in rows[eps_name(joint.eps)]
+    assert lines[-1] == f"energy  {report.energy}"
     header = next(line for line in lines if line.startswith("eps"))
     assert [column.strip() for column in header.split("  ") if column.strip()] == ["eps", "after fgsm", "after pgd2", "joint", "broke most"]

@@ -30,7 +30,7 @@ def test_metadata_survives_the_hub_client(checkpoint: Path, reports: Any) -> Non
     assert (data.base_model, data.base_model_relation) == ("someone/resnet20.cifar10", "finetune")
     assert (data.datasets, data.metrics) == (["uoft-cs/cifar10"], ["accuracy"])
     assert {"sj-robust", "spiking-neural-network", "snn", "ann2snn", "adversarial-robustness", "spikingjelly"} <= set(data.tags)
-    found = {result.dataset_config: result for result in data.eval_results}
+    found = {result.dataset_config: result for result in data.eval_results if result.metric_type == "accuracy"}
     report = reports[1]
     expected = {"clean": report.clean, **{f"linf-{eps_name(j.eps).replace('/', '-')}": j.accuracy for j in report.joint}}
     assert list(found) == list(expected) == ["clean", "linf-1-255", "linf-2-255", "linf-8-255"]
@@ -39,6 +39,10 @@ def test_metadata_survives_the_hub_client(checkpoint: Path, reports: Any) -> Non
         assert found[config].metric_args["images"] == 16
         assert found[config].metric_args["wilson95"] == pytest.approx([accuracy.low, accuracy.high], abs=1e-6)
     assert found["linf-8-255"].metric_args["attacks"] == ["fgsm"]
+    energy, = (result for result in data.eval_results if result.metric_type == "energy")
+    assert (energy.dataset_config, energy.metric_value) == ("clean", pytest.approx(report.energy.microjoules, abs=1e-6))
+    assert energy.metric_args == {"ann": pytest.approx(report.energy.ann_microjoules, abs=1e-6)}
+    assert data.sj_robust == {"timesteps": 3, "parameters": report.model.parameters, "threat": "linf"}
 
 
 @pytest.mark.parametrize("name", ["snn", "ann"])
@@ -63,6 +67,9 @@ def test_the_text_states_what_was_measured(checkpoint: Path, reports: Any, snn: 
     for layer, threshold in snn.thresholds().items():
         active = own.activity.layers[layer]
         assert f"| {layer} | {threshold:.4g} | {active.neurons} | {active.spikes_per_neuron:.3f} |" in text
+    assert f"| this model | {own.energy.acs / 1e6:.3f} M | {own.energy.macs / 1e6:.3f} M | {own.energy.microjoules:.1f} |" in text
+    assert f"| 0.000 M | {ann.energy.macs / 1e6:.3f} M | {ann.energy.microjoules:.1f} |" in text
+    assert "on 16 clean images (4.6 pJ per MAC, 0.9 pJ per AC;" in text
     assert "```bash\nsj-robust run recipe.yaml\n```" in text
     assert "| training | eps | 4/255 |" in text
     assert "None" not in text
@@ -76,6 +83,7 @@ def test_what_was_not_recorded_is_said_to_be_so(ann: Any, snn: Any, tmp_path: Pa
     save(snn, tmp_path / "bare")
     text = write_card(tmp_path / "bare").read_text()
     for statement in ("Not measured: the checkpoint holds no evaluation", "finetuning: not recorded", "Spikes per neuron: not measured",
+                      "Energy per image: not measured",
                       "The command was not recorded", "| trained on | not recorded |", "| training | | not recorded |"):
         assert statement in text
     data = ModelCard.load(tmp_path / "bare" / "README.md").data

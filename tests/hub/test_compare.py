@@ -32,6 +32,7 @@ Make = Callable[..., Path]
 VIEWS = [f"PCW:{number}" for number in range(1, 20)]
 RADII = (2 / 255, 4 / 255, 8 / 255)
 SETTINGS = {"protocol": None, "norm": "linf", "restarts": 1, "attacks": ["fgsm", "pgd10"]}
+ANN_MACS = 40_551_040
 DATASET = {"name": "cifar10", "split": "test", "size": 10_000, "fingerprint": "a" * 64}
 
 
@@ -41,7 +42,7 @@ def make(tmp_path: Path) -> Make:
 
     def write(name: str, *, kind: str = "snn", clean: int = 317, correct: tuple[int, ...] = (142, 87, 47), eps: tuple[float, ...] = RADII,
               total: int = 500, checks: list[Check] | None = None, stopped: str | None = None, dataset: dict[str, Any] | None = None,
-              spikes: float = 1.12, measured: bool = True, **settings: Any) -> Path:  # fmt: skip
+              energy: float | None = None, measured: bool = True, **settings: Any) -> Path:  # fmt: skip
         folder = tmp_path / name
         folder.mkdir()
         source = next(entry for entry in list_models() if entry.kind == kind and entry.results).folder
@@ -56,8 +57,9 @@ def make(tmp_path: Path) -> Make:
         content["clean"] = Accuracy.of(clean, total).model_dump()
         content["joint"] = [{"eps": radius, "accuracy": Accuracy.of(right, total).model_dump(), "carried": 0}
                             for radius, right in zip(eps, correct, strict=True)]
-        if kind == "snn":
-            content["activity"]["spikes_per_neuron"] = spikes
+        beside = {"ann_macs": ANN_MACS, "ann_microjoules": 186.5} if kind == "snn" else {"ann_macs": None, "ann_microjoules": None}
+        content["energy"] = None if energy is None else {
+            "images": 64, "acs": 3e7, "macs": 4e5, "microjoules": energy, "picojoules": {"MAC": 4.6, "AC": 0.9}, **beside}
         (folder / "evaluation.json").write_text(Report.model_validate_json(json.dumps(content)).to_json())
         return folder
 
@@ -67,9 +69,9 @@ def make(tmp_path: Path) -> Make:
 @pytest.fixture
 def three(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folders PGD and TRADES, alike, and ANN, in the current folder."""
-    make(PGD, clean=341, correct=(182, 125, 56))
-    make(TRADES)
-    make(ANN, kind="ann", clean=406, correct=(333, 234, 88))
+    make(PGD, clean=341, correct=(182, 125, 56), energy=30.3)
+    make(TRADES, energy=28.04)
+    make(ANN, kind="ann", clean=406, correct=(333, 234, 88), energy=186.5)
     monkeypatch.chdir(tmp_path)
 
 
@@ -98,6 +100,7 @@ def test_the_zoo_is_compared_by_what_its_index_says() -> None:
         assert [(cell.eps, cell.value, cell.low, cell.high) for cell in row.robust] == [
             (point.eps, point.value, point.low, point.high) for point in results.robust]
         assert (row.spikes_per_neuron is None) == (entry.kind == "ann")
+        assert (row.microjoules, row.ann_microjoules) == (results.microjoules, results.ann_microjoules)
     ranks = [row.rank for row in comparison.rows if row.rank is not None]
     assert ranks[:1] == [1]
     assert ranks == sorted(ranks)
@@ -171,7 +174,7 @@ def test_transfer_from_another_source_is_still_transfer(make: Make) -> None:
 
 @pytest.mark.usefixtures("three")
 def test_figures_share_a_column_at_equal_eps_alone(make: Make) -> None:
-    few = make("few", eps=(8 / 255, 16 / 255), correct=(90, 5))
+    few = make("few", eps=(8 / 255, 16 / 255), correct=(90, 5), energy=25.0)
     none_shared = make("other", eps=(1 / 255,), correct=(400,))
     comparison = compare([PGD, few, none_shared, TRADES])
     assert [eps.label for eps in comparison.columns] == ["1/255", "2/255", "4/255", "8/255", "16/255"]
@@ -188,8 +191,8 @@ def test_a_checkpoint_without_evaluation_is_not_measured(make: Make) -> None:
     bare = row_of(comparison, "bare")
     assert (bare.rank, bare.setup, bare.clean, bare.robust) == (None, None, None, [])
     assert comparison.rows[-1] is bare
-    assert comparison.to_markdown().splitlines()[3].count("not measured") == 7  # clean, three eps, protocol, images, checks
-    assert comparison.to_html().count('<td class="missing">not measured</td>') == 6
+    assert comparison.to_markdown().splitlines()[3].count("not measured") == 8  # clean, three eps, energy, protocol, images, checks
+    assert comparison.to_html().count('<td class="missing">not measured</td>') == 7
     alone = compare([make("alone", measured=False)])
     assert (alone.setup, alone.columns, alone.about()) == (None, [], ["No model has a recorded evaluation."])
     assert "<figure" not in alone.to_html()
@@ -228,7 +231,8 @@ def test_the_same_checkpoints_give_the_same_json(make: Make) -> None:
     content = json.loads(text)
     assert list(content) == ["format", "setup", "ranked_by", "columns", "rows", "footnotes"]
     assert list(content["rows"][0]) == ["name", "kind", "architecture", "timesteps", "parameters", "rank", "setup", "clean", "robust",
-                                        "spikes_per_neuron", "spikes_per_image", "checks", "marks"]
+                                        "spikes_per_neuron", "spikes_per_image", "microjoules", "ann_microjoules", "checks", "marks"]
+    assert (content["rows"][0]["microjoules"], content["rows"][0]["ann_microjoules"]) == (30.3, 186.5)
 
 
 @pytest.mark.usefixtures("three")
@@ -318,7 +322,7 @@ def test_the_page_is_self_contained_and_says_the_figures(make: Make) -> None:
             assert (attributes.get(name) or "#").startswith(("#", "data:,")), (tag, attributes)
     assert not re.search(r"url\(|@import|https?:|fetch\(|XMLHttpRequest|//[a-z0-9]+\.", text)
     header = [cell for tag, cell in page.elements if tag == "th" and cell.get("scope") == "col"]
-    assert len(header) == len(comparison.header()) == 12
+    assert len(header) == len(comparison.header()) == 13
     assert sum(tag == "svg" and attributes.get("role") == "group" for tag, attributes in page.elements) == 2
     identifiers = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for _, attributes in page.elements:
@@ -328,9 +332,29 @@ def test_the_page_is_self_contained_and_says_the_figures(make: Make) -> None:
             assert (attributes["href"] or "")[1:] in identifiers
     labels = {attributes["aria-label"] for _, attributes in page.elements if attributes.get("class") == "point"}
     assert f"{TRADES}, eps 8/255: 9.4 %, 95 % interval 7.1 to 12.3 %" in labels
-    assert f"{TRADES}, 1.120 spikes per neuron, eps 8/255: 9.4 %, 95 % interval 7.1 to 12.3 %" in labels
-    assert len(labels) == 3 * 4 + 2 * 3  # clean and three eps of all; spikes at three eps of the SNNs
-    assert f"an ANN has none) or not measured: {ANN}" in text
+    assert f"{TRADES}, 28.0 µJ, eps 8/255: 9.4 %, 95 % interval 7.1 to 12.3 %" in labels
+    assert len(labels) == 3 * 4 + 3 * 3  # clean and three eps; energy at three eps
+    assert '<span>30.3</span><small class="wrap">0.16 of its ANN</small>' in text
+    assert "| 186.5 |" in comparison.to_markdown()
+    assert "Energy not measured" not in text
+
+
+@pytest.mark.parametrize("energies", [(30.0,), (1e-6, 1e12), (20.0, 50.0, 186.5), (None, 1e-300, 0.0, 7.0)])
+def test_the_energies_of_any_size_are_on_the_axis(make: Make, energies: tuple[float | None, ...]) -> None:
+    folders = [make(f"m{number}", energy=energy, correct=(30, 20, 10)) for number, energy in enumerate(energies)]
+    text = compare(folders).to_html()
+    (chart,) = re.findall(r'<svg[^>]*aria-labelledby="energy-title.*?</svg>', text, re.DOTALL)
+    drawn = [energy for energy in energies if energy and energy >= 1e-6]
+    # of rows in the order in which they were named, for their accuracies are equal
+    places = [float(x) for x in re.findall(r'<circle class="ring" cx="([\d.]+)"', chart)][:len(drawn)]
+    assert chart.count('class="point"') == 3 * len(drawn)
+    assert all(48 < place < 466 for place in places)
+    ticks = re.findall(r'<text class="tick" x="([\d.]+)" y="292" text-anchor="middle">([^<]+)</text>', chart)
+    assert len(ticks) >= 2
+    for x, label in ticks:
+        assert [float(x) < place for place in places] == [float(label) < energy for energy in drawn]
+    missing = [f"m{number}" for number, energy in enumerate(energies) if energy not in drawn]
+    assert ("Energy not measured: " + ", ".join(missing) in text) == bool(missing)
 
 
 @pytest.mark.usefixtures("three")
@@ -454,12 +478,12 @@ def test_the_page_loads_without_requests_errors_or_foreign_scripts(page: Browser
 def test_columns_sort_by_keyboard_and_pointer(page: Browser) -> None:
     start = page.run(NAMES)
     assert start[:2] == [PGD, TRADES]
-    assert page.run(SORTED) == ["ascending"] + ["none"] * 11
+    assert page.run(SORTED) == ["ascending"] + ["none"] * 12
     page.run(HEADER.format(5) + ".focus()")
     page.press("Enter", 13, "\r")
     clean = page.run(NAMES)
     assert page.run(SORTED)[5] == "descending"
-    assert page.run(SORTED).count("none") == 11
+    assert page.run(SORTED).count("none") == 12
     assert (clean[0], clean[1], clean[-1]) == (ANN, PGD, "bare")
     page.press(" ", 32, " ")
     assert page.run(SORTED)[5] == "ascending"

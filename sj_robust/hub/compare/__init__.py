@@ -7,6 +7,6 @@ printable line when it is read, and escaped again by whatever prints it.
 from sj_robust.hub import zoo as zoo
 from sj_robust.hub.compare.page import write_page
 from sj_robust.hub.compare.rank import compare
-from sj_robust.hub.compare.table import Cell, Comparison, Row, checks_word, percent
+from sj_robust.hub.compare.table import Cell, Comparison, Row, checks_word, energy, percent
 
-__all__ = ["Cell", "Comparison", "Row", "checks_word", "compare", "percent", "write_page"]
+__all__ = ["Cell", "Comparison", "Row", "checks_word", "compare", "energy", "percent", "write_page"]

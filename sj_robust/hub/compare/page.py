@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sj_robust import __version__
 from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
-from sj_robust.hub.compare.table import NOT_MEASURED, Cell, Comparison, Eps, Row, checks_word, percent
+from sj_robust.hub.compare.table import LEAST, NOT_MEASURED, Cell, Comparison, Eps, Row, checks_word, energy, percent
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -33,7 +33,8 @@ def render(comparison: Comparison) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update(source=_script_source, breakable=_breakable)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        c=comparison, percent=percent, checks_word=checks_word, charts=_charts(comparison), not_measured=NOT_MEASURED, version=__version__)
+        c=comparison, percent=percent, energy=energy, checks_word=checks_word, charts=_charts(comparison), not_measured=NOT_MEASURED,
+        version=__version__)
 
 
 def _breakable(text: str) -> Markup:
@@ -59,15 +60,15 @@ def _charts(comparison: Comparison) -> dict[str, Any] | None:
     drawn = [(index, row) for index, row in enumerate(comparison.rows) if any(row.at(eps) for eps in columns)]
     if not columns or not drawn:
         return None
-    spiking = [(index, row) for index, row in drawn if row.spikes_per_neuron is not None]
+    costed = [(index, row) for index, row in drawn if (row.microjoules or 0.0) >= LEAST]  # the axis is logarithmic: no 0
     return {
         "width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _WIDTH - _RIGHT, "top": _TOP, "bottom": _HEIGHT - _BOTTOM,
         "y_ticks": [(_y(value / 100), f"{value}") for value in range(0, 101, 20)], "sign": columns[0].sign,
         "legend": [_style(index, row) for index, row in drawn], "markers": MARKERS,
         "not_drawn": [row.name for index, row in enumerate(comparison.rows) if index not in {drawn_index for drawn_index, _ in drawn}],
         "eps": _eps_chart(drawn, columns),
-        "spikes": _spikes_chart(spiking, columns, comparison.ranked_by) if spiking else None,
-        "no_spikes": [row.name for _, row in drawn if row.spikes_per_neuron is None],
+        "energy": _energy_chart(costed, columns, comparison.ranked_by) if costed else None,
+        "no_energy": [row.name for index, row in drawn if index not in {costed_index for costed_index, _ in costed}],
     }
 
 
@@ -91,18 +92,22 @@ def _eps_chart(drawn: list[tuple[int, Row]], columns: list[Eps]) -> dict[str, An
     return {"series": series, "ticks": _spaced(ticks)}
 
 
-def _spikes_chart(drawn: list[tuple[int, Row]], columns: list[Eps], ranked_by: Eps | None) -> dict[str, Any]:
-    ticks = _nice(max(row.spikes_per_neuron or 0.0 for _, row in drawn))
+def _energy_chart(drawn: list[tuple[int, Row]], columns: list[Eps], ranked_by: Eps | None) -> dict[str, Any]:
+    costs = {index: row.microjoules or 0.0 for index, row in drawn}
+    ticks = _decades(min(costs.values()), max(costs.values()))
+
+    def x(cost: float) -> float:
+        return _x(math.log(cost / ticks[0]) / math.log(ticks[-1] / ticks[0]), inset=12)
+
     groups = []
     for eps in columns:
-        points = [{**_style(index, row), **_point(_x((row.spikes_per_neuron or 0.0) / ticks[-1]), cell,
-                                                  f"{row.name}, {row.spikes_per_neuron:.3f} spikes per neuron, eps {eps.label}")}
+        points = [{**_style(index, row), **_point(x(costs[index]), cell, f"{row.name}, {energy(row)} µJ, eps {eps.label}")}
                   for index, row in drawn if (cell := row.at(eps))]
         if points:
             groups.append({"label": eps.label, "points": points, "shown": False, "best": eps == ranked_by})
     shown = next((group for group in groups if group["best"]), groups[-1])
     shown["shown"] = True
-    return {"groups": groups, "shown": shown["label"], "ticks": [(_x(tick / ticks[-1]), f"{tick:g}") for tick in ticks]}
+    return {"groups": groups, "shown": shown["label"], "ticks": _spaced([(x(tick), f"{tick:g}") for tick in ticks])}
 
 
 def _point(x: float, cell: Cell, what: str) -> dict[str, Any]:
@@ -128,10 +133,10 @@ def _spaced(ticks: list[tuple[float, str]], room: float = 46) -> list[tuple[floa
     return kept
 
 
-def _nice(largest: float) -> list[float]:
-    """Round numbers from 0 to above `largest`."""
-    if largest <= 0:
-        return [0.0, 1.0]
-    power = 10.0 ** math.floor(math.log10(largest))
-    step = next(power * factor for factor in (0.2, 0.5, 1, 2) if largest / (power * factor) <= 6)
-    return [round(step * index, 12) for index in range(math.floor(largest / step) + 2)]
+def _decades(smallest: float, largest: float) -> list[float]:
+    """1, 2 and 5 times powers of ten, from below `smallest` to above `largest`, which are positive."""
+    powers = range(math.floor(math.log10(smallest)) - 1, math.floor(math.log10(largest)) + 2)
+    ticks = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+    first = max(index for index, tick in enumerate(ticks) if tick < smallest)
+    last = min(index for index, tick in enumerate(ticks) if tick > largest)
+    return ticks[first:last + 1]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -21,16 +22,24 @@ if TYPE_CHECKING:
     from sj_robust.evaluate import Report
 
 
-def compare(names: Sequence[str | Path]) -> Comparison:
+def compare(names: Sequence[str | Path], on_hub: Iterable[str] = (), left_out: Callable[[str], None] = warnings.warn) -> Comparison:
     """Compare checkpoint folders, zoo models and models on the Hub by their recorded evaluations; a model named twice counts once.
 
-    Raises SJRobustError for a name that is neither, a damaged file, and an evaluation that is of other weights.
+    on_hub: owner/name of more models, of which only the evaluation is fetched. What is wrong with one of these is told to `left_out` in
+    one line, and the comparison goes on without it.
+
+    Raises SJRobustError for one of `names` that is no model, a damaged file, and an evaluation that is of other weights.
     """
     found: dict[Path, _Entry] = {}
     for name in names:
-        folder = zoo.resolve(name)
-        if folder.resolve() not in found:
-            found[folder.resolve()] = _read(name, folder)
+        _add(found, name, zoo.resolve(name))
+    for repository in on_hub:
+        from sj_robust.hub.download import pull_evaluation  # and with it huggingface_hub, which is slow
+
+        try:
+            _add(found, repository, pull_evaluation(repository))
+        except SJRobustError as error:
+            left_out(plain(f"{repository} is left out: {error}"))
     return _compare(_distinct(found))
 
 
@@ -42,6 +51,11 @@ class _Entry:
     size: int = 0
     fingerprint: str = ""
     stopped: str | None = None
+
+
+def _add(found: dict[Path, _Entry], name: str | Path, folder: Path) -> None:
+    if folder.resolve() not in found:
+        found[folder.resolve()] = _read(name, folder)
 
 
 def _read(name: str | Path, folder: Path) -> _Entry:
@@ -65,14 +79,14 @@ def _read_evaluation(path: Path) -> Evaluation:
 
 
 def _measured(row: Row, config: Config, found: Evaluation) -> _Entry:
-    settings, data, activity = found.settings, found.dataset, found.activity if config.kind == "snn" else None
+    settings, data, activity, energy = found.settings, found.dataset, found.activity if config.kind == "snn" else None, found.energy
     setup = Setup(dataset=data.name, split=data.split, images=data.evaluated, norm=settings.norm, named=settings.protocol,
                   attacks=settings.attacks, views=settings.views, restarts=settings.restarts)
     robust = [RobustCell(norm=settings.norm, eps=joint.eps, **joint.accuracy.model_dump()) for joint in found.joint]
     row = row.model_copy(update={
         "setup": setup, "clean": Cell(**found.clean.model_dump()), "robust": sorted(robust, key=lambda cell: cell.eps),
         "spikes_per_neuron": activity and activity.spikes_per_neuron, "spikes_per_image": activity and activity.spikes_per_image,
-        "checks": _checks(found)})
+        "microjoules": energy and energy.microjoules, "ann_microjoules": energy and energy.ann_microjoules, "checks": _checks(found)})
     return _Entry(row, data.size, data.fingerprint, found.stopped)
 
 

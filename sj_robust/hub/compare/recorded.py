@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from sj_robust.hub.results import Fraction
+from sj_robust.hub.results import Fraction, Microjoules
 
 
 def plain(text: str) -> str:
@@ -21,7 +21,8 @@ Size = Annotated[float, Field(ge=0, le=1e12)]
 
 
 class _Recorded(BaseModel):
-    """A part of evaluation.json. `evaluate.report.Report` is all of it, but to import it is to import torch."""
+    """A part of evaluation.json. `evaluate.report.Report` is all of it, for our own files; this bounds what a stranger may have
+    written, and passes over what a later version may add."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -55,6 +56,11 @@ class _Activity(_Recorded):
     spikes_per_image: Size
 
 
+class _Energy(_Recorded):
+    microjoules: Microjoules
+    ann_microjoules: Microjoules | None
+
+
 class _Check(_Recorded):
     name: Text
     status: Literal["pass", "warn", "fail", "not run"]
@@ -75,6 +81,7 @@ class Evaluation(_Recorded):
     clean: _Accuracy
     joint: Annotated[list[_Joint], Field(max_length=1000)]
     activity: _Activity | None
+    energy: _Energy | None = None
     checks: Annotated[list[_Check], Field(max_length=1000)] = []
     verdict: Annotated[str, AfterValidator(lambda text: " ".join(text.split())[:4000])] | None = None
     stopped: Text | None = None

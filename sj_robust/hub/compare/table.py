@@ -10,7 +10,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from sj_robust.evaluate.report import energy_name
+
 NOT_MEASURED = "not measured"
+LEAST = 1e-6  # µJ: one operation
 
 
 class _Facts(BaseModel):
@@ -92,7 +95,8 @@ class Marks(_Facts):
 
 
 class Row(_Facts):
-    """One model. `rank` is None where its figures cannot stand beside the ranked ones; `setup` where nothing was measured."""
+    """One model, `microjoules` the estimate for one image and `ann_microjoules` that of the ANN of its shape. `rank` is None where its
+    figures cannot stand beside the ranked ones; `setup` where nothing was measured."""
 
     name: str
     kind: Literal["ann", "snn"]
@@ -105,12 +109,21 @@ class Row(_Facts):
     robust: list[RobustCell] = []
     spikes_per_neuron: float | None = None
     spikes_per_image: float | None = None
+    microjoules: float | None = None
+    ann_microjoules: float | None = None
     checks: Checks | None = None
     marks: Marks = Marks()
 
     def at(self, eps: Eps) -> RobustCell | None:
         """The robust accuracy in a column, None where it was not measured."""
         return next((cell for cell in self.robust if cell.norm == eps.norm and same_eps(cell.eps, eps.eps)), None)
+
+
+    @property
+    def of_ann(self) -> float | None:
+        """Energy over that of the ANN of the same shape; None where that is less than one operation."""
+        ann = self.ann_microjoules or 0.0
+        return None if self.microjoules is None or ann < LEAST else self.microjoules / ann
 
 
 class Comparison(_Facts):
@@ -139,15 +152,15 @@ class Comparison(_Facts):
 
     def header(self) -> list[str]:
         """The columns of `cells`."""
-        return ["rank", "model", "architecture", "T", "parameters", "clean", *(f"{eps.label} {eps.sign}" for eps in self.columns),
-                "protocol", "images", "checks"]
+        radii = [f"{eps.label} {eps.sign}" for eps in self.columns]
+        return ["rank", "model", "architecture", "T", "parameters", "clean", *radii, "energy, µJ", "protocol", "images", "checks"]
 
     def cells(self, row: Row) -> list[tuple[str, list[int]]]:
         """The texts of a row, each with its footnotes."""
         return [("–" if row.rank is None else str(row.rank), []), (row.name, []), (row.architecture or "own network", []),
                 ("" if row.timesteps is None else str(row.timesteps), []), (f"{row.parameters:,}", []),
                 (percent(row.clean), row.marks.clean), *((percent(row.at(eps)), row.marks.robust) for eps in self.columns),
-                (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []), (checks_word(row), [])]
+                (energy(row), []), (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []), (checks_word(row), [])]
 
     def to_markdown(self) -> str:
         """A table for a README or an issue, with its footnotes."""
@@ -167,6 +180,11 @@ class Comparison(_Facts):
 
 def percent(cell: Cell | None) -> str:
     return NOT_MEASURED if cell is None else f"{100 * cell.value:.1f} % [{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
+
+
+def energy(row: Row) -> str:
+    """The estimate for one image in µJ."""
+    return NOT_MEASURED if row.microjoules is None else energy_name(row.microjoules)
 
 
 def checks_word(row: Row) -> str:

@@ -1,0 +1,78 @@
+"""The table of models in README.md is what the zoo's index says, and the script that writes it touches nothing else."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sj_robust.hub.zoo import list_models
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "scripts" / "readme_table.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def readme(script: Any, tmp_path: Path) -> Path:
+    path = tmp_path / "README.md"
+    path.write_text(f"# Title\n\n{script.BEGIN}\n{script.END}\n\n| another | table |\n")
+    return path
+
+
+def test_the_readme_of_this_repository_is_up_to_date(script: Any) -> None:
+    script.main(["--check"])
+
+
+def test_each_model_has_a_row_with_its_figures(script: Any, readme: Path) -> None:
+    script.main([str(readme)])
+    text = readme.read_text()
+    assert text.startswith(f"# Title\n\n{script.BEGIN}\n| model | clean |")
+    assert text.endswith(f" |\n{script.END}\n\n| another | table |\n")
+    for entry in list_models():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{entry.name}`"))
+        assert entry.results is not None
+        for point in (entry.results.clean, *entry.results.robust):
+            assert f"| {100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}] |" in row
+        assert f"| {entry.results.n:,} of {entry.results.dataset} |" in row
+    script.main([str(readme), "--check"])
+
+
+def test_a_table_that_is_out_of_date_fails_the_check_and_stays(script: Any, readme: Path) -> None:
+    script.main([str(readme)])
+    altered = readme.read_text().replace(" % [", " % [9", 1)
+    readme.write_text(altered)
+    with pytest.raises(SystemExit, match="not what the zoo says"):
+        script.main([str(readme), "--check"])
+    assert readme.read_text() == altered
+
+
+def test_a_radius_that_was_not_measured_says_so(script: Any) -> None:
+    entries = list_models()
+    results = entries[0].results
+    assert results is not None
+    fewer = entries[0].model_copy(update={"results": results.model_copy(update={"robust": results.robust[:1], "named": "strong@1"})})
+    unmeasured = entries[0].model_copy(update={"results": None})
+    _, _, full, few, none = script.table([entries[0], fewer, unmeasured]).splitlines()
+    assert full.count("|") == few.count("|") == none.count("|")
+    assert (few.count("not measured"), none.count("not measured")) == (len(results.robust) - 1, len(results.robust) + 1)
+    assert few.endswith("| strong@1 |")
+
+
+@pytest.mark.parametrize("text", ["no markers", "<!-- zoo table -->\n", "<!-- /zoo table -->\n<!-- zoo table -->\n",
+                                  "<!-- zoo table -->\n<!-- zoo table -->\n<!-- /zoo table -->\n"])
+def test_missing_markers_are_named(script: Any, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    with pytest.raises(SystemExit, match="expected one line <!-- zoo table -->"):
+        script.main([str(path)])
+    assert path.read_text() == text
