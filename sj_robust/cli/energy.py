@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
 from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, Model, Out, SplitName, load_both, show, write
 from sj_robust.cli.options import Args, zoo_names
+
+if TYPE_CHECKING:
+    from sj_robust.evaluate.energy import Energy
 
 Spiking = Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)]
 Images = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images; by default 256, or all there are.")]
@@ -31,6 +34,7 @@ def energy(
     model: Model = None,
     arg: Args = None,
     out: Out = None,
+    record: Annotated[bool, typer.Option("--record", help="Put the estimate into the evaluation recorded in the checkpoint.")] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +49,25 @@ def energy(
     classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
     measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
     write(measured, out)
+    if record:
+        _record(checkpoint, measured)
     show(measured, as_json)
+
+
+def _record(checkpoint: str, measured: Energy) -> None:
+    from sj_robust.errors import SJRobustError
+    from sj_robust.hub import record, zoo
+    from sj_robust.hub.config import EVALUATION
+    from sj_robust.hub.results import read_report
+
+    folder = zoo.resolve(checkpoint)
+    report = read_report(folder / EVALUATION)
+    if report is None or report.dataset.fingerprint != measured.dataset.fingerprint:
+        found = "no evaluation" if report is None else f"one on {report.dataset.name} {report.dataset.split}"
+        raise SJRobustError(f"{folder} holds {found}, expected one on {measured.dataset.name} {measured.dataset.split}: "
+                            f"run sj-robust evaluate --record on the same data first")  # fmt: skip
+    record(folder, report=report.model_copy(update={"energy": measured.estimate()}))
+    say(f"recorded: {folder / EVALUATION}; sj-robust card {folder} writes it into the card")
 
 
 def latency(

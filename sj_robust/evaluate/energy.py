@@ -79,6 +79,10 @@ class Energy(Measurement):
     batch_size: int
     device: str
 
+    def estimate(self) -> EnergyEstimate:
+        """The few figures that a report of `evaluate` carries."""
+        return _estimate(self.dataset.evaluated, self.snn, self.ann)
+
     def summary(self) -> str:
         """A text table: the networks, then the layers, then what the figures leave out."""
         names = {"SNN": self.snn, "SNN, stem at every step": self.snn_repeated, "ANN of the same shape" if self.snn else "ANN": self.ann}
@@ -159,8 +163,12 @@ def estimate_energy(bench: Bench, total: int) -> EnergyEstimate | None:
         return None
     if not found.ann.macs:
         return None
-    own, beside = (found.snn, found.ann) if found.snn else (found.ann, None)
-    return EnergyEstimate(images=found.images, acs=own.acs, macs=own.macs, microjoules=own.microjoules, ann_macs=beside and beside.macs,
+    return _estimate(found.images, found.snn, found.ann)
+
+
+def _estimate(images: int, snn: Cost | None, ann: Cost) -> EnergyEstimate:
+    own, beside = (snn, ann) if snn else (ann, None)
+    return EnergyEstimate(images=images, acs=own.acs, macs=own.macs, microjoules=own.microjoules, ann_macs=beside and beside.macs,
                           ann_microjoules=beside and beside.microjoules, picojoules=PICOJOULES)  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import sj_robust
+from sj_robust.evaluate import Report
 from sj_robust.evaluate.energy import Energy
 from sj_robust.evaluate.latency import Latency
 
@@ -33,6 +35,20 @@ def test_energy(cli: Cli, tmp_path: Path) -> None:
     assert (found.dataset.name, found.dataset.split, found.dataset.evaluated, found.batch_size) == ("sample", "train", 3, 2)
     assert Energy.model_validate_json(file.read_text()) == found
     assert f"result: {file}" in done.stderr
+
+
+def test_energy_joins_the_recorded_evaluation_of_the_same_images(cli: Cli, tmp_path: Path) -> None:
+    snn, sample, folder = sj_robust.load(SNN), sj_robust.load_dataset("sample", "test"), tmp_path / "snn"
+    report = sj_robust.evaluate(snn, sample, attacks=[], max_images=2, check_images=0).model_copy(update={"energy": None})
+    sj_robust.save(snn, folder, report=report)
+    done = cli("energy", folder, *FEW, "--split", "train", "--record")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "holds one on sample test, expected one on sample train" in done.stderr
+    done = cli("energy", folder, *FEW, "--record", "--json")
+    assert done.returncode == 0, done.stderr
+    recorded = Report.from_json((folder / "evaluation.json").read_text())
+    assert recorded.energy == Energy.model_validate_json(done.stdout).estimate()
+    assert recorded.model_copy(update={"energy": None}) == report
 
 
 def test_energy_of_an_ann_in_words(cli: Cli) -> None:
