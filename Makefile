@@ -7,8 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# One thread for a test's many tiny tensors: more of them only wait for each other. Override: make test OMP_NUM_THREADS=4
+# One thread for a test's many tiny tensors: more of them only wait for each other. Override: make test OMP_NUM_THREADS=4 WORKERS=1
 test: OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
 
 .PHONY: demo test lint clean distclean
 .DEFAULT_GOAL := demo
@@ -17,7 +18,7 @@ demo: $(INSTALLED)
 	$(BIN)/sj-robust demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sj_robust.convert import convert as convert
     from sj_robust.data import load_dataset as load_dataset
     from sj_robust.evaluate import evaluate as evaluate
+    from sj_robust.export import export_nir as export_nir
+    from sj_robust.export import export_onnx as export_onnx
+    from sj_robust.export import export_torch as export_torch
     from sj_robust.hub import list_models as list_models
     from sj_robust.hub import load as load
     from sj_robust.hub import pull as pull
@@ -37,6 +40,9 @@ __all__ = [
     "__version__",
     "convert",
     "evaluate",
+    "export_nir",
+    "export_onnx",
+    "export_torch",
     "finetune",
     "list_models",
     "load",
@@ -53,6 +59,9 @@ _HOME = {
     "Surrogate": "neuron",
     "convert": "convert",
     "evaluate": "evaluate",
+    "export_nir": "export",
+    "export_onnx": "export",
+    "export_torch": "export",
     "finetune": "train",
     "list_models": "hub",
     "load": "hub",

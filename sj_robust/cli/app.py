@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sj_robust import __version__
-from sj_robust.cli import bench, certify, compare, convert, corruptions, demo, doctor, energy, evaluate, hub, models, run, train
+from sj_robust.cli import bench, certify, compare, convert, corruptions, demo, doctor, energy, evaluate, export, hub, models, run, train
 
 app = typer.Typer(
     name="sj-robust",
@@ -33,5 +33,5 @@ def _options(
     """Options of `sj-robust` itself."""
 
 
-for _group in (models, hub, compare, train, convert, evaluate, energy, certify, corruptions, run, bench, demo, doctor):
+for _group in (models, hub, compare, train, convert, evaluate, energy, certify, corruptions, export, run, bench, demo, doctor):
     _group.add_to(app)

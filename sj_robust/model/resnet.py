@@ -24,6 +24,7 @@ class SubsampleAndPad(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.before = (out_channels - in_channels) // 2
         self.after = out_channels - in_channels - self.before
         self.stride = stride

@@ -13,7 +13,7 @@ import pytest
 import sj_robust
 
 COMMANDS = ["list", "info", "pull", "push", "compare", "train-ann", "convert", "finetune", "evaluate", "card", "certify", "corruptions",
-            "energy", "latency", "run", "bench", "demo", "doctor"]
+            "energy", "latency", "export", "run", "bench", "demo", "doctor"]
 HELP_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # importing it is now an error
