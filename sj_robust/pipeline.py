@@ -25,6 +25,7 @@ from pydantic import BaseModel
 
 from sj_robust import hub
 from sj_robust.convert import convert
+from sj_robust.convert.activations import module_kind
 from sj_robust.data import ImageDataset, calibration_batches, load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
@@ -67,10 +68,10 @@ def convert_with(
     show_progress: bool | None = None,
 ) -> SpikingClassifier:
     """`sj_robust.convert` with calibration images drawn from `dataset` by `seed`."""
-    arguments = settings.model_dump(exclude={"batches", "batch_size", "surrogate"})
+    arguments = settings.model_dump(exclude={"batches", "batch_size", "surrogate"}, exclude_none=True)
     calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
-    layers = sum(isinstance(module, torch.nn.ReLU) for module in ann.modules())
-    with bar("balancing thresholds", layers, unit="layers", show=show_progress) as progress:
+    layers = sum(module_kind(module) in ("relu", "other") for module in ann.modules())  # more where one is called several times
+    with bar("balancing thresholds", max(1, layers), unit="layers", show=show_progress) as progress:
         return convert(
             ann.to(device),
             calibration,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from sj_robust.convert import Pooling, Replace
 from sj_robust.errors import SJRobustError
 from sj_robust.train import TrainConfig, preset
 from sj_robust.train.config import Budget, Kind
@@ -35,12 +36,14 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class AnnSettings(_Strict):
-    """The source network: exactly one of `architecture` (a timm name), `model` (module:function) and `checkpoint` (folder or zoo name);
-    the checkpoint of a network that timm cannot build needs the `model` that builds it. `args` go to architecture or model.
+    """The source network: exactly one of `architecture` (a timm name), `model` (module:function) and `checkpoint` (a folder, a zoo name
+    or owner/name[@revision] on the Hub); the checkpoint of a network that timm cannot build needs the `model` that builds it. `args` go
+    to architecture or model. timm's `hf-hub:owner/name[@revision]` and `local-dir:PATH` are architectures that bring their weights.
 
-    `weights` are loaded before any training; `mean` and `std` default to the data set's where it is a named one, else to those of
-    the network's pretrained_cfg. `train` is a preset and what it changes; without it the network is taken as it is. `scratch`: keep
-    the random weights of an architecture, for a spiking network trained from end to end.
+    `weights` are loaded before any training; `mean` and `std` are those stored in them, else default to the data set's where it is a
+    named one, else (for random weights) to those of the network's pretrained_cfg; pretrained weights bring theirs. `train` is a preset
+    and what it changes; without it the network is taken as it is. `scratch`: keep the random weights of an architecture, for a spiking
+    network trained from end to end.
     """
 
     name: str | None = Field(None, pattern=_NAME, description="what its checkpoint calls itself: ARCH.DATASET_THREAT_METHOD")
@@ -61,7 +64,7 @@ class AnnSettings(_Strict):
         given = [name for name in ("architecture", "model", "checkpoint") if getattr(self, name)]
         if len(given) != 1 and given != ["model", "checkpoint"]:
             raise ValueError(f"give exactly one of architecture, model and checkpoint, not {' and '.join(given) or 'none'}")
-        begun = bool(self.weights or self.pretrained or self.train)
+        begun = bool(self.weights or self.brings_weights or self.train)
         if self.architecture and not (begun or self.scratch):
             raise ValueError(f"{self.architecture} would keep its random weights: give weights, pretrained: true, train, or scratch: true")
         if self.scratch and (begun or not self.architecture):
@@ -71,6 +74,11 @@ class AnnSettings(_Strict):
         if self.checkpoint and self.args and not self.model:
             raise ValueError("a checkpoint brings its own args: leave args away")
         return self
+
+    @property
+    def brings_weights(self) -> bool:
+        """Whether the architecture's name stands for pretrained weights too."""
+        return self.pretrained or (":" in (self.architecture or "") and not self.weights)
 
 
 class ConvertSettings(_Strict):
@@ -85,6 +93,8 @@ class ConvertSettings(_Strict):
     norm: Literal["integrate", "fuse", "omit"] = "integrate"
     norm_statistics: Literal["calibrate", "reset"] = "calibrate"
     per_channel: bool = False
+    replace_activation: Replace | None = None
+    pooling: Pooling | None = None  # None: max; as a default "max" would change the key of stages made before it could be set
     surrogate: str = "PCW:1"
     batches: int = Field(11, ge=1)
     batch_size: int = Field(64, ge=1)

@@ -1,10 +1,12 @@
-"""Opening an ANN from wherever it comes: a timm name, a weight file, a checkpoint, or a user's own function."""
+"""Opening an ANN from wherever it comes: a timm name, a weight file, a checkpoint here or on the Hub, or a user's own function."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,45 +17,74 @@ from sj_robust.data import MEAN_STD, ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
 from sj_robust.hub.config import Config, read_config
+from sj_robust.hub.remote import explained, parse_name, unreachable
 from sj_robust.recipe import AnnSettings, checked
 
 
 def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> Any:
     """The NormalizedClassifier that `settings` describe, for the images and classes of `dataset`; random weights are drawn by `seed`.
 
-    Raises SJRobustError: no such network, weights that do not fit it, a checkpoint that is spiking already, or no known mean and std.
+    Raises SJRobustError: no such network, weights that do not fit it or are of other classes than the images, a checkpoint that is
+    spiking already, no known mean and std, or others than the given ones.
     """
     from sj_robust.hub import load
-    from sj_robust.model import NormalizedClassifier, SpikingClassifier, create_ann, load_weights
+    from sj_robust.model import NormalizedClassifier, SpikingClassifier, load_weights
+    from sj_robust.model.weights import check_normalisation
 
-    if settings.checkpoint:
-        ann = load(settings.checkpoint, model=call_builder(settings.model, settings.args) if settings.model else None)
-        if isinstance(ann, SpikingClassifier):
-            raise SJRobustError(f"{settings.checkpoint} is a spiking network already: expected the checkpoint of an ANN")
-        return ann
-    classes = settings.num_classes or len(dataset.classes)
+    stored = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if settings.architecture:
-            args = {**settings.args, "pretrained": True} if settings.pretrained else settings.args
-            backbone = create_ann(settings.architecture, classes, weights=settings.weights, **args)
-        else:
-            assert settings.model is not None
-            backbone = call_builder(settings.model, settings.args)
-            if settings.weights and not isinstance(backbone, NormalizedClassifier):
-                load_weights(backbone, settings.weights)
-    if isinstance(backbone, NormalizedClassifier):
-        return backbone
-    mean, std = normalisation(settings, backbone, dataset)
-    return NormalizedClassifier(backbone, mean, std)
+        network = call_builder(settings.model, settings.args) if settings.model else None
+        if settings.checkpoint:
+            network = load(settings.checkpoint, model=network)
+        elif network is None:
+            network = _create(settings, dataset)
+        if settings.weights:
+            stored = load_weights(network, settings.weights)
+    name = settings.checkpoint or settings.model or settings.architecture
+    if isinstance(network, SpikingClassifier):
+        raise SJRobustError(f"{name} is a spiking network already: expected an ANN")
+    if isinstance(network, NormalizedClassifier):
+        check_normalisation(str(name), (network.mean.flatten().tolist(), network.std.flatten().tolist()), settings.mean, settings.std)
+    else:
+        network = NormalizedClassifier(network, *normalisation(settings, network, dataset, stored))
+    if (found := network.num_classes) != (wanted := len(dataset.classes)):
+        raise SJRobustError(f"{name} tells {found} classes apart, {dataset.name} has {wanted}: give data of its classes")
+    return network
+
+
+def _create(settings: AnnSettings, dataset: ImageDataset) -> nn.Module:
+    """The network of a timm name. Weights that come with the name have to be of as many classes as the data, unless trained on."""
+    from sj_robust.model import create_ann
+
+    assert settings.architecture is not None
+    name, classes = settings.architecture, settings.num_classes or len(dataset.classes)
+    args: dict[str, Any] = {**settings.args, "pretrained": True} if settings.brings_weights else dict(settings.args)
+    hub_name = parse_name(name.removeprefix("hf-hub:")) if name.startswith("hf-hub:") else None
+    with explained(hub_name) if hub_name else nullcontext():
+        try:
+            network = create_ann(name, classes, **args)
+        except SJRobustError as error:
+            cause = error.__cause__
+            if hub_name and isinstance(cause, Exception) and (isinstance(cause, OSError) or unreachable(cause)):
+                raise cause from None
+            raise
+    theirs = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes") or classes
+    if settings.brings_weights and not settings.train and theirs != classes:
+        raise SJRobustError(
+            f"the weights of {name} tell {theirs} classes apart, {dataset.name} has {classes}: give data of their classes, "
+            "or train the network on these first (train, sj-robust train-ann)"
+        )
+    return network
 
 
 def from_text(text: str | None, **fields: Any) -> AnnSettings:
-    """Settings for what a command line names: a checkpoint folder, a zoo model, or else an architecture of timm."""
+    """Settings for what a command line names: a checkpoint (a folder, a zoo model, owner/name[@revision] on the Hub), or else an
+    architecture of timm (also its own hf-hub:owner/name and local-dir:PATH)."""
     from sj_robust.hub import list_models
 
     if text is not None:
-        known = Path(text).is_dir() or text in {entry.name for entry in list_models()}
+        known = Path(text).is_dir() or text in {entry.name for entry in list_models()} or parse_name(text)
         fields["checkpoint" if known else "architecture"] = text
     return checked(AnnSettings, fields)
 
@@ -77,16 +108,38 @@ def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
     return network
 
 
-def normalisation(settings: AnnSettings, backbone: nn.Module, dataset: ImageDataset) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std as given, else as the pretrained weights want them, else of the named data set, else of the pretrained_cfg."""
+def normalisation(
+    settings: AnnSettings, backbone: nn.Module, dataset: ImageDataset, stored: tuple[list[float], list[float]] | None = None
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std as the model knows them: 0 and 1 where the network normalises for itself, else those `stored` with its weights.
+
+    Where it does not know them: as given, else as pretrained weights want them, else of the named data set, else, for random weights,
+    of the pretrained_cfg. Raises SJRobustError where there are none, or the given ones contradict what the model knows.
+    """
+    from sj_robust.model.weights import check_normalisation, normalisation_in, rounded
+
+    name, channels = type(backbone).__name__, dataset.images.shape[1]
+    if normalisation_in(dict(backbone.named_buffers())):
+        name, stored = f"{name}, which normalises the images itself,", ([0.0] * channels, [1.0] * channels)
+    if stored:
+        check_normalisation(settings.weights or name, stored, settings.mean, settings.std)
+        return stored
     if settings.mean and settings.std:
         return settings.mean, settings.std
     known = getattr(backbone, "pretrained_cfg", None) or {}
     trained_with = (known["mean"], known["std"]) if known.get("mean") and known.get("std") else None
-    chosen = trained_with if settings.pretrained else MEAN_STD.get(dataset.name, trained_with)
+    if settings.brings_weights:
+        chosen = trained_with
+    else:  # what timm notes of an architecture says nothing on the weights in a file
+        chosen = MEAN_STD.get(dataset.name, None if settings.weights else trained_with)
     if settings.mean or settings.std or chosen is None:
-        raise SJRobustError(
-            f"the mean and std of {dataset.name} that {type(backbone).__name__} was trained with are not known: give both, mean and std"
+        raise SJRobustError(f"the mean and std that {settings.weights or name} was trained with are not known: give both, mean and std")
+    if settings.weights:
+        mean, std = map(rounded, chosen)
+        warnings.warn(
+            f"{settings.weights} does not say with which mean and std it was trained: {dataset.name}'s are taken, {mean} and {std}; "
+            "give both if it was others (0,0,0 and 1,1,1 for none)",
+            stacklevel=2,
         )
     return chosen
 
@@ -100,6 +153,10 @@ def fingerprint(settings: AnnSettings) -> dict[str, Any]:
         if not Path(settings.weights).is_file():
             raise SJRobustError(f"no weight file {settings.weights}")
         found["weights"] = sha256(settings.weights)
+    if settings.architecture and settings.architecture.startswith("local-dir:"):
+        folder = Path(settings.architecture.removeprefix("local-dir:"))
+        files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors", ".bin", ".pth")]
+        found["files"] = {path.name: sha256(path) for path in files}
     if settings.checkpoint:
         config = read_config(zoo.resolve(settings.checkpoint))
         found["checkpoint"] = {"weights": config.weights.sha256, "settings": config.settings}

@@ -30,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 def convert(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="The checkpoint or zoo name of an ANN, or a timm name with --weights or --pretrained."),
+        typer.Argument(metavar="[SOURCE]", help="A checkpoint folder, zoo name, owner/name of the Hub, or timm name."),
     ] = None,
     *,
     data: Data,
@@ -70,14 +70,11 @@ def convert(
     A report tells which layers spike and how much, what stays analogue, and how far the logits are from the ANN's.
     """
     one_of(source, model)
-    from sj_robust.convert import convert as convert_network
     from sj_robust.convert import inspect_conversion
-    from sj_robust.convert.activations import module_kind
     from sj_robust.data import calibration_batches, load_dataset
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.pipeline import check_out, save_trained
-    from sj_robust.progress import bar
+    from sj_robust.pipeline import check_out, convert_with, save_trained
     from sj_robust.recipe import ConvertSettings, checked
     from sj_robust.source import facts_of, from_text, open_ann
 
@@ -94,6 +91,8 @@ def convert(
             "reset": reset.value,
             "leak": leak,
             "per_channel": per_channel,
+            "replace_activation": replace_activation and replace_activation.value,
+            "pooling": pooling.value,
         },
     )
     ann_settings = from_text(
@@ -114,19 +113,9 @@ def convert(
         if ann_settings.checkpoint
         else {key: value for key, value in ann_settings.model_dump(include={"architecture", "model", "weights"}).items() if value}
     )
-    calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
-    layers = sum(module_kind(module) in ("relu", "other") for module in ann.modules())  # more where one is called several times
-    with bar("balancing thresholds", max(1, layers), unit="layers") as progress:
-        snn = convert_network(
-            ann.to(where),
-            calibration,
-            source={**facts, "command": command_line()},
-            replace_activation="relu" if replace_activation else None,
-            pooling=pooling.value,
-            on_layer=lambda name, value: progress.advance(1),
-            **settings.model_dump(exclude={"batches", "batch_size", "surrogate"}),
-        )
+    snn = convert_with(ann, dataset, settings, seed=seed, source={**facts, "command": command_line()}, device=where)
     save_trained(snn, out, dataset, builder=model)
+    calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
     report = inspect_conversion(snn, calibration.flatten(0, 1)[:INSPECTED].to(where), ann)
     if json:
         print_json({"checkpoint": str(out), "report": report.model_dump(mode="json")})

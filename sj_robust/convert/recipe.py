@@ -161,7 +161,7 @@ class ThresholdBalancing(ModuleConversionRecipe):
         sample = NormalizedClassifier(backbone, settings.mean, settings.std).to(converter.device).normalize(batches[0][:2])
         prepare_norms(backbone, settings.norm, sample)
         replace_pooling(backbone, settings.pooling)
-        found = scan(backbone, sample, settings.replace_activation)
+        found = scan(backbone, sample, settings.replace_activation, settings.pooling)
         _check_training(backbone, sample)
         settings = settings.model_copy(
             update={"plan": _recorded(backbone, found), "channels": found.channels if self.per_channel else settings.channels}
@@ -192,7 +192,7 @@ def _structure(backbone: nn.Module, settings: ConversionSettings, repeat_at: str
         lif = ThresholdLIF(leak=settings.leak, reset=settings.reset, surrogate=surrogate, channels=channels.get(name))
         return SpikingActivation(lif, settings.timesteps)
 
-    (settings.plan or Plan(nodes=tuple(_relus(backbone)))).apply(backbone, node)
+    (settings.plan or Plan(nodes=tuple(_relus(backbone)))).apply(backbone, node, settings.pooling)
     defaults = {name for name in _ADDED if getattr(settings, name) == ConversionSettings.model_fields[name].default}
     return SpikingClassifier(
         backbone, timesteps=settings.timesteps, mean=settings.mean, std=settings.std, repeat_at=repeat_at,

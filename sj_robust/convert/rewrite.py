@@ -1,7 +1,8 @@
 """Rewriting forward passes so that each call of an activation has a module of its own, and doing it again from a record.
 
 Only the modules that need it are touched, each for itself: torch.fx traces its forward pass with everything below it as a black
-box, the calls of activations become calls of modules, and the module gets a class derived from its own with that forward pass.
+box, the calls of activations become calls of modules (and those of max pooling, on request, calls of average pooling), and the
+module gets a class derived from its own with that forward pass.
 It keeps its attributes, parameters and their names, so state dicts still load; control flow elsewhere does not matter.
 """
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, fx, nn
 
 from sj_robust.convert.activations import function_kind, function_name, module_kind
+from sj_robust.convert.pooling import AVERAGES, Pooling
 from sj_robust.errors import SJRobustError
 
 Scalar = bool | int | float | str | None
@@ -53,11 +55,14 @@ class Plan(BaseModel):
     rewrites: dict[str, Rewrite] = {}
     turns: dict[str, Turns] = {}
 
-    def apply(self, network: nn.Module, make: Callable[[str], nn.Module]) -> None:
-        """Put `make(name)` in each place, in `network` itself. Raises SJRobustError where the network has no such place."""
+    def apply(self, network: nn.Module, make: Callable[[str], nn.Module], pooling: Pooling = "max") -> None:
+        """Put `make(name)` in each place, in `network` itself; with pooling="average" rewritten forward passes pool by averages.
+
+        Raises SJRobustError where the network has no such place.
+        """
         try:
             owners = {name: network.get_submodule(name) for name in self.rewrites}
-            graphs = {name: self._trace(owner, name) for name, owner in owners.items()}
+            graphs = {name: self._trace(owner, name, pooling) for name, owner in owners.items()}
             for place, turns in self.turns.items():
                 _take_turns(network, place, turns)
             for name in self.nodes:
@@ -69,9 +74,9 @@ class Plan(BaseModel):
         for name, graph in graphs.items():
             _set_forward(owners[name], graph)
 
-    def _trace(self, owner: nn.Module, name: str) -> fx.Graph:
+    def _trace(self, owner: nn.Module, name: str, pooling: Pooling) -> fx.Graph:
         try:
-            return trace(owner, name, self.rewrites[name])
+            return trace(owner, name, self.rewrites[name], pooling)
         except SJRobustError as error:
             raise SJRobustError(f"{name or 'the network'} ({type(owner).__name__}) is not what was recorded: {error}") from None
 
@@ -83,8 +88,9 @@ class _Shallow(fx.Tracer):
         return True
 
 
-def trace(module: nn.Module, name: str, rewrite: Rewrite) -> fx.Graph:
-    """The forward pass of `module` (`name` in its network) with a node in the place of each call of an activation.
+def trace(module: nn.Module, name: str, rewrite: Rewrite, pooling: Pooling = "max") -> fx.Graph:
+    """The forward pass of `module` (`name` in its network) with a node in the place of each call of an activation, and with
+    pooling="average" average pooling in the place of each call of a max pooling function.
 
     Raises SJRobustError where torch.fx cannot follow it, or finds other activations than `rewrite` has.
     """
@@ -108,6 +114,10 @@ def trace(module: nn.Module, name: str, rewrite: Rewrite) -> fx.Graph:
                 spikes = graph.call_module(site.removeprefix(prefix), (node.args[0] if node.args else node.kwargs["input"],))
             node.replace_all_uses_with(spikes)
             graph.erase_node(node)
+    if pooling == "average":
+        for node in graph.nodes:
+            if node.op == "call_function":
+                node.target = AVERAGES.get(function_name(node.target), node.target)
     _keep_training_flag(graph)
     return graph
 

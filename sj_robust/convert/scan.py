@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from sj_robust.convert.activations import (
     node_of,
     on_path,
 )
+from sj_robust.convert.pooling import AVERAGES, Averaged, Pooling
 from sj_robust.convert.rewrite import Plan, Rewrite, Scalar, call_in_turn, trace
 from sj_robust.convert.watch import Watch
 from sj_robust.errors import SJRobustError
@@ -57,17 +59,20 @@ class Scan:
     logits: Tensor
 
 
-def scan(network: nn.Module, x: Tensor, replace: Replace | None = None) -> Scan:
+def scan(network: nn.Module, x: Tensor, replace: Replace | None = None, pooling: Pooling = "max") -> Scan:
     """Run `network` (a copy that may be changed: shared ReLU modules are separated) on normalised images x [N,C,H,W].
 
     An activation becomes a node where the logits depend on it other than through a gate: a sigmoid, softmax or tanh whose
-    output only scales something. What lies inside a gate, as in squeeze-and-excitation, stays analogue.
+    output only scales something. What lies inside a gate, as in squeeze-and-excitation, stays analogue. With pooling="average"
+    functions of max pooling compute averages, and the modules that call them are rewritten.
 
     Raises SJRobustError naming the module: an activation other than ReLU and no `replace`, attention, layer norm, a path that
     leads through a sigmoid, a block that is called several times, a forward pass that cannot be rewritten.
     """
     separate(network)
-    found = _run(network, x)
+    pools = Averaged() if pooling == "average" else nullcontext()
+    with pools:
+        found = _run(network, x)
     main = on_path(found.logits, {call.node for call in found.activations} | {node for node, _ in found.refused} | {found.input})
     for node, why in found.refused:
         if node in main:
@@ -87,8 +92,9 @@ def scan(network: nn.Module, x: Tensor, replace: Replace | None = None) -> Scan:
         gates = [call for call in found.activations if call.kind == "gate"]
         only = f"; what it has are gates, such as {_few(gates)}" if gates else ""
         raise SJRobustError(f"{type(network).__name__} has no ReLU to turn into spiking nodes{only}: use ReLU activations")
-    _check_in_place(network, x, found.logits.detach())
-    plan = _plan(network, found, nodes)
+    with pools:
+        _check_in_place(network, x, found.logits.detach())
+    plan = _plan(network, found, nodes, pooling)
     limits = {call.becomes: call.ceiling for call in nodes if call.ceiling is not None}
     return Scan(plan, {call.becomes: call.channels for call in nodes}, limits, [str(call) for call in others], found.logits.detach())
 
@@ -113,6 +119,7 @@ class _Watch(Watch):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.activations: list[Call] = []
+        self.pools: dict[str, None] = {}  # what calls a function of max pooling
         self.refused: list[tuple[Any, str]] = []  # no obstacle unless the logits depend on it
         self.fixed: dict[str, dict[str, Scalar] | None] = {}
         self.logits = torch.empty(0)
@@ -134,6 +141,8 @@ class _Watch(Watch):
         if module_kind(module) is not None:
             return output  # noted as the module that it is
         here = f"{owner or 'the network itself'} ({type(module).__name__})"
+        if name in AVERAGES:
+            self.pools[owner] = None
         if multiplies_activations(name, args):
             self.refused.append((node_of(output), f"{here} multiplies two activations ({name}): attention has no spiking counterpart here"))
         elif is_cut_off(name, args):
@@ -197,7 +206,7 @@ def _check_in_place(network: nn.Module, x: Tensor, logits: Tensor) -> None:
         module.inplace = False  # type: ignore[assignment]
 
 
-def _plan(network: nn.Module, found: _Watch, nodes: list[Call]) -> Plan:
+def _plan(network: nn.Module, found: _Watch, nodes: list[Call], pooling: Pooling) -> Plan:
     """Names for all nodes, and the modules whose forward pass must be rewritten so that each call has a node of its own."""
     taken: set[str] = set()
     chosen = {id(call) for call in nodes}
@@ -211,7 +220,8 @@ def _plan(network: nn.Module, found: _Watch, nodes: list[Call]) -> Plan:
         own = bool(call.place) and call.place not in taken and not stays  # the first call of a module has the module's name
         call.becomes = call.place if own else _free(call, taken, network)
         taken.add(call.becomes)
-    owners = dict.fromkeys(call.owner for call in nodes if not call.place or found.calls[call.place] > 1)
+    pools = found.pools if pooling == "average" else {}
+    owners = dict.fromkeys(call.owner for call in nodes if not call.place or found.calls[call.place] > 1) | pools
     plan = Plan(nodes=tuple(call.becomes for call in nodes))
     for owner in owners:
         made = [call for call in found.activations if call.owner == owner and call.kind != "gate"]
@@ -220,9 +230,12 @@ def _plan(network: nn.Module, found: _Watch, nodes: list[Call]) -> Plan:
         try:
             if fixed is None:
                 raise SJRobustError("it is called with arguments that cannot be recorded")
-            trace(module, owner, rewrite := Rewrite(sites=sites, fixed=fixed))
+            trace(module, owner, rewrite := Rewrite(sites=sites, fixed=fixed), pooling)
             plan.rewrites[owner] = rewrite
         except SJRobustError as error:
+            if owner in pools:
+                where = f"{owner or 'the network itself'} ({type(module).__name__})"
+                raise SJRobustError(f"cannot make the max pooling of {where} average pooling, because {error}: use nn.MaxPool2d") from None
             # a module that is called several times can still be told apart by counting its calls; a function cannot
             if not all(call.place for call in made if id(call) in chosen):
                 raise SJRobustError(_untraceable(owner, module, str(error))) from None

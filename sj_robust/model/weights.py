@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,27 @@ from sj_robust.model.base import renamed
 from sj_robust.model.normalized import NormalizedClassifier
 
 # where training scripts put the weights inside a checkpoint, averaged ones first: the order of timm's own loader, then that of others
-NESTS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "net", "network")
+NESTS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "model_state_dict", "net", "network")
 # what wrappers (DataParallel, torch.compile, robustness, TRADES, our own) put before a key
 PREFIXES = ("module.", "_orig_mod.", "attacker.", "model.", "backbone.", "net.", "network.", "basic_net.", "1.")
-# input normalisation stored by wrappers; ours is an argument of the model
+# what wrappers call the mean and std of the input: of their own, of a layer of theirs, of the first of two in a row
 NORMALISATION = tuple(
-    owner + name for owner in ("", "normalizer.", "normalize.", "0.") for name in ("mean", "std", "mu", "sigma", "new_mean", "new_std")
+    (owner + mean, owner + std)
+    for owner in ("", "normalizer.", "normalize.", "0.")
+    for mean, std in (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"))
 )
-LISTED = 10
+LISTED = 4
+
+Normalisation = tuple[list[float], list[float]]
+"""Mean and std, one value per channel, of images in [0,1]."""
 
 
 def create_ann(
     architecture: str, num_classes: int | None = 10, *, weights: str | os.PathLike[str] | None = None, **model_args: Any
 ) -> nn.Module:
     """Build a network by its timm name and, if `weights` is given, fill it from that file.
+
+    Where the file stores mean and std, a warning tells them: the bare network does not apply them.
 
     Args:
         architecture: any name `timm.create_model` knows: its own, this package's `cifar_*` and `tiny_*`, `hf-hub:…`, `local-dir:…`.
@@ -57,41 +65,63 @@ def create_ann(
         model_args["num_classes"] = num_classes
     try:
         model = timm.create_model(architecture, **model_args)
-    except (TypeError, ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # timm's builders raise whatever the arguments led to, its downloads whatever the connection did
         raise SJRobustError(f"{architecture} cannot be built with {model_args}: {_first_line(error)}") from error
-    if weights is not None:
-        load_weights(model, weights)
+    if weights is not None and (stored := load_weights(model, weights)):
+        mean, std = map(rounded, stored)
+        warnings.warn(f"{weights} was trained with mean {mean} and std {std}: give them to NormalizedClassifier or convert", stacklevel=2)
     return model
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> Normalisation | None:
     """Fill `model` from a checkpoint file, all of it or nothing: on an error the model is as it was.
 
     Key prefixes of wrappers (`PREFIXES`) are removed as far as needed, an architecture's `checkpoint_renames` are applied, counters of
-    batches that a batch norm lacks are taken as 0. Normalisation constants in the file are left out with a warning: mean and std
-    are given to `NormalizedClassifier` or `convert`.
+    batches that a batch norm lacks are taken as 0.
+
+    Returns:
+        The mean and std that the file stores beside the weights (`NORMALISATION`), None where it stores none or `model` keeps them itself.
 
     Raises:
-        SJRobustError: the file cannot be read (see `read_state_dict`), or its keys or shapes are not those of the model (listed).
+        SJRobustError: the file cannot be read (see `read_state_dict`), its keys or shapes are not those of the model (listed), or it
+            stores another mean or std than those of `model`, a NormalizedClassifier.
     """
     target = model.backbone if isinstance(model, NormalizedClassifier) else model
     expected = target.state_dict()
-    state = fit_keys(read_state_dict(path), expected, getattr(target, "checkpoint_renames", ()))
-    stored = [key for key in NORMALISATION if key in state and key not in expected]
-    if stored:
-        values = {key: [round(v, 4) for v in state.pop(key).flatten().tolist()] for key in stored}
-        warnings.warn(f"{path}: normalisation constants {values} are not loaded; give mean and std to the model", stacklevel=2)
+    state, taken_off = fit_keys(read_state_dict(path), expected, getattr(target, "checkpoint_renames", ()))
+    pairs = [pair for pair in NORMALISATION if all(key in state and key not in expected for key in pair)]
+    stored = normalisation_in({key: state.pop(key) for pair in pairs for key in pair})
     for key, value in expected.items():
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.zeros_like(value))
-    _check_keys(state, expected, path)
+    _check_keys(state, expected, path, taken_off)
+    if stored and isinstance(model, NormalizedClassifier):
+        check_normalisation(str(path), stored, model.mean.flatten().tolist(), model.std.flatten().tolist())
     target.load_state_dict(state)
+    return stored
+
+
+def normalisation_in(tensors: Mapping[str, Tensor]) -> Normalisation | None:
+    """Mean and std that `tensors` hold under names of `NORMALISATION`, for images in [0,1]; those of images up to 255 are divided."""
+    for pair in NORMALISATION:
+        if all(key in tensors for key in pair):
+            mean, std = (tensors[key].flatten().tolist() for key in pair)
+            scale = 255.0 if max(mean, default=0.0) > 1 else 1.0
+            return [value / scale for value in mean], [value / scale for value in std]
+    return None
+
+
+def check_normalisation(origin: str, known: Normalisation, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """Raise SJRobustError, naming `origin`, unless `mean` and `std` (None: not given) are the `known` ones, to three digits."""
+    for what, right, given in zip(("mean", "std"), known, (mean, std), strict=True):
+        if given is not None and not (len(right) == len(given) and all(map(_close, right, given))):
+            raise SJRobustError(f"{origin} has the {what} {rounded(right)}, but {rounded(given)} was given: leave it away, or correct it")
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The tensors of a checkpoint file on the CPU, by the names they have there, out of a nested `state_dict` (`NESTS`) if there is one.
 
-    `.safetensors` is read with safetensors, everything else (`.pt`, `.pth`, `.th`, `.bin`) with `torch.load(weights_only=True)`.
+    `.safetensors` is read with safetensors, everything else (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`) with `torch.load(weights_only=True)`.
 
     Raises:
         SJRobustError: no such file, a folder, an empty or damaged file, a web page or Git LFS pointer saved in place of the weights, Python
@@ -100,10 +130,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     _check_file(path)
     content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
-    for nest in NESTS:
-        if isinstance(content, Mapping) and isinstance(content.get(nest), Mapping):
-            content = content[nest]
-            break
+    for _ in NESTS:  # one in another, but not for ever: a file may hold a dict that holds itself
+        if isinstance(content, Mapping):
+            content = next((content[name] for name in NESTS if isinstance(content.get(name), Mapping)), content)
     if not isinstance(content, Mapping):
         raise SJRobustError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors or one with a key in {', '.join(NESTS)}")
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
@@ -113,51 +142,61 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     return tensors
 
 
-def fit_keys(state: Mapping[str, Tensor], expected: Iterable[str], renames: Iterable[tuple[str, str]] = ()) -> dict[str, Tensor]:
-    """`state` with wrapper prefixes removed from the keys and `renames` applied where that leads to an `expected` (or normalisation) key.
+def fit_keys(
+    state: Mapping[str, Tensor], expected: Iterable[str], renames: Iterable[tuple[str, str]] = ()
+) -> tuple[dict[str, Tensor], list[str]]:
+    """`state` with wrapper prefixes removed from the keys and `renames` applied where that leads to an `expected` (or normalisation) key,
+    and the prefixes removed.
 
-    A key that leads nowhere loses all its prefixes, and shows so in the error message.
+    A key that leads nowhere loses all its prefixes, and shows so in the error message. Branches of one network that a file holds
+    twice, as those of robustness do (`model.`, `attacker.model.`), become one.
 
     Raises:
         SJRobustError: two tensors that differ claim the same key.
     """
-    known = {*expected, *NORMALISATION}
+    known = {*expected, *(key for pair in NORMALISATION for key in pair)}
     renames = tuple(renames)
     result: dict[str, Tensor] = {}
+    taken_off: dict[str, None] = {}
     for key, value in state.items():
-        name = _fit_key(key, known, renames)
+        name, prefixes = _fit_key(key, known, renames)
         if name in result and not (result[name].shape == value.shape and torch.equal(result[name], value)):
             raise SJRobustError(f"two different tensors for {name} (one is {key}): the file holds more than one network")
         result[name] = value
-    return result
+        taken_off |= dict.fromkeys(prefixes)
+    return result, list(taken_off)
 
 
-def _fit_key(key: str, known: set[str], renames: tuple[tuple[str, str], ...]) -> str:
-    """The first known name on the way from `key` through its prefixes; the fully stripped one if none is known."""
+def _fit_key(key: str, known: set[str], renames: tuple[tuple[str, str], ...]) -> tuple[str, list[str]]:
+    """The first known name on the way from `key` through its prefixes, and those; the fully stripped one if none is known."""
+    prefixes: list[str] = []
     while True:
         name = next(iter(renamed({key: torch.empty(0)}, renames)))
-        if name in known:
-            return name
         prefix = next((prefix for prefix in PREFIXES if key.startswith(prefix)), None)
-        if prefix is None:
-            return name
+        if name in known or prefix is None:
+            return name, prefixes
+        prefixes.append(prefix)
         key = key.removeprefix(prefix)
 
 
-def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    missing = [key for key in expected if key not in state]
-    unknown = [key for key in state if key not in expected]
-    shapes = {key: (list(state[key].shape), list(value.shape)) for key, value in expected.items() if key in state}
-    misshapen = [f"{key} {stored} for {wanted}" for key, (stored, wanted) in shapes.items() if stored != wanted]
+def _check_keys(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: str | os.PathLike[str], taken_off: list[str]) -> None:
+    missing = [f"{key} {list(value.shape)}" for key, value in expected.items() if key not in state]
+    unknown = [f"{key} {list(value.shape)}" for key, value in state.items() if key not in expected]
+    both = {key: (list(state[key].shape), list(value.shape)) for key, value in expected.items() if key in state}
+    misshapen = [f"{key} {stored} for {wanted}" for key, (stored, wanted) in both.items() if stored != wanted]
     found = [("missing", missing), ("unknown", unknown), ("wrong shape", misshapen)]
     problems = [f"{len(keys)} {what}: {_listed(keys)}" for what, keys in found if keys]
     if problems:
-        raise SJRobustError(f"{path} does not fit the model; {'; '.join(problems)}. Check architecture, its arguments and num_classes")
+        without = f" without the prefixes {' '.join(taken_off)}" if taken_off else ""
+        raise SJRobustError(
+            f"{path}{without} does not fit the model; {'; '.join(problems)}. Check architecture, its arguments and num_classes; "
+            "a network that timm does not have is built by a function of yours (model, --model)"
+        )
 
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise SJRobustError(f"{path} is a folder: expected a weights file (.safetensors, .pt, .pth, .th, .bin)")
+        raise SJRobustError(f"{path} is a folder: expected a weights file (.safetensors, .pt, .pth, .ckpt, .th, .bin)")
     if not path.is_file():
         raise SJRobustError(f"{path}: no such file")
     try:
@@ -216,6 +255,15 @@ def _near(architecture: str) -> str:
     names = timm.list_models()
     matches = difflib.get_close_matches(architecture, names, n=5, cutoff=0.6)
     return f"did you mean {', '.join(matches)}?" if matches else "timm.list_models() lists the names"
+
+
+def rounded(values: Sequence[float]) -> list[float]:
+    """To the four digits that tell one mean or std from another."""
+    return [round(value, 4) for value in values]
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, abs_tol=1e-3)
 
 
 def _listed(items: list[str]) -> str:

@@ -69,6 +69,14 @@ def test_a_second_run_keeps_everything(made: Path, recipe: Recipe) -> None:
     assert again.snn_report.dataset.evaluated == 8
 
 
+def test_settings_that_came_later_do_not_make_finished_stages_again(made: Path) -> None:
+    made_from = json.loads((made / "converted.stage.json").read_text())["made_from"]
+    assert made_from["convert"].keys() == {
+        "timesteps", "percentile", "scale", "calibration_timesteps", "leak", "reset", "norm", "norm_statistics", "per_channel", "surrogate",
+        "batches", "batch_size",
+    }  # fmt: skip
+
+
 def test_a_changed_setting_makes_its_stage_and_what_follows_again(made: Path, recipe: Recipe) -> None:
     stages = run(changed(recipe, "evaluate", max_images=6), made).stages
     assert [name for name, state in stages.items() if state == "made"] == STAGES[3:]

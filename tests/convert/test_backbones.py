@@ -242,6 +242,62 @@ def test_max_pooling_becomes_average_pooling_on_request(images: Tensor) -> None:
     assert torch.equal(again(images[0]), average(images[0]))
 
 
+class FunctionalPooling(Stem):
+    """Max pooling by functions, in the network itself and in a block without activations."""
+
+    class Down(nn.Module):
+        def forward(self, x: Tensor, size: int = 2) -> Tensor:
+            return torch.max_pool2d(x, size)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = self.Down()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.bn(self.conv(x))), 3, 2, padding=1, ceil_mode=True)
+        x = F.adaptive_max_pool2d(self.act2(self.conv2(self.down(x))), 1)
+        return self.fc(x.flatten(1))
+
+
+class ModulePooling(FunctionalPooling):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.pool, self.last = nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1, True, False), nn.AdaptiveAvgPool2d(1)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.pool(self.act(self.bn(self.conv(x))))
+        return self.fc(self.last(self.act2(self.conv2(self.down(x)))).flatten(1))
+
+
+class PoolingOfBranches(FunctionalPooling):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act2(self.conv2(self.act(self.conv(x))))
+        return self.head(F.max_pool2d(x, 2) if x.sum() > 0 else x)
+
+
+class PoolingWithIndices(FunctionalPooling):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.max_pool2d(self.act2(self.conv2(self.act(self.conv(x)))), 2, return_indices=True)[0])
+
+
+def test_functions_of_max_pooling_become_average_pooling_on_request(images: Tensor) -> None:
+    kept = conversion(FunctionalPooling(), images)
+    assert list(kept.settings["plan"]["rewrites"]) == [""]
+    snn, expected = conversion(FunctionalPooling(), images, pooling="average"), conversion(ModulePooling(), images)
+    assert list(snn.settings["plan"]["rewrites"]) == ["", "down"]
+    raw, same = (sorted(each.thresholds().values()) for each in (snn, expected))
+    assert raw == same != sorted(kept.thresholds().values())
+    assert torch.equal(snn(images[0]), expected(images[0]))
+    again = rebuild(FunctionalPooling(), snn.settings).eval()
+    again.load_state_dict(snn.state_dict())
+    for same in (again, copy.deepcopy(snn)):
+        assert torch.equal(same(images[0]), snn(images[0]))
+    with pytest.raises(SJRobustError, match=r"the max pooling of the network itself \(PoolingOfBranches\) average"):
+        conversion(PoolingOfBranches(), images, pooling="average")
+    with pytest.raises(SJRobustError, match="index-returning"):
+        conversion(PoolingWithIndices(), images, pooling="average")
+
+
 class Normed(Stem):
     def __init__(self) -> None:
         super().__init__()

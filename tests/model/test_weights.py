@@ -62,6 +62,9 @@ LAYOUTS = {
     "sequential": lambda s: prefixed(s, "1."),
     "robustness": lambda s: {"model": prefixed(s, "module.attacker.model.") | prefixed(s, "module.model.")},
     "kuangliu": lambda s: {key.replace("fc.", "linear."): value for key, value in s.items()},
+    "nested twice": lambda s: {"state_dict": {"net": s, "best": 0.9}, "epoch": 3},
+    "averaged": lambda s: {"model": {"conv1.weight": torch.zeros(1)}, "ema": prefixed(s, "module.")},
+    "lightning": lambda s: {"state_dict": prefixed(s, "net._orig_mod."), "pytorch-lightning_version": "2", "callbacks": {}},
     "timm resnet": lambda s: {key.replace("shortcut", "downsample"): value for key, value in s.items()},
 }
 
@@ -115,13 +118,60 @@ def test_batch_counters_may_be_missing(trained, tmp_path):
     assert torch.equal(model.eval()(x), trained(x))
 
 
-def test_normalisation_in_the_file_is_named_not_loaded(trained, tmp_path):
-    state = prefixed(trained.state_dict(), "model.") | {"normalizer.new_mean": torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)}
-    torch.save(state, tmp_path / "w.pt")
+MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
+NORMALISERS = {
+    "robustness": ("module.model.", "module.normalizer.new_mean", "module.normalizer.new_std", (3, 1, 1), 1),
+    "its attacker": ("module.attacker.model.", "module.attacker.normalize.new_mean", "module.attacker.normalize.new_std", (3, 1, 1), 1),
+    "robustbench": ("model.", "normalize.mean", "normalize.std", (1, 3, 1, 1), 1),
+    "attributes": ("", "mu", "sigma", (3,), 1),
+    "two in a row": ("1.", "0.mean", "0.std", (1, 3, 1, 1), 1),
+    "images up to 255": ("model.", "mean", "std", (3,), 255),
+}
+
+
+@pytest.mark.parametrize("wrapper", NORMALISERS)
+def test_mean_and_std_stored_by_wrappers(trained, tmp_path, wrapper):
+    prefix, mean, std, shape, scale = NORMALISERS[wrapper]
+    stored = {mean: torch.tensor(MEAN).view(shape) * scale, std: torch.tensor(STD).view(shape) * scale}
+    torch.save({"state_dict": prefixed(trained.state_dict(), prefix) | stored}, tmp_path / "w.ckpt")
     model = fresh()
-    with pytest.warns(UserWarning, match=r"normalizer.new_mean.*0.1, 0.2, 0.3"):
-        load_weights(model, tmp_path / "w.pt")
+    assert load_weights(model, tmp_path / "w.ckpt") == (pytest.approx(MEAN), pytest.approx(STD))
     assert same(model, trained)
+    load_weights(NormalizedClassifier(fresh(), MEAN, STD), tmp_path / "w.ckpt")
+    other = NormalizedClassifier(fresh(), MEAN, [0.5, 0.4, 0.31])
+    before = {key: value.clone() for key, value in other.backbone.state_dict().items()}
+    with pytest.raises(SJRobustError, match=r"w.ckpt has the std \[0.5, 0.4, 0.3\], but \[0.5, 0.4, 0.31\] was given"):
+        load_weights(other, tmp_path / "w.ckpt")
+    assert all(torch.equal(value, before[key]) for key, value in other.backbone.state_dict().items())
+    with pytest.warns(UserWarning, match=r"mean \[0.1, 0.2, 0.3\] and std \[0.5, 0.4, 0.3\]"):
+        create_ann("cifar_resnet20", num_classes=4, weights=tmp_path / "w.ckpt")
+
+
+def test_a_mean_without_a_std_is_unknown(trained, tmp_path):
+    torch.save(trained.state_dict() | {"normalizer.new_mean": torch.zeros(3)}, tmp_path / "w.pt")
+    check_refused(tmp_path / "w.pt", r"1 unknown: normalizer.new_mean [3]")
+
+
+def test_a_normaliser_that_the_network_has_itself_is_loaded(trained, tmp_path):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = fresh()
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("std", torch.ones(3))
+
+    torch.save(prefixed(trained.state_dict(), "model.") | {"mean": torch.tensor(MEAN), "std": torch.tensor(STD)}, tmp_path / "w.pt")
+    model = Normalised()
+    assert load_weights(model, tmp_path / "w.pt") is None
+    assert model.mean.tolist() == pytest.approx(MEAN)
+    assert same(model.model, trained)
+
+
+def test_a_dict_that_holds_itself_ends(tmp_path):
+    content: dict = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "w.pt")
+    check_refused(tmp_path / "w.pt", "found model")
 
 
 def check_refused(path: Path, *fragments: str) -> None:
@@ -145,9 +195,10 @@ def test_missing_unknown_and_misshapen_keys_are_listed(trained, tmp_path):
     torch.save(prefixed(state, "module."), tmp_path / "w.pt")
     check_refused(
         tmp_path / "w.pt",
-        "1 missing: layer1.0.conv1.weight;",
-        "12 unknown: extra.00, ",
-        "extra.09, … (12 in all)",
+        "without the prefixes module.",
+        "1 missing: layer1.0.conv1.weight [16, 16, 3, 3];",
+        "12 unknown: extra.00 [1], ",
+        "extra.03 [1], … (12 in all)",
         "1 wrong shape: conv1.weight [16, 1, 3, 3] for [16, 3, 3, 3]",
     )
 
