@@ -26,14 +26,14 @@ SETTINGS = dict(eps=[4 / 255, 16 / 255], views=["PCW:1", "activation", "rate"], 
 
 
 def facts(report: Report) -> dict[str, object]:
-    """Everything but the times."""
-    return without_seconds(report.model_dump())  # type: ignore[return-value]
+    """Everything but what it cost: FGSM's gradients are kept in memory alone, so that a resumed evaluation takes some again."""
+    return without_cost(report.model_dump())  # type: ignore[return-value]
 
 
-def without_seconds(thing: object) -> object:
+def without_cost(thing: object) -> object:
     if isinstance(thing, dict):
-        return {name: without_seconds(value) for name, value in thing.items() if name != "seconds"}
-    return [without_seconds(value) for value in thing] if isinstance(thing, list) else thing
+        return {name: without_cost(value) for name, value in thing.items() if name not in ("seconds", "forward_images", "backward_images")}
+    return [without_cost(value) for value in thing] if isinstance(thing, list) else thing
 
 
 class Interrupted(PGD):

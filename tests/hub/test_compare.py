@@ -542,7 +542,8 @@ def test_light_and_dark_follow_the_system_until_chosen(page: Browser) -> None:
     page.media("dark")
     dark = page.run(paper)
     assert (light, dark) == ("rgb(255, 255, 255)", "rgb(18, 23, 29)")
-    assert page.run("document.getElementById('theme').textContent") == "Light mode"
+    label = "document.getElementById('theme').textContent"  # it changes in an event, a frame later
+    assert page.run(f"new Promise(tell => {{ const look = () => {label} === 'Light mode' ? tell(true) : setTimeout(look, 10); look(); }})")
     page.run("document.getElementById('theme').click()")
     assert page.run(paper) == light
     page.media("light")
