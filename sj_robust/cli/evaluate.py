@@ -79,10 +79,10 @@ def evaluate(
     what is done is kept beside the report, and the same command goes on there after an interruption.
     """
     from sj_robust import evaluate as measure
+    from sj_robust.distributed import rank
     from sj_robust.errors import SJRobustError
     from sj_robust.evaluate.figures import draw_figures
     from sj_robust.evaluate.journal import remove_journal
-    from sj_robust.evaluate.shard import rank
     from sj_robust.hub import load, zoo
     from sj_robust.hub import record as record_in
     from sj_robust.model import SpikingClassifier

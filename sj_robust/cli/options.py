@@ -19,6 +19,12 @@ class Method(StrEnum):
     pgd = "pgd"
     trades = "trades"
     trades_rfgsm = "trades-rfgsm"
+    mart = "mart"
+
+
+class Precision(StrEnum):
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 class AttackLoss(StrEnum):
@@ -48,11 +54,15 @@ Budget = Annotated[float | None, typer.Option("--eps", parser=budget, metavar="E
 Epochs = Annotated[float | None, typer.Option("--epochs", min=0, help="Passes over the training images; fractions allowed.")]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1)]
 Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate.")]
-Beta = Annotated[float | None, typer.Option("--beta", min=0, help="Weight of the KL term of trades and trades-rfgsm.")]
-Steps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="PGD steps of pgd and trades.")]
+Beta = Annotated[float | None, typer.Option("--beta", min=0, help="Weight of the KL term of trades, trades-rfgsm and mart.")]
+Steps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="PGD steps of pgd, trades and mart.")]
 AttackLossOption = Annotated[
     AttackLoss | None, typer.Option("--attack-loss", help="What the attack of trades and trades-rfgsm ascends: kl (the papers) or ce.")
 ]
+GradientPenalty = Annotated[
+    float | None, typer.Option("--gradient-penalty", min=0, help="Weight of the l1 norm of the label's probability's input gradient.")
+]
+PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Training passes in bf16 or fp16; float32 without.")]
 Ema = Annotated[float | None, typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off.")]
 Held = Annotated[int | None, typer.Option("--validation", min=1, help="Training images held out to select the best step.")]
 PresetOption = Annotated[Preset, typer.Option("--preset", help="Settings that the other options change.")]

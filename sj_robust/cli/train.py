@@ -18,9 +18,11 @@ from sj_robust.cli.options import (
     Builder,
     Ema,
     Epochs,
+    GradientPenalty,
     Held,
     Mean,
     MethodOption,
+    PrecisionOption,
     Preset,
     PresetOption,
     Pretrained,
@@ -32,6 +34,7 @@ from sj_robust.cli.options import (
     arguments,
     command_line,
     one_of,
+    zoo_names,
 )
 
 
@@ -65,7 +68,9 @@ def train_ann(
     attack_steps: Steps = None,
     attack_loss: AttackLossOption = None,
     beta: Beta = None,
+    gradient_penalty: GradientPenalty = None,
     ema: Ema = None,
+    precision: PrecisionOption = None,
     validation: Held = None,
     image_size: Size = None,
     resume: Resume = False,
@@ -73,12 +78,14 @@ def train_ann(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Train a ReLU network: natural, PGD or TRADES adversarial training.
+    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training.
 
-    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
+    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training. Under torchrun the processes share
+    every batch.
     """
     one_of(architecture, model)
     from sj_robust.data import load_dataset
+    from sj_robust.distributed import rank
     from sj_robust.pipeline import check_out, save_trained, training_folder
     from sj_robust.source import from_text, open_ann
     from sj_robust.train import preset as named
@@ -95,7 +102,9 @@ def train_ann(
         attack_steps=attack_steps,
         attack_loss=attack_loss and attack_loss.value,
         beta=beta,
+        gradient_penalty=gradient_penalty,
         ema=ema,
+        precision=precision and precision.value,
         validation=validation,
         seed=seed,
     )
@@ -114,12 +123,14 @@ def train_ann(
     )
     ann = open_ann(settings, dataset, seed=seed)
     result = train(ann, dataset, config, training_folder(out), resume=resume, device=where)
+    if rank():
+        return  # of several processes the first one saves and speaks
     save_trained(ann, out, dataset, _with_command(result), builder=model)
     _report(out, result, as_json)
 
 
 def finetune(
-    checkpoint: Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.")],
+    checkpoint: Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)],
     *,
     data: Data,
     out: Out,
@@ -135,9 +146,14 @@ def finetune(
         float | None, typer.Option("--alpha", parser=fraction, metavar="EPS", help="RFGSM's random step; the default is eps/2.")
     ] = None,
     beta: Beta = None,
+    gradient_penalty: GradientPenalty = None,
+    consistency: Annotated[
+        float | None, typer.Option("--consistency", min=0, help="Weight of the divergence of each time step's prediction from that of all.")
+    ] = None,
     fixed_thresholds: Annotated[bool, typer.Option("--fixed-thresholds", help="Keep the firing thresholds as converted.")] = False,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute blocks in the backward pass, to save memory.")] = False,
     ema: Ema = None,
+    precision: PrecisionOption = None,
     validation: Held = None,
     image_size: Size = None,
     model: Builder = None,
@@ -149,9 +165,11 @@ def finetune(
 ) -> None:
     """Finetune a converted network adversarially: its weights, batch norms and firing thresholds (--preset paper: the TMLR 2024 settings).
 
-    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
+    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training. Under torchrun the processes share
+    every batch.
     """
     from sj_robust.data import load_dataset
+    from sj_robust.distributed import rank
     from sj_robust.errors import SJRobustError
     from sj_robust.hub import load
     from sj_robust.model import SpikingClassifier
@@ -172,9 +190,12 @@ def finetune(
         attack_loss=attack_loss and attack_loss.value,
         alpha=alpha,
         beta=beta,
+        gradient_penalty=gradient_penalty,
+        consistency=consistency,
         learn_thresholds=False if fixed_thresholds else None,
         checkpointing=checkpointing or None,
         ema=ema,
+        precision=precision and precision.value,
         validation=validation,
         seed=seed,
     )
@@ -185,6 +206,8 @@ def finetune(
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
     dataset = load_dataset(data, "train", image_size=image_size)
     result = train(snn, dataset, config, training_folder(out), resume=resume, device=where)
+    if rank():
+        return
     save_trained(snn, out, dataset, _with_command(result), builder=model)
     _report(out, result, as_json)
 

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import Norm, evaluation_mode
 from sj_robust.data import ImageDataset
+from sj_robust.distributed import processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
@@ -25,10 +27,11 @@ from sj_robust.evaluate.ensemble import attack_ensemble, searcher
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
-from sj_robust.evaluate.shard import processes
 from sj_robust.model import SpikingClassifier
 from sj_robust.neuron import View
 from sj_robust.progress import bar
+
+_PATIENCE = timedelta(hours=12)  # one process may have the hard images
 
 
 def evaluate(
@@ -80,7 +83,7 @@ def evaluate(
         time_limit: seconds after which no attack goes on; images not attacked by then count as robust, and the report says so.
         seed: noise depends on (seed, attack, view, index of the image) alone.
         journal: a file that keeps what is done, batch by batch, so that the same call goes on there after a kill, to the same report
-            but for its time, also with another batch size, device or number of processes. To be removed once the report is safe.
+            but for its cost, also with another batch size, device or number of processes. To be removed once the report is safe.
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
@@ -101,7 +104,7 @@ def evaluate(
         for context in (keep_large_blocks(), true_forward(model), *(evaluation_mode(each) for each in (model, *others)),
                         *(count_passes(each, bench) for each in (model, *others))):
             stack.enter_context(context)
-        shard = stack.enter_context(processes())
+        shard = stack.enter_context(processes(_PATIENCE, "start it again, with a journal (--out or --record) it goes on where it stopped"))
         num_classes = check_fit(bench, total)
         predicted, activity = _clean_pass(bench, total, False if shard.rank else show_progress)
         labels = dataset.labels[:total].cpu()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sj_robust.distributed import pooled_batches
 from sj_robust.errors import SJRobustError
 from sj_robust.model.normalized import NormalizedClassifier
 from sj_robust.neuron import ThresholdLIF, View
@@ -175,7 +176,7 @@ class SpikingClassifier(NormalizedClassifier):
         def hook(norm: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if inputs[0].shape[0] != batch or norm.running_var is None:
                 return  # behind the first node: T·N images
-            n = inputs[0].numel() // inputs[0].shape[1]
+            n = pooled_batches() * inputs[0].numel() // inputs[0].shape[1]
             if self.timesteps == 1 or n < 2:
                 return
             momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked or 1)

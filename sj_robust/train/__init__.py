@@ -1,4 +1,4 @@
-"""Training: natural, PGD and TRADES for ANNs, adversarial finetuning for SNNs, resumable to the bit."""
+"""Training: natural, PGD, TRADES and MART for ANNs and SNNs, resumable to the bit, on one process or several."""
 
 from sj_robust.train.checkpoint import Validation
 from sj_robust.train.config import PRESETS, TrainConfig, learning_rate, preset, validated

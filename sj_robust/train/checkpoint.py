@@ -52,6 +52,7 @@ class Progress(BaseModel):
     log_bytes: int = 0
     window: dict[str, float] = {}  # sums of the facts since the last log line
     window_steps: int = 0
+    scaler: dict[str, int | float] = {}  # of the loss, in fp16
 
     @property
     def validated(self) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from sj_robust.errors import SJRobustError
 
 Kind = Literal["ann", "finetune"]
-Method = Literal["natural", "pgd", "trades", "trades-rfgsm"]
+Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart"]
 
 
 def _fraction(value: Any) -> Any:
@@ -37,7 +37,8 @@ class TrainConfig(BaseModel):
 
     method: Method = Field(default="pgd", description="natural: cross-entropy; pgd: cross-entropy on PGD images (Madry et al. 2018; with "
                            "attack_steps=1 one-step training as in Wong et al. 2020); trades: CE + beta*KL with PGD on the KL "
-                           "(Zhang et al. 2019); trades-rfgsm: the same with RFGSM (Özdenizci & Legenstein 2024)")
+                           "(Zhang et al. 2019); trades-rfgsm: the same with RFGSM (Özdenizci & Legenstein 2024); mart: boosted CE on "
+                           "PGD images + beta*KL weighted by 1 - p_y (Wang et al. 2020)")
     epochs: float = Field(default=10, gt=0, le=10_000, allow_inf_nan=False, description="passes over the images; fractions allowed")
     batch_size: int = Field(default=128, ge=1, le=65_536)
     lr: float = Field(default=0.05, gt=0, le=10, allow_inf_nan=False, description="peak learning rate")
@@ -47,12 +48,17 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(default=5e-4, ge=0, le=1)
     decay_all: bool = Field(default=False, description="also decay thresholds, biases and batch norm, as the reference does")
     eps: Budget = Field(default=4 / 255, description="radius of the training attack and of the validation attack")
-    attack_steps: int = Field(default=1, ge=1, le=1000, description="PGD steps of pgd and trades")
+    attack_steps: int = Field(default=1, ge=1, le=1000, description="PGD steps of pgd, trades and mart")
     step_size: Budget | None = Field(default=None, description="PGD step; None: 2.5*eps/attack_steps, and 1.25*eps for one step")
     alpha: Budget | None = Field(default=None, description="RFGSM's random step; None: eps/2")
     attack_loss: Literal["kl", "ce"] = Field(default="kl", description="what the attack of trades and trades-rfgsm ascends: the KL of the "
                                              "outer loss, as in the papers, or the cross-entropy with the label")
-    beta: float = Field(default=6, ge=0, le=1000, allow_inf_nan=False, description="weight of the KL term of trades and trades-rfgsm")
+    beta: float = Field(default=6, ge=0, le=1000, allow_inf_nan=False, description="weight of the KL term of trades, trades-rfgsm and "
+                        "mart (6, 2 and 4 in Özdenizci & Legenstein 2024)")
+    gradient_penalty: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False, description="weight of the l1 norm of the "
+                                           "label's probability's input gradient (SR: Liu et al. 2024)")
+    consistency: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False, description="weight of the divergence of each "
+                                      "time step's prediction from that of all steps (spiking networks only)")
     augmentation: Literal["none", "crop-flip", "crop-flip-cutout"] = "crop-flip"
     learn_thresholds: bool = Field(default=True, description="train the firing thresholds; False keeps them as converted")
     threshold_min: float = Field(default=0.03, gt=0, le=100, description="learned thresholds never fall below this")
@@ -64,6 +70,8 @@ class TrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**31)
     checkpoint_minutes: float = Field(default=10, gt=0, le=1e6, description="minutes between saved states (and one every epoch)")
     checkpointing: bool = Field(default=False, description="recompute each block in the backward pass, to save memory; same weights")
+    precision: Literal["float32", "bf16", "fp16"] | None = Field(default=None, description="of the training passes: float32 (the default) "
+                                                                 "or torch's autocast to bf16 or fp16; validation is in float32")
     log_every: int = Field(default=20, ge=1, le=1_000_000, description="steps per line of log.jsonl")
 
     @model_validator(mode="after")
@@ -72,6 +80,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"alpha {self.alpha:g} is larger than eps {self.eps:g}: RFGSM's random step is a part of eps")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.gradient_penalty and self.checkpointing:  # its pass is in eval mode, and would be recomputed in training mode
+            raise ValueError("gradient_penalty does not go with checkpointing: leave one of them out")
         return self
 
 
@@ -83,6 +93,7 @@ _SNN_PAPER = TrainConfig(method="trades-rfgsm", epochs=60, batch_size=64, lr=1e-
 _SNN_DEFAULT = TrainConfig(method="pgd", epochs=2, batch_size=64, lr=0.02, schedule="cosine", eps=4 / 255, beta=2, validation=500,
                            validation_steps=3, validate_every=0.5)
 
+# Settings that came after the first runs default to None, which leaves the key of a finished stage as it was (see `pipeline`).
 FREE_FIELDS = {"checkpoint_minutes", "checkpointing"}  # without a say in weights or log: they may change on resume
 
 PRESETS: dict[Kind, dict[str, TrainConfig]] = {

@@ -37,6 +37,22 @@ class Log:
         self._file.close()
 
 
+class NoLog(Log):
+    """The log of a process that leaves writing to another one."""
+
+    def __init__(self) -> None:
+        pass
+
+    def write(self, **facts: Any) -> None:
+        pass
+
+    def sync(self) -> int:
+        return 0
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 def read_log(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All lines of `folder`/log.jsonl, in order; each has "event": "train" or "validation"."""
     return [json.loads(line) for line in (Path(folder) / LOG_FILE).read_text().splitlines()]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -12,45 +14,57 @@ from torch import Tensor, nn
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import PGD, evaluation_mode
 from sj_robust.data import ImageDataset
+from sj_robust.distributed import ALONE, Team, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.files import only_one
 from sj_robust.progress import bar
 from sj_robust.train import average
 from sj_robust.train.checkpoint import Groups, Progress, Validation, check_same_run, exists, load_state, restore, save_state
 from sj_robust.train.config import Kind, TrainConfig, learning_rate
-from sj_robust.train.log import Log, draw_curves
-from sj_robust.train.loss import LOSSES
+from sj_robust.train.log import Log, NoLog, draw_curves
+from sj_robust.train.loss import training_loss
 from sj_robust.train.memory import checkpointed_blocks
 from sj_robust.train.optimizer import clamp_thresholds, frozen_thresholds, make_optimizer, momentum_buffers
+from sj_robust.train.parallel import synchronised
 from sj_robust.train.plan import Plan
+from sj_robust.train.precision import autocast, loss_scaler
 from sj_robust.train.session import Stopwatch, deferred_interrupt, reproducible
 
 DRAW_SECONDS = 30  # drawing takes a second: curves.png is remade at a validation only where the last is older than this
+PATIENCE = timedelta(minutes=10)  # between processes, which wait for each other in every step and while the first one saves
 
 
 def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, *, kind: Kind, resume: bool,
         device: torch.device, show_progress: bool | None) -> tuple[Progress, Plan]:
     """Train `model` in place until it holds the weights that were best on the held-out images. See `train_ann` for the contract."""
-    with only_one(folder, "a training going on"):
-        return _fit(model, dataset, config, folder, kind=kind, resume=resume, device=device, show_progress=show_progress)
+    with processes(PATIENCE, f"the last state saved in {folder} is good, resume from there", device) as team:
+        if config.batch_size % team.count:
+            raise SJRobustError(f"batch_size={config.batch_size} cannot be shared equally by {team.count} processes: choose a multiple")
+        with only_one(folder, "a training going on") if team.first else nullcontext(), synchronised(team):
+            return _fit(model, dataset, config, folder, team, kind=kind, resume=resume, device=device,
+                        show_progress=show_progress if team.first else False)
 
 
-def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, *, kind: Kind, resume: bool,
+def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, team: Team, *, kind: Kind, resume: bool,
          device: torch.device, show_progress: bool | None) -> tuple[Progress, Plan]:
     plan = Plan.make(dataset, config)
-    progress, saved = _begin(folder, resume, Progress(kind=kind, config=config, fingerprint=dataset.fingerprint, total_steps=plan.total))
+    fresh = Progress(kind=kind, config=config, fingerprint=dataset.fingerprint, total_steps=plan.total)
+    progress, saved = team.from_first(_begin(folder, resume, fresh) if team.first else (fresh, {}))
     model.to(device).to(memory_format=torch.channels_last).train()
     weights = _weights(model)
+    if team.count > 1:
+        average.copy(team.from_first({name: tensor.cpu() for name, tensor in weights.items()}), weights)
     fixed = frozen_thresholds(model, not config.learn_thresholds)
     with keep_large_blocks(), reproducible(device), fixed, deferred_interrupt() as interrupted:
-        optimizer = make_optimizer(model, config)
+        optimizer, scaler = make_optimizer(model, config), loss_scaler(config, device)
         ema = average.start(weights) if config.ema else {}
         best = average.start(weights)
         groups: Groups = {"model": weights, "momentum": momentum_buffers(model, optimizer), "ema": ema, "best": best}
         if saved:
             for name, tensors in groups.items():
                 restore(tensors, saved.get(name, {}), folder)
-        log, stream = Log(folder, progress.log_bytes), plan.batches(progress.step)
+            scaler.load_state_dict(progress.scaler)
+        log, stream = Log(folder, progress.log_bytes) if team.first else NoLog(), plan.batches(progress.step)
         clock, training, unsaved, undrawn = Stopwatch(progress.seconds), Stopwatch(), Stopwatch(), Stopwatch()
         images, done = plan.total * config.batch_size, progress.step * config.batch_size
         unread: list[dict[str, Tensor]] = []  # facts of the last steps, still on the device
@@ -60,20 +74,22 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
                 if plan.validates(step) and not progress.validated:
                     _read(unread, progress, folder)
                     with average.swapped(weights, ema):
-                        result = validate(model, plan.held_out, config, step, interrupted)
+                        result = validate(model, plan.held_out, config, step, interrupted, team)
                         if result and progress.add(result):
                             average.copy(weights, best)
                     if result:
                         log.write(event="validation", epoch=plan.epoch(step), **result.model_dump(), seconds=round(clock.seconds, 1))
-                stop = interrupted()
-                if stop or step % plan.per_epoch == 0 or progress.finished or unsaved.seconds > 60 * config.checkpoint_minutes:
+                # clocks and Ctrl-C differ from process to process: what they ask for is agreed on
+                stop, due = team.totals(interrupted(), team.first and unsaved.seconds > 60 * config.checkpoint_minutes)
+                if stop or due or step % plan.per_epoch == 0 or progress.finished:
                     _read(unread, progress, folder)
-                    progress.log_bytes, progress.seconds = log.sync(), clock.seconds
-                    save_state(folder, progress, groups)
+                    progress.log_bytes, progress.seconds, progress.scaler = log.sync(), clock.seconds, scaler.state_dict()
+                    if team.first:
+                        save_state(folder, progress, groups)
                     unsaved.restart()
                 if stop:
                     raise KeyboardInterrupt
-                if progress.finished or (progress.validated and undrawn.seconds > DRAW_SECONDS):
+                if team.first and (progress.finished or (progress.validated and undrawn.seconds > DRAW_SECONDS)):
                     draw_curves(folder)
                     undrawn.restart()
                 if progress.finished:
@@ -81,7 +97,7 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
 
                 training.restart()
                 with checkpointed_blocks(model, config.checkpointing):
-                    unread.append(train_step(model, optimizer, next(stream), config, plan, step))
+                    unread.append(train_step(model, optimizer, scaler, next(stream), config, plan, step, team))
                 if config.ema:
                     average.update(ema, weights, config.ema, step)
                 progress.step += 1
@@ -101,19 +117,23 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
     return progress, plan
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor, Tensor], config: TrainConfig,
-               plan: Plan, step: int) -> dict[str, Tensor]:
-    """One update of `model`; the loss terms and accuracies on this batch, left on the device: nothing here waits for it."""
+def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, batch: tuple[Tensor, Tensor, Tensor],
+               config: TrainConfig, plan: Plan, step: int, team: Team) -> dict[str, Tensor]:
+    """One update of `model`, by the whole team; the loss terms and accuracies on this batch, left on the device: nothing waits for it."""
     device = next(model.parameters()).device
-    ids, x, y = batch[0].to(device), batch[1].to(device, memory_format=torch.channels_last), batch[2].to(device)
+    ids, x, y = (team.share(part).to(device) for part in batch)
+    x = x.contiguous(memory_format=torch.channels_last)
     seed = plan.seed(step)
-    torch.manual_seed(seed)  # whatever draws global random numbers (dropout) depends on the step alone
+    torch.manual_seed((seed + team.rank * 0x632BE59B) % 2**63)  # whatever draws global random numbers (dropout) depends on the step alone
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step, plan.total)
-    loss = LOSSES[config.method](model, x, y, ids, config, seed)
+    with autocast(model, config, device):
+        loss = training_loss(model, x, y, ids, config, seed)
     optimizer.zero_grad(set_to_none=True)
-    loss.total.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
+    scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
+    team.average([*(parameter.grad for parameter in model.parameters() if parameter.grad is not None), *loss.facts.values()])
+    scaler.step(optimizer)
+    scaler.update()
     if config.learn_thresholds:
         clamp_thresholds(model, config.threshold_min)
     return loss.facts
@@ -138,21 +158,25 @@ def _read(unread: list[dict[str, Tensor]], progress: Progress, folder: Path) -> 
 
 
 def validate(model: nn.Module, held_out: ImageDataset, config: TrainConfig, step: int,
-             interrupted: Callable[[], bool] = lambda: False) -> Validation | None:
+             interrupted: Callable[[], bool] = lambda: False, team: Team = ALONE) -> Validation | None:
     """Clean accuracy, and (unless the method is natural) accuracy that survives a short PGD at the training eps through the model's
-    own gradient. The noise is that of the images, the same at every validation. None where `interrupted` says stop."""
+    own gradient. The noise is that of the images, the same at every validation. The team shares the images. None where `interrupted`
+    says stop."""
     attack = PGD(eps=config.eps, steps=config.validation_steps)
     device = next(model.parameters()).device
-    clean = robust = 0
+    clean = robust = stop = 0.0
     with evaluation_mode(model):
-        for ids in torch.arange(len(held_out)).split(config.batch_size):
-            if interrupted():
-                return None
+        for ids in torch.arange(len(held_out)).split(config.batch_size // team.count)[team.rank::team.count]:
+            if stop := interrupted():
+                break
             x, y = held_out.floats(ids).to(device, memory_format=torch.channels_last), held_out.labels[ids].to(device)
             right = _right(model, x, y)
             clean += int(right.sum())
             if config.method != "natural":
                 robust += int((right & _right(model, attack(model, x, y, seed=config.seed, ids=ids.to(device)), y)).sum())
+    clean, robust, stop = team.totals(clean, robust, stop)
+    if stop:
+        return None
     return Validation(step=step, clean=clean / len(held_out), robust=None if config.method == "natural" else robust / len(held_out))
 
 

@@ -1,15 +1,17 @@
-"""The losses: natural, PGD adversarial training and TRADES, each a function of one batch."""
+"""The losses: natural, PGD adversarial training, TRADES and MART, each a function of one batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sj_robust.attack import PGD, RFGSM, Attack
 from sj_robust.train.config import TrainConfig
+from sj_robust.train.regularizer import inconsistency, input_gradient_norm, recorded_steps
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,46 @@ def trades_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: Tra
                         "clean": accuracy(clean, y), "robust": accuracy(adversarial, y)})
 
 
+def mart_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
+    """BCE(f(x_adv), y) + beta·KL(f(x) ‖ f(x_adv))·(1 − p_y(x)) on PGD images (Wang et al., ICLR 2020; beta is their λ).
+
+    BCE(f, y) = −log p_y − log(1 − max_{k≠y} p_k). Neither p_y(x) nor the clean side of the KL is detached, as in the paper's code.
+    """
+    attack = PGD(eps=config.eps, steps=config.attack_steps, step_size=step_size(config), keep="last")
+    x_adv = attack(model, x, y, seed=seed, ids=ids)
+    clean, adversarial = model(x).float(), model(x_adv).float()
+    label = y[:, None]
+    strongest = adversarial.scatter(1, label, -torch.inf).argmax(1, keepdim=True)
+    # log(1 − p_k) from the other logits: exact where p_k rounds to 1, which the paper's code meets with a constant
+    rest = adversarial.scatter(1, strongest, -torch.inf).logsumexp(1) - adversarial.logsumexp(1)
+    bce = F.cross_entropy(adversarial, y) - rest.mean()
+    log_p = clean.log_softmax(1)
+    # log_target: the gradient through p itself is not finite where p rounds to 0
+    divergence = F.kl_div(adversarial.log_softmax(1), log_p, reduction="none", log_target=True).sum(1)
+    kl = (divergence * (1 - log_p.gather(1, label).squeeze(1).exp())).mean()
+    total = bce + config.beta * kl
+    return Loss(total, {"loss": total.detach(), "ce": bce.detach(), "kl": kl.detach(),
+                        "clean": accuracy(clean, y), "robust": accuracy(adversarial, y)})
+
+
 LOSSES: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor, TrainConfig, int], Loss]] = {
-    "natural": natural_loss, "pgd": pgd_loss, "trades": trades_loss, "trades-rfgsm": trades_loss,
+    "natural": natural_loss, "pgd": pgd_loss, "trades": trades_loss, "trades-rfgsm": trades_loss, "mart": mart_loss,
 }
+
+
+def training_loss(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int) -> Loss:
+    """The loss of `config.method` and the regularisers that `config` gives a weight."""
+    with recorded_steps(model, bool(config.consistency)) as passes:
+        loss = LOSSES[config.method](model, x, y, ids, config, seed)
+    terms: list[tuple[str, float, Tensor]] = []
+    if config.consistency:
+        terms.append(("consistency", config.consistency, torch.stack([inconsistency(steps) for steps in passes]).mean()))
+    if config.gradient_penalty:
+        terms.append(("gradient", config.gradient_penalty, input_gradient_norm(model, x, y)))
+    for name, weight, value in terms:
+        total = loss.total + weight * value
+        loss = Loss(total, {**loss.facts, "loss": total.detach(), name: value.detach()})
+    return loss
 
 
 def step_size(config: TrainConfig) -> float:

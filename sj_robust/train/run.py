@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from sj_robust.data import ImageDataset
+from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.train.checkpoint import Progress, Validation
@@ -43,7 +44,7 @@ class TrainResult(BaseModel):
 def train_ann(model: NormalizedClassifier, dataset: ImageDataset, config: TrainConfig | None = None,
               folder: str | os.PathLike[str] = "run", *, resume: bool = False, device: str | torch.device = "cpu",
               show_progress: bool | None = None) -> TrainResult:
-    """Train a ReLU network: natural, PGD or TRADES adversarial training (default: `PRESETS["ann"]["default"]`).
+    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training (default: `PRESETS["ann"]["default"]`).
 
     `model` maps images float32 [N,C,H,W] in [0,1] to logits [N,K] and is trained in place; at the end it is in eval mode and holds
     the weights (their moving average, with `ema`) that were best on `config.validation` held-out images of `dataset`, never a test
@@ -52,8 +53,13 @@ def train_ann(model: NormalizedClassifier, dataset: ImageDataset, config: TrainC
     `resume=True` continues the run in `folder`, or starts it where there is none: the final weights equal those of an uninterrupted
     run bit for bit on one machine with the same number of threads. A finished run returns at once.
 
+    Started by torchrun or accelerate, the processes share every batch (`config.batch_size` is that of all together), gradients and batch
+    norm statistics are those of the whole batch, and so the run is that of one process up to rounding; only dropout draws other masks.
+    The first process writes `folder`; a run may be resumed with another number of processes.
+
     Raises SJRobustError: `folder` holds a run and `resume` is False; its state is damaged, or of another config, dataset or network;
-    too few images; the loss or a weight is no longer finite (the last good state stays). KeyboardInterrupt after saving.
+    too few images; the loss or a weight is no longer finite, or another process has ended (the last good state stays).
+    KeyboardInterrupt after saving.
     """
     return _train(model, dataset, config or PRESETS["ann"]["default"], folder, "ann", resume, device, show_progress)
 
@@ -74,12 +80,14 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
     if isinstance(model, SpikingClassifier) != (kind == "finetune"):
         raise SJRobustError("finetune takes a SpikingClassifier: convert the network first (sj_robust.convert)" if kind == "finetune"
                             else "train_ann takes a network without spiking nodes: use finetune for a SpikingClassifier")
+    if config.consistency and kind == "ann":
+        raise SJRobustError("consistency compares the time steps of a spiking network: leave it out for an ANN")
     highest = int(dataset.labels.max()) if len(dataset) else -1
     classes = getattr(model, "num_classes", None)
     if isinstance(classes, int) and highest >= classes:
         raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
                             f"num_classes={len(dataset.classes)}")
-    device = torch.device(device)
+    device = own_device(torch.device(device))
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
     return _result(progress, plan, dataset, device)
 

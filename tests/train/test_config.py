@@ -30,8 +30,8 @@ def test_changes_are_applied_and_none_is_no_change():
 
 @pytest.mark.parametrize(("field", "value"), [
     ("lr", 0), ("lr", float("nan")), ("epochs", -1), ("epochs", float("inf")), ("eps", 0), ("eps", "8/0"), ("eps", "x"), ("eps", 2),
-    ("batch_size", 0), ("momentum", 1), ("method", "mart"), ("threshold_min", 0), ("ema", 1), ("validation", 0), ("seed", -1),
-    ("attack_steps", 0), ("learning_rate", 1),
+    ("batch_size", 0), ("momentum", 1), ("method", "free"), ("threshold_min", 0), ("ema", 1), ("validation", 0), ("seed", -1),
+    ("attack_steps", 0), ("learning_rate", 1), ("precision", "int8"), ("consistency", -1),
 ])
 def test_a_bad_value_is_named_in_one_line(field, value):
     with pytest.raises(SJRobustError, match=field) as caught:
@@ -77,3 +77,8 @@ def test_learning_rate_of_very_short_runs(schedule, total):
     rates = [learning_rate(TrainConfig(schedule=schedule, lr=0.3), step, total) for step in range(total)]
     assert rates[0] == 0.3
     assert all(0 <= rate <= 0.3 for rate in rates)
+
+
+def test_options_that_are_off_leave_no_trace():
+    """Stages of a recipe are kept by their settings: an option that is new must not make those of before again."""
+    assert not {"gradient_penalty", "consistency", "precision"} & TrainConfig().model_dump(exclude_none=True).keys()

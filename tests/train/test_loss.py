@@ -35,7 +35,8 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
 
 
 def attacked(method: str, model: nn.Module, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
-    attack = {"pgd": PGD(eps=0.1, steps=3, keep="last"), "trades": PGD(eps=0.1, steps=3, loss="kl", keep="last"),
+    attack = {"pgd": PGD(eps=0.1, steps=3, keep="last"), "mart": PGD(eps=0.1, steps=3, keep="last"),
+              "trades": PGD(eps=0.1, steps=3, loss="kl", keep="last"),
               "trades-rfgsm": RFGSM(eps=0.1, alpha=0.04, loss="kl")}[method]
     return attack(model, x, y, seed=seed, ids=ids)
 
@@ -94,7 +95,7 @@ def test_batch_norm_sees_clean_then_adversarial_images_in_training_mode(toy):
 
 
 @pytest.mark.parametrize("kind", ["ann", "snn"])
-@pytest.mark.parametrize("method", ["pgd", "trades", "trades-rfgsm"])
+@pytest.mark.parametrize("method", ["pgd", "trades", "trades-rfgsm", "mart"])
 def test_the_inner_attack_leaves_the_model_as_it_was(toy, kind, method):
     model = getattr(toy, kind)().train()
     model.backbone[1].eval()  # a frozen batch norm must come back frozen
@@ -113,6 +114,28 @@ def test_the_inner_attack_leaves_the_model_as_it_was(toy, kind, method):
     assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
     if kind == "snn":
         assert views == [node.view for node in model.nodes().values()]
+
+
+@pytest.mark.parametrize("scale", [1, 18])  # at 18 probabilities round to 1 in float32, not in float64
+def test_mart_follows_its_formula(toy, scale):
+    model, (x, y, ids) = Linear(), batch()
+    model.weight.data *= scale
+    config = toy.config(method="mart", eps=0.1, attack_steps=3, beta=5)
+    loss = LOSSES["mart"](model, x, y, ids, config, 7)
+    loss.total.backward()
+
+    x_adv = attacked("mart", model, x, y, ids, 7).flatten(1).double()
+    weight, rows = model.weight.detach().double().requires_grad_(), torch.arange(6)
+    p, q = (x.flatten(1).double() @ weight.T).softmax(1), (x_adv @ weight.T).softmax(1)
+    weaker = torch.stack([min(q[i, k] for k in range(3) if k != y[i]) for i in range(6)])
+    bce = (-q[rows, y].log() - (q[rows, y] + weaker).log()).mean()  # 1 − max_{k≠y} q_k, of three classes
+    assert (q.float().max() == 1) == (scale == 18)
+    kl = ((p * (p.log() - q.log())).sum(1) * (1 - p[rows, y])).mean()
+    (bce + 5 * kl).backward()
+    assert loss.total.item() == pytest.approx((bce + 5 * kl).item(), rel=1e-4)
+    assert loss.facts["ce"].item() == pytest.approx(bce.item(), rel=1e-4)
+    assert loss.facts["kl"].item() == pytest.approx(kl.item(), rel=1e-4, abs=1e-7)
+    np.testing.assert_allclose(model.weight.grad.numpy(), weight.grad.numpy(), rtol=1e-3, atol=1e-5)
 
 
 def test_one_step_training_steps_beyond_the_ball(toy):

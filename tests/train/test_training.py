@@ -23,7 +23,7 @@ def accuracy(model: nn.Module, dataset: ImageDataset, eps: float = 0.0) -> float
         return (model(x).argmax(1) == y).float().mean().item()
 
 
-@pytest.mark.parametrize("method", ["natural", "pgd", "trades", "trades-rfgsm"])
+@pytest.mark.parametrize("method", ["natural", "pgd", "trades", "trades-rfgsm", "mart"])
 def test_an_ann_learns(toy, tmp_path, method):
     model = toy.ann()
     result = train_ann(model, toy.patterns(), toy.config(method=method), tmp_path)
@@ -33,7 +33,7 @@ def test_an_ann_learns(toy, tmp_path, method):
     assert (result.best.robust is None) == (method == "natural")
 
 
-@pytest.mark.parametrize("method", ["natural", "pgd", "trades", "trades-rfgsm"])
+@pytest.mark.parametrize("method", ["natural", "pgd", "trades", "trades-rfgsm", "mart"])
 def test_an_snn_learns(toy, tmp_path, method):
     model = toy.snn()
     finetune(model, toy.patterns(), toy.config("finetune", method=method, epochs=6, lr=0.05), tmp_path)
@@ -119,20 +119,22 @@ def test_the_log_has_every_step_once(toy, tmp_path):
     assert lines[0]["loss"] == pytest.approx(lines[0]["ce"] + 6 * lines[0]["kl"], rel=1e-4)
 
 
-def test_an_average_of_the_weights_is_what_is_kept(toy, tmp_path):
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_an_average_of_the_weights_is_what_is_kept(toy, tmp_path, kind):
     """With decay d_t = min(0.9, (1+t)/(10+t)) after every step, recomputed from the weights of shorter runs."""
     def after(steps: int, ema: float) -> dict[str, torch.Tensor]:
-        model = toy.ann()
+        model = getattr(toy, kind)()
         # lr of a cosine over any number of steps differs, so the schedule must not: one epoch each, validated at the end
         config = toy.config(epochs=1, ema=ema, lr=0.05, schedule="cosine", batch_size=256 // steps, validate_every=1)
-        train_ann(model, toy.patterns(), config, tmp_path / f"{steps}-{ema}")
+        (train_ann if kind == "ann" else finetune)(model, toy.patterns(), config, tmp_path / f"{steps}-{ema}")
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    start = toy.ann().state_dict()
+    start = getattr(toy, kind)().state_dict()
     raw, averaged = after(1, 0), after(1, 0.9)
     for name, tensor in raw.items():
         expected = 0.1 * start[name] + 0.9 * tensor if tensor.is_floating_point() else tensor
         torch.testing.assert_close(averaged[name], expected, msg=name)
+        assert not torch.equal(start[name], averaged[name]), name  # thresholds and batch-norm buffers move as well
 
 
 def test_training_leaves_random_state_alone(toy, tmp_path):

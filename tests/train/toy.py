@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from signal import SIGINT, SIGKILL
 
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from sj_robust.data import ImageDataset
+from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingActivation, SpikingClassifier
 from sj_robust.neuron import ThresholdLIF
 from sj_robust.train import TrainConfig, TrainResult, finetune, preset, train_ann
@@ -44,24 +50,64 @@ def config(kind: str = "ann", **changes: object) -> TrainConfig:
     return preset(kind, **{**short, **changes})
 
 
-# Runs that are killed and resumed: (kind, config). Long enough to be caught in the middle.
-CASES = {
-    "ann-saved-each-step": ("ann", config(method="pgd", epochs=12.5, ema=0.9, augmentation="crop-flip", checkpoint_minutes=1e-9,
-                                          log_every=3)),
-    "snn-saved-each-epoch": ("finetune", config("finetune", epochs=8, validate_every=0.4)),
+def stemmed_snn() -> SpikingClassifier:
+    """An SNN whose first layers see the image once and not T times, as conversion leaves them."""
+    model = snn()
+    model.repeat_at = "2"
+    model.backbone.insert(4, nn.BatchNorm2d(8))  # behind the node: this one sees T·N images
+    return model
+
+
+def timm_ann() -> NormalizedClassifier:
+    """With timm's own batch norm, and no dropout."""
+    model = ann(dropout=0.0)
+    model.backbone[1] = BatchNormAct2d(8)
+    return model
+
+
+# Runs that are killed and resumed, or shared by processes: (network, config). The first two are long enough to be caught in the middle.
+CASES: dict[str, tuple[Callable[[], NormalizedClassifier], TrainConfig]] = {
+    "ann-saved-each-step": (ann, config(method="pgd", epochs=12.5, ema=0.9, augmentation="crop-flip", checkpoint_minutes=1e-9,
+                                        log_every=3)),
+    "snn-saved-each-epoch": (snn, config("finetune", epochs=8, validate_every=0.4, ema=0.9)),
+    "snn-shared": (stemmed_snn, config("finetune", epochs=1, validate_every=0.5, ema=0.9, checkpoint_minutes=1e-9)),
+    "ann-shared": (timm_ann, config(method="mart", attack_steps=2, epochs=1, augmentation="crop-flip", checkpoint_minutes=1e-9)),
 }
 
 
-def run_case(case: str, folder: Path, resume: bool = False) -> TrainResult:
-    kind, settings = CASES[case]
-    return finetune(snn(), patterns(), settings, folder, resume=resume) if kind == "finetune" else train_ann(
-        ann(), patterns(), settings, folder, resume=resume)
+def run_case(case: str, folder: Path, resume: bool = False, stop_at: int | None = None, signal: int = SIGINT) -> TrainResult:
+    """Train; with `stop_at`, this process gets `signal` in its training-mode forward pass number `stop_at`, from 0."""
+    make, settings = CASES[case]
+    model = make()
+    if stop_at is not None:
+        passes = itertools.count()
+
+        def count(*_: object) -> None:
+            if model.training and next(passes) == stop_at:
+                os.kill(os.getpid(), signal)
+
+        model.register_forward_pre_hook(count)
+    return (finetune if isinstance(model, SpikingClassifier) else train_ann)(model, patterns(), settings, folder, resume=resume)
+
+
+def main(folder: str, case: str, *more: str) -> None:
+    """One case in `folder`; or several, each in a folder of its name, resumed. `--kill RANK:STEP` kills that process in that step."""
+    torch.set_num_threads(1)
+    if "--kill" in more:
+        rank, step = more[1].split(":")
+        run_case(case, Path(folder), stop_at=int(step) if os.environ["RANK"] == rank else None, signal=SIGKILL)
+    elif more:
+        for each in (case, *more):
+            run_case(each, Path(folder) / each, resume=True)
+    else:
+        run_case(case, Path(folder))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     try:
-        run_case(sys.argv[2], Path(sys.argv[1]))
+        main(*sys.argv[1:])
     except KeyboardInterrupt:
         print("interrupted")
         sys.exit(130)
+    except SJRobustError as error:
+        sys.exit(f"sj-robust: {error}")

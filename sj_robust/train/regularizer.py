@@ -1,0 +1,63 @@
+"""Terms added to the loss: sparse input gradients, and time steps that agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sj_robust.attack.loss import input_gradient
+from sj_robust.attack.mode import attack_mode, evaluation_mode
+
+H = 0.01  # of the finite difference: one of the 255 levels of an image is 0.004
+
+
+def input_gradient_norm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean over the images x [N,C,H,W] of ‖∇ₓ p_y(x)‖₁, p_y the softmax probability of the label y [N] (scalar).
+
+    Sparsity regularisation (SR) of Liu et al., "Enhancing Adversarial Robustness in SNNs with Sparse Gradients", ICML 2024: the
+    finite difference |p_y(x + h·d) − p_y(x)| / h with d = sign ∇ₓ p_y(x) held constant, here with h = 0.01. It needs no second
+    derivative, which a surrogate does not have. Both probabilities are taken in eval mode (running statistics, no dropout), so
+    that they differ by the step alone; an image's term does not depend on its batch.
+    """
+    with attack_mode(model, x.device):
+        direction = input_gradient(model, lambda logits: _probability(logits, y), x)[0].sign()
+    with evaluation_mode(model):
+        here, there = model(torch.cat([x, x + H * direction])).chunk(2)
+        return (_probability(there, y) - _probability(here, y)).abs().mean() / H
+
+
+def inconsistency(steps: Tensor) -> Tensor:
+    """How far the predictions of single time steps are from that of all: mean over T and N of KL(p ‖ p_t) (scalar, ≥ 0).
+
+    `steps` [T,N,K] are the logits z_t of every step; p_t = softmax z_t, and p = softmax(mean_t z_t) is a constant target: the term moves
+    the steps, the loss moves the prediction. A temporal-consistency term in the spirit of those in the literature on robust SNNs
+    (RTE, STOD, MPPD-TV); this form of it is ours.
+    """
+    target = steps.mean(0).detach().softmax(1).expand_as(steps)
+    return F.kl_div(steps.log_softmax(2), target, reduction="none").sum(2).mean()
+
+
+@contextmanager
+def recorded_steps(model: nn.Module, wanted: bool = True) -> Iterator[list[Tensor]]:
+    """The list of the logits of every step [T,N,K] that the training-mode passes of a SpikingClassifier make within the block."""
+    passes: list[Tensor] = []
+
+    def note(backbone: nn.Module, inputs: Any, logits: Tensor) -> None:
+        if backbone.training:  # an attack's passes are in eval mode
+            passes.append(logits.view(model.timesteps, -1, logits.shape[-1]))  # type: ignore[call-overload]
+
+    hook = model.get_submodule("backbone").register_forward_hook(note) if wanted else None
+    try:
+        yield passes
+    finally:
+        if hook:
+            hook.remove()
+
+
+def _probability(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.float().softmax(1).gather(1, y[:, None]).squeeze(1)
