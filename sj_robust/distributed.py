@@ -98,14 +98,19 @@ class Team:
 ALONE = Team()
 
 
+def process_count() -> int:
+    """How many processes there are by the environment."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
 def rank() -> int:
     """This process's rank by the environment, 0 where there is one process."""
-    return int(os.environ.get("RANK", 0)) if int(os.environ.get("WORLD_SIZE", 1)) > 1 else 0
+    return int(os.environ.get("RANK", 0)) if process_count() > 1 else 0
 
 
 def own_device(device: torch.device) -> torch.device:
     """`device`; for "cuda" without a number in one of several processes, the one that is this process's by the environment."""
-    if device.type != "cuda" or device.index is not None or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if device.type != "cuda" or device.index is not None or process_count() == 1:
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
@@ -116,7 +121,7 @@ def processes(patience: timedelta, advice: str, device: torch.device | None = No
 
     One that waits longer than `patience` for another gives up. gloo carries tensors of the CPU, NCCL those of a CUDA `device`.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+    if process_count() == 1:
         yield ALONE
         return
     joined = dist.is_initialized()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import PGD, evaluation_mode
 from sj_robust.data import ImageDataset
-from sj_robust.distributed import ALONE, Team, processes
+from sj_robust.distributed import ALONE, Team, process_count, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.files import only_one
 from sj_robust.progress import bar
@@ -37,12 +37,12 @@ PATIENCE = timedelta(minutes=10)  # between processes, which wait for each other
 def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, *, kind: Kind, resume: bool,
         device: torch.device, show_progress: bool | None) -> tuple[Progress, Plan]:
     """Train `model` in place until it holds the weights that were best on the held-out images. See `train_ann` for the contract."""
-    with processes(PATIENCE, f"the last state saved in {folder} is good, resume from there", device) as team:
-        if config.batch_size % team.count:
-            raise SJRobustError(f"batch_size={config.batch_size} cannot be shared equally by {team.count} processes: choose a multiple")
-        with only_one(folder, "a training going on") if team.first else nullcontext(), synchronised(team):
-            return _fit(model, dataset, config, folder, team, kind=kind, resume=resume, device=device,
-                        show_progress=show_progress if team.first else False)
+    if config.batch_size % process_count():
+        raise SJRobustError(f"batch_size={config.batch_size} cannot be shared equally by {process_count()} processes: choose a multiple")
+    with (processes(PATIENCE, f"the last state saved in {folder} is good, resume from there", device) as team,
+          only_one(folder, "a training going on") if team.first else nullcontext(), synchronised(team)):
+        return _fit(model, dataset, config, folder, team, kind=kind, resume=resume, device=device,
+                    show_progress=show_progress if team.first else False)
 
 
 def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, team: Team, *, kind: Kind, resume: bool,

@@ -19,7 +19,7 @@ H = 0.01  # of the finite difference: one of the 255 levels of an image is 0.004
 def input_gradient_norm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Mean over the images x [N,C,H,W] of ‖∇ₓ p_y(x)‖₁, p_y the softmax probability of the label y [N] (scalar).
 
-    Sparsity regularisation (SR) of Liu et al., "Enhancing Adversarial Robustness in SNNs with Sparse Gradients", ICML 2024: the
+    After the sparsity regularisation (SR) of Liu et al., "Enhancing Adversarial Robustness in SNNs with Sparse Gradients", ICML 2024: the
     finite difference |p_y(x + h·d) − p_y(x)| / h with d = sign ∇ₓ p_y(x) held constant, here with h = 0.01. It needs no second
     derivative, which a surrogate does not have. Both probabilities are taken in eval mode (running statistics, no dropout), so
     that they differ by the step alone; an image's term does not depend on its batch.

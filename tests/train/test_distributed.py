@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sj_robust.errors import SJRobustError
+from sj_robust.train import train_ann
 from sj_robust.train.checkpoint import load_state
 
 TOY = Path(__file__).with_name("toy.py")
@@ -103,18 +105,17 @@ def test_two_machines_train_as_one(toy, tmp_path, alone):
 
 @pytest.mark.slow
 def test_the_command_under_torchrun_writes_one_checkpoint(tmp_path):
-    """As a user starts it; a batch that cannot be shared equally, first, is one line."""
-    def command(batch_size: int) -> subprocess.Popen[str]:
-        return start("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "sj_robust", "train-ann",
-                     "cifar_resnet20", "--data", "sample", "--epochs", "0.1", "--validation", "20", "--batch-size", str(batch_size),
-                     "--device", "cpu", "--out", str(tmp_path / "ann"))
-
-    failing = command(33)
-    _, messages = failing.communicate(timeout=300)
-    assert failing.returncode == 1
-    assert "sj-robust: batch_size=33 cannot be shared equally by 2 processes" in messages
-    working = command(32)
-    output, messages = working.communicate(timeout=300)
-    assert working.returncode == 0, messages
+    """As a user starts it."""
+    process = start("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port(), "-m", "sj_robust", "train-ann",
+                    "cifar_resnet20", "--data", "sample", "--epochs", "0.1", "--validation", "20", "--batch-size", "32",
+                    "--device", "cpu", "--out", str(tmp_path / "ann"))
+    output, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
     assert output.splitlines() == [str(tmp_path / "ann")]
     assert (tmp_path / "ann" / "model.safetensors").is_file()
+
+
+def test_a_batch_that_cannot_be_shared_equally_is_refused(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(SJRobustError, match="batch_size=32 cannot be shared equally by 3 processes"):
+        train_ann(toy.ann(), toy.patterns(), toy.config(), tmp_path)
