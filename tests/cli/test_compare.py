@@ -52,7 +52,7 @@ def test_the_table_says_what_the_comparison_found(cli: Cli) -> None:
         raised = ",".join(map(str, row.marks.robust)).translate(str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒"))
         figures = [row.at(eps) for eps in found.columns]
         assert cells[-2] == ("–" if row.microjoules is None else energy(row))
-        assert cells[6:-2] == [f"{100 * cell.value:.1f} %{raised}" if cell else "not measured" for cell in figures]
+        assert cells[-2 - len(figures):-2] == [f"{100 * cell.value:.1f} %{raised}" if cell else "not measured" for cell in figures]
     after = lines[next(number for number, line in enumerate(lines) if line.startswith("└")) + 1:]
     assert after[:2] == found.about()
     assert [line.split(" ", 1)[1] for line in after[2:]] == found.footnotes

@@ -19,7 +19,7 @@ from hub_server.fixtures import ANN, SNN, child, upload
 from huggingface_hub import HfApi, ModelCard
 
 from sj_robust import SJRobustError
-from sj_robust.hub import list_hub, load, pull, push, push_all
+from sj_robust.hub import list_hub, list_models, load, pull, push, push_all
 from sj_robust.hub.config import ORIGIN
 
 NAME = "alice/my-snn"
@@ -212,8 +212,11 @@ def test_the_whole_zoo(hub: Any) -> None:
     listed = {model.name: model for model in list_hub()}
     assert set(listed) == set(names)
     assert listed[f"lab/{ANN.name}"].kind == "ann"
+    measured = {entry.name: entry.results for entry in list_models()}[SNN.name]
     accuracies = listed[f"lab/{SNN.name}"].accuracies
-    assert [accuracy.eps for accuracy in accuracies] == pytest.approx([0, 2 / 255, 4 / 255, 8 / 255])
+    assert [accuracy.eps for accuracy in accuracies] == pytest.approx([0, *(point.eps for point in measured.robust)])
+    recorded = [point.value for point in (measured.clean, *measured.robust)]
+    assert [accuracy.value for accuracy in accuracies] == pytest.approx(recorded, abs=1e-6)
     base = HfApi(endpoint=hub.endpoint).list_models(filter=f"base_model:lab/{ANN.name}")
     assert {model.id for model in base} == {name for name in names if "-snn-" in name}
 
