@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytest_plugins = ["hub_server.fixtures"]  # found through pythonpath in pyproject.toml
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server.fixtures import ANN, SNN, upload
 
 from sj_robust.hub import list_models
 from sj_robust.hub.compare import checks_word, energy
 from sj_robust.hub.compare import compare as compare_models
-
-# the package tests/hub/server, by a name of its own: the tests are no package
-SERVER = Path(__file__).resolve().parents[1] / "hub" / "server"
-if "hub_server" not in sys.modules:
-    SPEC = importlib.util.spec_from_file_location("hub_server", SERVER / "__init__.py", submodule_search_locations=[str(SERVER)])
-    assert SPEC is not None and SPEC.loader is not None
-    sys.modules["hub_server"] = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(sys.modules["hub_server"])
-fixtures = importlib.import_module("hub_server.fixtures")
-hub, SNN, ANN, upload = fixtures.hub, fixtures.SNN, fixtures.ANN, fixtures.upload
 
 ZOO = [entry.name for entry in list_models()]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

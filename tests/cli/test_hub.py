@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-# the package tests/hub/server, by a name of its own: the tests are no package
-SERVER = Path(__file__).resolve().parents[1] / "hub" / "server"
-if "hub_server" not in sys.modules:
-    SPEC = importlib.util.spec_from_file_location("hub_server", SERVER / "__init__.py", submodule_search_locations=[str(SERVER)])
-    assert SPEC is not None and SPEC.loader is not None
-    sys.modules["hub_server"] = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(sys.modules["hub_server"])
-fixtures = importlib.import_module("hub_server.fixtures")
-hub, SNN, ANN, upload = fixtures.hub, fixtures.SNN, fixtures.ANN, fixtures.upload
+from hub_server.fixtures import ANN, SNN, child, upload
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -57,7 +46,7 @@ def test_push_pull_info_in_real_processes(hub: Any, process: Cli, cli: Cli, fold
 
 def without_torch(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
     code = f"import sys; sys.modules['torch'] = None; sys.argv = ['sj-robust', *{args!r}]; from sj_robust.cli import main; main()"
-    command, environment = fixtures.child(code, **environment)
+    command, environment = child(code, **environment)
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 

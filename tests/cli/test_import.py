@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hub_server.fixtures import ANN, upload
 from PIL import Image
 from torch import nn
 
@@ -23,16 +22,6 @@ from sj_robust.model import NormalizedClassifier, create_ann
 from sj_robust.pipeline import convert_with
 from sj_robust.recipe import AnnSettings, ConvertSettings
 from sj_robust.source import open_ann
-
-# the package tests/hub/server, by a name of its own: the tests are no package
-SERVER = Path(__file__).resolve().parents[1] / "hub" / "server"
-if "hub_server" not in sys.modules:
-    SPEC = importlib.util.spec_from_file_location("hub_server", SERVER / "__init__.py", submodule_search_locations=[str(SERVER)])
-    assert SPEC is not None and SPEC.loader is not None
-    sys.modules["hub_server"] = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(sys.modules["hub_server"])
-fixtures = importlib.import_module("hub_server.fixtures")
-hub, ANN, upload = fixtures.hub, fixtures.ANN, fixtures.upload
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]

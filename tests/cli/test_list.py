@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sj_robust.hub import list_models
-
-# the package tests/hub/server, by a name of its own: the tests are no package
-SERVER = Path(__file__).resolve().parents[1] / "hub" / "server"
-if "hub_server" not in sys.modules:
-    SPEC = importlib.util.spec_from_file_location("hub_server", SERVER / "__init__.py", submodule_search_locations=[str(SERVER)])
-    assert SPEC is not None and SPEC.loader is not None
-    sys.modules["hub_server"] = importlib.util.module_from_spec(SPEC)
-    SPEC.loader.exec_module(sys.modules["hub_server"])
-hub = importlib.import_module("hub_server.fixtures").hub
 
 COLUMNS = ["model", "kind", "dataset", "threat", "T", "parameters", "clean", "2/255", "4/255", "8/255", "protocol", "energy, µJ"]
 IN_A_TERMINAL = """

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,6 @@ EPS = (1 / 255, 2 / 255, 8 / 255)
 TRAINING = {"dataset": "sample", "images": 2000, "steps": 7, "seconds": 3.5,
             "config": {"method": "trades-rfgsm", "eps": 4 / 255, "lr": 0.02}}
 
-# the package tests/hub/server, by a name of its own: the tests are no package
-_SERVER = Path(__file__).with_name("server")
-if "hub_server" not in sys.modules:
-    _SPEC = importlib.util.spec_from_file_location("hub_server", _SERVER / "__init__.py", submodule_search_locations=[str(_SERVER)])
-    assert _SPEC is not None and _SPEC.loader is not None
-    sys.modules["hub_server"] = importlib.util.module_from_spec(_SPEC)
-    _SPEC.loader.exec_module(sys.modules["hub_server"])
-hub = importlib.import_module("hub_server.fixtures").hub
 
 
 @pytest.fixture(scope="session")

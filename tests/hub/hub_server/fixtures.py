@@ -1,4 +1,4 @@
-"""Fixtures around the server; tests/hub/conftest.py and tests/cli/test_hub.py load this file."""
+"""The fixture `hub` around the server, for all tests, and what goes with it."""
 
 from __future__ import annotations
 
