@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 
 Thing = TypeVar("Thing")
 
@@ -92,7 +92,7 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            raise SJRobustError(f"another process has ended or does not answer: {self.advice} ({_first_line(error)})") from error
+            raise SJRobustError(f"another process has ended or does not answer: {self.advice} ({first_line(error)})") from error
 
 
 ALONE = Team()
@@ -135,7 +135,7 @@ def processes(patience: timedelta, advice: str, device: torch.device | None = No
                                     store=dist.PrefixStore(f"sj_robust/{next(_groups)}", store))
         except (RuntimeError, ValueError) as error:
             raise SJRobustError("WORLD_SIZE says that there are several processes, but they cannot be joined: start them with torchrun "
-                                f"({_first_line(error)})") from error
+                                f"({first_line(error)})") from error
     try:
         yield Team(dist.get_rank(), dist.get_world_size(), advice)
     finally:
@@ -162,7 +162,3 @@ def pooled_batches() -> int:
 def _meeting_point() -> tuple[dist.Store, int, int]:
     """The store by which the processes find each other, this one's rank and their number; one for the life of the process."""
     return next(rendezvous("env://"))  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

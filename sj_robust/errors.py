@@ -8,3 +8,8 @@ class SJRobustError(Exception):
 
     The command line prints the message without a traceback and exits with 1.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what `error` says that is not blank; what it is where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 
 
 def fraction(text: str) -> float:
@@ -133,5 +133,5 @@ def pick_device(device: str | None) -> Any:
         chosen = torch.device(device)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise SJRobustError(f"device {device!r} cannot be used here ({str(error).splitlines()[0]}): try --device cpu") from None
+        raise SJRobustError(f"device {device!r} cannot be used here ({first_line(error)}): try --device cpu") from None
     return chosen

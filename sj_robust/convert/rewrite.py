@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from sj_robust.convert.activations import function_kind, function_name, module_kind
 from sj_robust.convert.pooling import AVERAGES, Pooling
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 
 Scalar = bool | int | float | str | None
 
@@ -100,7 +100,7 @@ def trace(module: nn.Module, name: str, rewrite: Rewrite, pooling: Pooling = "ma
             warnings.simplefilter("ignore")
             graph = tracer.trace(module, concrete_args=dict(rewrite.fixed))
     except Exception as error:  # fx raises whatever the forward pass does with a stand-in for a tensor
-        text = next(iter(str(error).splitlines()), "").split(". ")[0]
+        text = first_line(error).split(". ")[0]
         raise SJRobustError(f"its forward pass cannot be traced ({type(error).__name__}: {text[:120]})") from None
     calls = [node for node in graph.nodes if _is_activation(module, node)]
     if len(calls) != len(rewrite.sites):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sj_robust.attack import FGSM, Attack
 from sj_robust.attack.base import project
 from sj_robust.data import ImageDataset
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
 from sj_robust.model import SpikingClassifier
 from sj_robust.neuron import Surrogate
@@ -116,7 +116,7 @@ def check_fit(bench: Bench, total: int) -> int:
         with torch.no_grad():
             logits = bench.model(x)
     except (RuntimeError, AssertionError, SJRobustError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SJRobustError(f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}") from error
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.model import SpikingActivation, SpikingClassifier
 from sj_robust.model.resnet import SubsampleAndPad
 
@@ -64,7 +64,7 @@ def trace_step(snn: SpikingClassifier, size: tuple[int, int, int]) -> Step:
     try:
         program = torch.export.export(backbone, (images,), strict=False).run_decompositions({})  # {}: only in-place operations go
     except Exception as error:  # torch.export raises whatever the forward pass does with stand-ins for tensors
-        text = next(iter(str(error).splitlines()), "")[:160]
+        text = first_line(error)[:160]
         raise SJRobustError(f"{type(backbone).__name__} cannot be traced on images {list(size)} ({type(error).__name__}: {text})") from None
     constants, (start,) = _inputs(program)
     (logits,) = program.graph.output_node().args[0]  # type: ignore[misc]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.export.files import Exported, classifier, described, image_size, needs, writing
 from sj_robust.model import NormalizedClassifier, SpikingActivation, SpikingClassifier
 
@@ -36,7 +36,7 @@ def export_onnx(model: NormalizedClassifier, path: str | os.PathLike[str], *, in
         try:
             written = torch.onnx.export(program, input_names=[IMAGES], output_names=[LOGITS], dynamic_shapes=_SHAPES, verbose=False)
         except torch.onnx.errors.OnnxExporterError as error:
-            raise SJRobustError(f"{type(model.backbone).__name__} cannot be written as ONNX ({_first_line(error)})") from None
+            raise SJRobustError(f"{type(model.backbone).__name__} cannot be written as ONNX ({first_line(error)[:160]})") from None
         assert written is not None
         onnx.save(written.model_proto, temporary)
         nodes = Counter(node.op_type for node in written.model_proto.graph.node)
@@ -102,8 +102,4 @@ def _program(model: NormalizedClassifier, size: Sequence[int] | None) -> torch.e
         return torch.export.export(plain, (images,), dynamic_shapes=_SHAPES, strict=False)
     except Exception as error:  # torch.export raises whatever the forward pass does with stand-ins for tensors
         where = f"{type(model.backbone).__name__} cannot be traced on images {[channels, height, width]} of any number"
-        raise SJRobustError(f"{where} ({type(error).__name__}: {_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")[:160]
+        raise SJRobustError(f"{where} ({type(error).__name__}: {first_line(error)[:160]})") from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.files import write_atomic
 from sj_robust.hub.config import CARD, CONFIG, MAX_CONFIG_BYTES, Config, read_bounded, read_config
 from sj_robust.hub.remote import HubName
@@ -59,7 +59,7 @@ def _split(text: str) -> tuple[dict[str, Any], str]:
     try:
         metadata = yaml.safe_load(match[1]) if match else None
     except (yaml.YAMLError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SJRobustError(f"the metadata of {CARD} is not valid YAML ({reason}): write it again with `sj-robust card FOLDER`") from None
     if match is None or not isinstance(metadata, dict):
         raise SJRobustError(f"{CARD} has no metadata between two lines of ---: write it again with `sj-robust card FOLDER`")

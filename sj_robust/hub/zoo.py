@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
 from sj_robust.hub.config import (
     CONFIG,
@@ -164,7 +164,7 @@ def _read(path: Path) -> Entry:
     except ValidationError as error:
         raise SJRobustError(f"{path} is not a valid zoo entry: {first_error(error)}") from None
     except (yaml.YAMLError, RecursionError) as error:
-        raise SJRobustError(f"{path} is not valid YAML ({str(error).splitlines()[0]}): install sj-robust again") from None
+        raise SJRobustError(f"{path} is not valid YAML ({first_line(error)}): install sj-robust again") from None
     if entry.name != path.stem:
         raise SJRobustError(f"{path} describes {entry.name!r}, expected {path.stem!r}: install sj-robust again")
     return entry

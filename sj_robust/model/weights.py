@@ -19,7 +19,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.model import resnet, vgg, wide_resnet  # noqa: F401  imported to register their architectures with timm
 from sj_robust.model.base import renamed
 from sj_robust.model.normalized import NormalizedClassifier
@@ -273,4 +273,4 @@ def _listed(items: list[str]) -> str:
 
 def _first_line(error: Exception) -> str:
     """The first sentence of the first line: what follows in torch's messages is advice, some of it unsafe."""
-    return next(iter(str(error).splitlines()), "").split(". ")[0] or type(error).__name__
+    return first_line(error).split(". ")[0]

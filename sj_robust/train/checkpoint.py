@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.files import atomic_path
 from sj_robust.train.config import FREE_FIELDS, Kind, TrainConfig
 
@@ -118,7 +118,7 @@ def load_state(folder: Path) -> tuple[Progress, Groups]:
             raise ValueError("its content does not match its checksum")
         progress = Progress.model_validate_json(text)
     except (SafetensorError, KeyError, ValueError, ValidationError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise SJRobustError(f"cannot resume: {path} is damaged or from another version ({reason}); "
                             "delete it to start this run again") from error
     groups: Groups = {}
