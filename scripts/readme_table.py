@@ -44,9 +44,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 
 def _cell(point: Point | None) -> str:
-    if point is None:
-        return "not measured"
-    return f"{100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}]"
+    return "not measured" if point is None else str(point)
 
 
 def rewritten(text: str, entries: Sequence[Entry]) -> str:

@@ -51,8 +51,9 @@ def export(
 
     if dt is not None and format is not Format.nir:
         usage(f"--dt is for --format nir: a file in the format {format.value} has no time step")
-    network = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
-    size = read_config(zoo.resolve(checkpoint)).input_size
+    folder = zoo.resolve(checkpoint)
+    network = load(folder, model=call_builder(model, arguments(arg)) if model else None)
+    size = read_config(folder).input_size
     if image_size is not None:
         size = [len(network.mean), image_size, image_size]
     if format is Format.nir:

@@ -34,7 +34,7 @@ class Accuracy(Facts):
         return cls(correct=correct, total=total, value=correct / total, low=low, high=high)
 
     def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        return interval_name(self.value, self.low, self.high)
 
 
 def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
@@ -252,6 +252,11 @@ def eps_name(eps: float) -> str:
     """8/255 for 0.03137…, else the number."""
     levels = eps * 255
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+
+
+def interval_name(value: float, low: float, high: float) -> str:
+    """A fraction with its interval, in percent: 81.2 % [77.5, 84.4]."""
+    return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def energy_name(microjoules: float) -> str:

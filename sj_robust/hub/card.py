@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import Report, energy_name, eps_name
 from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
@@ -140,7 +140,7 @@ def _rows(curves: Mapping[str, Results]) -> list[list[str]]:
 
 
 def _percent(point: Point | None) -> str:
-    return "not measured" if point is None else f"{100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}]"
+    return "not measured" if point is None else str(point)
 
 
 def _layers(config: Config, report: Report | None) -> list[tuple[str, str, str, str]]:
@@ -182,7 +182,7 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     try:
         content = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES))
     except (yaml.YAMLError, RecursionError) as error:
-        raise SJRobustError(f"{path} is not valid YAML ({str(error).splitlines()[0]}): save the checkpoint again") from None
+        raise SJRobustError(f"{path} is not valid YAML ({first_line(error)}): save the checkpoint again") from None
     if not isinstance(content, dict):
         raise SJRobustError(f"{path} holds no mapping, expected a recipe: save the checkpoint again")
     return content

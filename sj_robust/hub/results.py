@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.report import Accuracy, Report, interval_name  # no torch
 from sj_robust.hub.config import MAX_TEXT_BYTES, read_bounded
-
-if TYPE_CHECKING:
-    from sj_robust.evaluate import Accuracy, Report
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Microjoules = Annotated[float, Field(ge=0, le=1e12)]
@@ -26,6 +24,9 @@ class Point(BaseModel):
     value: Fraction
     low: Fraction
     high: Fraction
+
+    def __str__(self) -> str:
+        return interval_name(self.value, self.low, self.high)
 
 
 class Results(BaseModel):
@@ -73,8 +74,6 @@ def read_report(path: Path) -> Report | None:
     """The evaluation recorded at `path`, None where there is none. Raises SJRobustError where it is damaged."""
     if not path.exists():
         return None
-    from sj_robust.evaluate.report import Report  # no torch
-
     try:
         return Report.from_json(read_bounded(path, MAX_TEXT_BYTES))
     except SJRobustError as error:

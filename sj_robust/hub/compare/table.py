@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from sj_robust.evaluate.report import energy_name
+from sj_robust.evaluate.report import energy_name, interval_name
 
 NOT_MEASURED = "not measured"
 LEAST = 1e-6  # µJ: one operation
@@ -179,7 +179,7 @@ class Comparison(_Facts):
 
 
 def percent(cell: Cell | None) -> str:
-    return NOT_MEASURED if cell is None else f"{100 * cell.value:.1f} % [{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
+    return NOT_MEASURED if cell is None else interval_name(cell.value, cell.low, cell.high)
 
 
 def energy(row: Row) -> str:
