@@ -187,6 +187,9 @@ class _Run:
             result = train_ann(
                 ann, self.train, settings.train, training_folder(path), resume=True, device=self.device, show_progress=self.show
             )
+        if settings.checkpoint and settings.train:
+            begun = read_config(zoo.resolve(settings.checkpoint))
+            ann.source = {"initial_weights": begun.name or settings.checkpoint, "initial_weights_sha256": begun.weights.sha256}
         if settings.weights:  # whose weights these were before training: the card names them
             ann.source = {"initial_weights": Path(settings.weights).name, "initial_weights_sha256": sha256(settings.weights)}
         save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model, license=self.recipe.license)

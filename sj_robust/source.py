@@ -24,6 +24,7 @@ from sj_robust.recipe import AnnSettings, checked
 def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> Any:
     """The NormalizedClassifier that `settings` describe, for the images and classes of `dataset`; random weights are drawn by `seed`.
 
+    A network of other classes that is to be trained on the data gets a fresh classifier layer.
     Raises SJRobustError: no such network, weights that do not fit it or are of other classes than the images, a checkpoint that is
     spiking already, no known mean and std, or others than the given ones.
     """
@@ -49,7 +50,13 @@ def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> 
     else:
         network = NormalizedClassifier(network, *normalisation(settings, network, dataset, stored))
     if (found := network.num_classes) != (wanted := len(dataset.classes)):
-        raise SJRobustError(f"{name} tells {found} classes apart, {dataset.name} has {wanted}: give data of its classes")
+        reset = getattr(network.backbone, "reset_classifier", None)  # every timm network has it
+        if not (settings.train and reset):
+            advice = "give data of its classes, or train it on these first (train, sj-robust train-ann)"
+            raise SJRobustError(f"{name} tells {found} classes apart, {dataset.name} has {wanted}: {advice}")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            reset(wanted)
     return network
 
 

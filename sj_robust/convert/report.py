@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from sj_robust.convert.activations import function_kind, module_kind
+from sj_robust.convert.norms import norm_names
 from sj_robust.convert.watch import Watch
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -79,6 +80,7 @@ class ConversionReport(_Facts):
     images: int
     repeat_at: str
     replaced_activation: str | None
+    folded: bool = False
     rewritten: list[str]
     nodes: list[NodeFacts]
     dead: list[str]
@@ -113,6 +115,7 @@ class ConversionReport(_Facts):
         return "\n".join([
             f"{self.network}: {len(self.nodes)} spiking nodes, T={self.timesteps}, on {self.images} images",
             *([f"rewritten: {', '.join(name or 'the network itself' for name in self.rewritten)}"] if self.rewritten else []),
+            *(["the weights behind each node hold its threshold, for want of batch norms"] if self.folded else []),
             *([f"activations other than ReLU were converted as {self.replaced_activation}"] if self.replaced_activation else []),
             "", *_aligned(nodes), "",
             f"Not spiking: {self.analogue_share:.1%} of the products (inputs other than 0 and 1)", *kept,
@@ -151,6 +154,7 @@ def inspect_conversion(snn: SpikingClassifier, images: Tensor, ann: nn.Module | 
         images=len(images),
         repeat_at=snn.repeat_at,
         replaced_activation=snn.settings.get("replace_activation"),
+        folded=snn.settings.get("folded", False),
         rewritten=[*plan.get("rewrites", {}), *plan.get("turns", {})],
         nodes=nodes,
         dead=dead,
@@ -258,6 +262,10 @@ def _advice(snn: SpikingClassifier, dead: list[str], saturated: list[str], nodes
         advice.append("Batch norms were left out: keep them with norm='integrate' unless this is the ablation.")
     if settings.get("norm_statistics") == "reset":
         advice.append("Batch norms have no statistics yet: finetune, or convert with norm_statistics='calibrate'.")
+    if settings.get("folded"):
+        advice.append("Without batch norms thresholds decide alone: try reset='soft' with scale=0.5 to 0.7 first.")
+    elif not norm_names(snn.backbone):
+        advice.append("Without batch norms a spike is worth 1, whatever the threshold, and spikes reach more than weights: keep the norms.")
     if len(agreement) > 1 and last.cosine > agreement[len(agreement) // 2 - 1].cosine + 0.02:
         advice.append(f"The agreement still grows at T={last.timesteps}: take more steps.")
     advice.append("Calibrate with more images of the training set, check mean and std, and try reset='soft' with scale=1 for many steps.")

@@ -21,6 +21,7 @@ class SpikingActivation(nn.Module):
 
     It stands where the ANN had a ReLU, so that the layers around it see ordinary batches. With `repeats` it is the first
     node of the network: its input [N, *] is the same at every step and is repeated here instead of at the network's input.
+    With `folded` the weights that read its spikes hold its threshold: the ReLU in its place gives activations divided by it.
     """
 
     def __init__(self, node: ThresholdLIF, timesteps: int) -> None:
@@ -28,13 +29,15 @@ class SpikingActivation(nn.Module):
         self.node = node
         self.timesteps = timesteps
         self.repeats = False
+        self.folded = False
 
     def extra_repr(self) -> str:
         return f"timesteps={self.timesteps}" + (", repeats its input" if self.repeats else "")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.node.view == "activation":  # one step of a ReLU network: nothing to unfold
-            return self.node(x.unsqueeze(0)).squeeze(0)  # type: ignore[no-any-return]
+            activation: Tensor = self.node(x.unsqueeze(0)).squeeze(0)
+            return activation / self.node.threshold_for(x).detach() if self.folded else activation
         if self.repeats:
             x = _repeat(x, self.timesteps)
         if x.shape[0] % self.timesteps:
@@ -77,6 +80,7 @@ class SpikingClassifier(NormalizedClassifier):
         self.source: dict[str, Any] = source or {}
         self.timesteps = timesteps
         self.repeat_at = repeat_at
+        self.folded = self.settings.get("folded", False)
 
     # --- structure -------------------------------------------------------------------------------------------------
 
@@ -119,6 +123,19 @@ class SpikingClassifier(NormalizedClassifier):
         for key, activation in activations.items():
             activation.repeats = key == name
         self._repeat_at = self.settings["repeat_at"] = name
+
+    @property
+    def folded(self) -> bool:
+        """Whether the weights behind every node hold its threshold, which is what a spike is worth: see convert.fold."""
+        return self._folded
+
+    @folded.setter
+    def folded(self, value: bool) -> None:
+        self._folded = value
+        if value:
+            self.settings["folded"] = True
+        for activation in self.activations().values():
+            activation.folded = value
 
     # --- forward ---------------------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class ThresholdLIF(BaseNode):
             f"step_mode={self.step_mode}"
         )
 
-    def _threshold_for(self, step: Tensor) -> Tensor:
+    def threshold_for(self, step: Tensor) -> Tensor:
         """The threshold, shaped to broadcast over one step [N, C, *]."""
         if self.v_threshold.dim() == 0:
             return self.v_threshold
@@ -111,7 +111,7 @@ class ThresholdLIF(BaseNode):
             return (x.relu(),), (v,)
         if not isinstance(self.view, Surrogate):
             raise SJRobustError(f"the {self.view} view needs the whole sequence at once: use step_mode 'm' without store_v_seq")
-        threshold = self._threshold_for(x)
+        threshold = self.threshold_for(x)
         h = self.leak * v + x
         spike = self.view.spike(h - threshold)
         v = h - spike * threshold if self.soft_reset else (1 - spike) * h
@@ -119,4 +119,4 @@ class ThresholdLIF(BaseNode):
 
     def _from_rest(self, x_seq: Tensor) -> Tensor:
         multistep = select_backend(self.backend, x_seq)
-        return spikes_in_view(self.view, self, x_seq, self._threshold_for(x_seq[0]), self.leak, self.soft_reset, multistep)
+        return spikes_in_view(self.view, self, x_seq, self.threshold_for(x_seq[0]), self.leak, self.soft_reset, multistep)

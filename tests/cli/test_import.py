@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from hub_server.fixtures import ANN, upload
@@ -96,6 +97,16 @@ def test_a_folder_of_timm_brings_weights_and_normalisation(cli: Cli, place: Path
     line = refusal(cli("convert", "local-dir:timm", "--data", "ten", *SMALL, "--out", "no", cwd=place))
     assert "local-dir:timm tell 2 classes apart, ten has 10" in line
     assert "Config file not found" in refusal(cli("convert", "local-dir:absent", "--data", "ten", *SMALL, "--out", "no", cwd=place))
+
+
+def test_a_robust_network_is_trained_on_data_of_other_classes(cli: Cli, place: Path, workplace: Path) -> None:
+    command = ("train-ann", "resnet20.cifar10_linf_pgd", "--data", workplace / "colours", "--method", "natural", "--epochs", 1,
+               "--validation", 8, "--batch-size", 16)
+    done = cli(*command, "--out", "colours-ann", cwd=place)
+    assert done.returncode == 0, done.stderr
+    made, theirs = (safetensors.torch.load_file(folder / "model.safetensors") for folder in (place / "colours-ann", ANN))
+    assert made["fc.weight"].shape == (2, 64)
+    assert (made["conv1.weight"] - theirs["conv1.weight"]).abs().max() < 0.2  # not drawn anew
 
 
 def test_networks_on_the_hub(cli: Cli, place: Path, workplace: Path, hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
