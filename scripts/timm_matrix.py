@@ -137,9 +137,9 @@ def build(name: str) -> tuple[torch.nn.Module, int]:
     """The network, and the least of SIZES that it takes."""
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=CLASSES).eval()
-    for module in network.modules():  # a branch that starts at zero, as no trained one is, has nothing to balance
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.affine and not module.weight.any():
-            torch.nn.init.ones_(module.weight)
+    for parameter_name, parameter in network.named_parameters():  # a branch that starts at zero, as no trained one is, passes nothing on
+        if not parameter_name.endswith("bias") and not parameter.any():
+            torch.nn.init.ones_(parameter)
     for size in SIZES:
         try:
             with torch.no_grad():
@@ -193,13 +193,14 @@ def table(results: list[dict[str, Any]]) -> str:
         *(f"- {kind}: {count}" for kind, count in counts.items()),
         "",
         '"Converted as ReLU": refused as it is, converted with `replace_activation="relu"`; the column names the activations.',
-        "Rewritten: modules whose forward pass was rewritten because an activation in it is a function call or is called again.",
+        "Moved: nodes whose threshold's gradient was not zero in that step. Rewritten: modules whose forward pass was rewritten because an",
+        "activation in it is a function call or is called again.",
         "",
-        "| family | architecture | pixels | outcome | nodes | rewritten | reason |",
-        "| --- | --- | ---: | --- | ---: | ---: | --- |",
+        "| family | architecture | pixels | outcome | nodes | moved | rewritten | reason |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | --- |",
     ]
     for each in results:
-        cells = [each.get(key, "") for key in ("family", "architecture", "size", "outcome", "nodes", "rewritten", "reason")]
+        cells = [each.get(key, "") for key in ("family", "architecture", "size", "outcome", "nodes", "gradients", "rewritten", "reason")]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
