@@ -1,4 +1,4 @@
-"""Image datasets by name or path, held as uint8 in memory."""
+"""Image datasets by name or path, held as uint8 in memory, or decoded as they are used where they are too large."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source, split_in_name
+from sj_robust.data.stream import STREAM_FROM, EncodedImages
 from sj_robust.errors import SJRobustError
 from sj_robust.files import zoo_root
 
@@ -47,7 +48,7 @@ _HUB: dict[str, tuple[str, dict[str, str]]] = {
 class ImageDataset:
     """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came from."""
 
-    images: Tensor
+    images: Tensor | EncodedImages
     labels: Tensor
     classes: tuple[str, ...]
     name: str
@@ -58,17 +59,19 @@ class ImageDataset:
 
     def floats(self, indices: Tensor | Sequence[int] | None = None) -> Tensor:
         """Images as float32 [n,C,H,W] in [0,1], all or those at `indices`."""
-        images = self.images if indices is None else self.images[torch.as_tensor(indices, dtype=torch.int64)]
-        return images.float().div_(255)
+        chosen = torch.arange(len(self)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        return self.images[chosen].float().div_(255)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
         """The images at `indices`, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
+        images = self.images.subset(chosen) if isinstance(self.images, EncodedImages) else self.images[chosen]
+        return replace(self, images=images, labels=self.labels[chosen])
 
     def first(self, count: int) -> ImageDataset:
         """The first `count` images (all where there are fewer)."""
-        return replace(self, images=self.images[:count], labels=self.labels[:count])
+        images = self.images.subset(slice(count)) if isinstance(self.images, EncodedImages) else self.images[:count]
+        return replace(self, images=images, labels=self.labels[:count])
 
     def split_off(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in dataset order.
@@ -91,15 +94,23 @@ class ImageDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of shape, pixels and labels: equal exactly where the data is, however it was stored."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().data)
+        """Hex SHA-256 of shape, pixels and labels: equal exactly where the data is, however it was stored.
+
+        Where images are decoded as they are used, it is of how they are stored instead, with no image decoded.
+        """
+        if isinstance(self.images, EncodedImages):
+            digest = self.images.digest()
+        else:
+            digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+            digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().astype("<i8").data)
-        return digest.hexdigest()
+        return str(digest.hexdigest())
 
 
-def load_dataset(name_or_path: str | os.PathLike[str], split: Split = "train", *, image_size: int | None = None) -> ImageDataset:
-    """Load one split of a dataset into memory.
+def load_dataset(
+    name_or_path: str | os.PathLike[str], split: Split = "train", *, image_size: int | None = None, stream: bool | None = None
+) -> ImageDataset:
+    """Load one split of a dataset, into memory unless `stream`.
 
     `name_or_path` is one of NAMES or a path: a folder with {train,test}.parquet (also shards `train-*.parquet`, `*_subset`
     names, and `valid*` for test), one parquet file, or a folder of images by class (directly, or under train/ and test/).
@@ -107,6 +118,9 @@ def load_dataset(name_or_path: str | os.PathLike[str], split: Split = "train", *
 
     Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging Face Hub; `imagenet` is
     never fetched. `image_size` resizes the short side to it (bilinear) and cuts out the centre square.
+
+    `stream`: leave the images where they are and decode them as they are used, which needs `image_size`. None does so where decoded
+    images would take more than STREAM_FROM (8 GiB). Parquet files are then copied once, still compressed, into the cache.
 
     A single parquet file, or class folders without train/ and test/, are read whichever split is asked for; `.split` then
     says what was read: the split in the file's name, else "all".
@@ -127,7 +141,11 @@ def load_dataset(name_or_path: str | os.PathLike[str], split: Split = "train", *
                 f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path of a folder or parquet file"
             )
         source, name = _at_path(path, split), _name_of(path)
-    images = torch.from_numpy(source.read(image_size))
+    if stream and image_size is None:
+        raise SJRobustError("images that are decoded as they are used need an image_size: all are brought to it")
+    too_large = image_size is not None and 3 * image_size**2 * len(source.labels) > STREAM_FROM
+    streams = image_size is not None and (too_large if stream is None else stream)
+    images = source.stream(image_size) if streams and image_size else torch.from_numpy(source.read(image_size))
     return ImageDataset(images, torch.from_numpy(source.labels), source.classes, name, source.split)
 
 

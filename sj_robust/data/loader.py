@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from sj_robust.data.augment import Augmentation
 from sj_robust.data.datasets import ImageDataset
+from sj_robust.data.stream import EncodedImages, ahead
 from sj_robust.errors import SJRobustError
 
 
@@ -33,15 +35,16 @@ def batches(
         raise SJRobustError(f"start={start}: expected the number of batches already done, 0 or more")
     order = torch.randperm(len(dataset), generator=_generator("order", seed, epoch))
 
-    def run() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for step in range(start, steps):
-            indices = order[step * batch_size:(step + 1) * batch_size]
-            images = dataset.images[indices]
-            if augment is not None:
-                images = augment(images, _generator("augment", seed, epoch, step))
-            yield indices, images.float().div_(255), dataset.labels[indices]
+    def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        indices = order[step * batch_size:(step + 1) * batch_size]
+        images = dataset.images[indices]
+        if augment is not None:
+            images = augment(images, _generator("augment", seed, epoch, step))
+        return indices, images.float().div_(255), dataset.labels[indices]
 
-    return run()
+    if isinstance(dataset.images, EncodedImages):
+        return ahead(partial(batch, step) for step in range(start, steps))
+    return map(batch, range(start, steps))
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, *, drop_last: bool = True) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sj_robust.data.decode import CACHE_FROM, Encoded, Pixels, cached, decode_images
+from sj_robust.data.stream import EncodedImages, unpacked
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
 
@@ -26,12 +28,13 @@ _SUBFOLDERS = (".", "data", "plain_text", "cropped_digits", "cifar100")  # the l
 
 @dataclass(frozen=True)
 class Source:
-    """Labels and class names, read; and how to read the images uint8 [N,3,H,W] (argument: image_size)."""
+    """Labels and class names, read; and how to read the images: all uint8 [N,3,H,W] (argument: image_size), or one by one when used."""
 
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     split: str
     read: Callable[[int | None], Pixels]
+    stream: Callable[[int], EncodedImages]
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
@@ -104,7 +107,11 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
             return decode()
         return cached(f"{[sha256(file) for file in files]}/{image}/{image_size}", len(labels), decode)
 
-    return Source(labels, classes, split, read)
+    def stream(size: int) -> EncodedImages:
+        identity = f"{[sha256(file) for file in files]}/{image}"
+        return EncodedImages(unpacked(identity, lambda: _blobs(opened, files, image), len(labels)), size, identity, place)
+
+    return Source(labels, classes, split, read, stream)
 
 
 def folder_source(folder: Path, split: str) -> Source:
@@ -132,10 +139,17 @@ def folder_source(folder: Path, split: str) -> Source:
     if not files:
         raise SJRobustError(f"{root} holds no images: expected parquet files or one folder of images per class")
 
-    def read(image_size: int | None) -> Pixels:
-        return decode_images(iter(files), len(files), image_size=image_size, place=lambda row: str(files[min(row, len(files) - 1)]))
+    def place(row: int) -> str:
+        return str(files[min(row, len(files) - 1)])
 
-    return Source(np.array(labels, np.int64), tuple(classes), "all" if whole else split, read)
+    def read(image_size: int | None) -> Pixels:
+        return decode_images(iter(files), len(files), image_size=image_size, place=place)
+
+    def stream(size: int) -> EncodedImages:  # names and lengths stand for contents, which may take an hour to read
+        facts = "".join(f"{file.relative_to(root)}/{file.stat().st_size}/" for file in files)
+        return EncodedImages(files, size, hashlib.sha256(facts.encode()).hexdigest(), place)
+
+    return Source(np.array(labels, np.int64), tuple(classes), "all" if whole else split, read, stream)
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -1,0 +1,128 @@
+"""Images that are decoded when they are asked for: what a data set holds where its decoded images would not fit into memory."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sj_robust.data.decode import Encoded, decode_images
+from sj_robust.errors import SJRobustError
+from sj_robust.files import atomic_path, cache_folder
+
+STREAM_FROM = 8 * 2**30
+"""Bytes: a data set whose decoded images would take more is decoded as it is used."""
+
+AHEAD = 2  # batches decoded while one is computed with
+
+T = TypeVar("T")
+Rows = npt.NDArray[np.int64]
+
+
+class EncodedImages:
+    """Stands in the place of a tensor uint8 [N,3,S,S]: indexing with positions gives that tensor's rows, decoded and resized to S×S.
+
+    `identity` stands for the content of `items`, in fingerprints; `place(i)` names item i in errors.
+    """
+
+    def __init__(
+        self, items: Sequence[Encoded], size: int, identity: str, place: Callable[[int], str], rows: Rows | None = None
+    ) -> None:
+        self._items, self._size, self._identity, self._place = items, size, identity, place
+        self._rows = np.arange(len(items)) if rows is None else rows
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self._rows), 3, self._size, self._size))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        rows = self._rows[positions.numpy()]
+        pixels = decode_images(
+            (self._items[row] for row in rows), len(rows), image_size=self._size, place=lambda i: self._place(rows[min(i, len(rows) - 1)])
+        )
+        return torch.from_numpy(pixels)
+
+    def subset(self, positions: Tensor | slice) -> EncodedImages:
+        """Those at `positions`, still encoded."""
+        rows = self._rows[positions if isinstance(positions, slice) else positions.numpy()]
+        return EncodedImages(self._items, self._size, self._identity, self._place, rows)
+
+    def digest(self) -> Any:
+        """A hash object fed with what tells these images from others: the stored files, the size they are brought to, the rows."""
+        return hashlib.sha256(f"encoded/{self._identity}/{self._size}/".encode() + self._rows.astype("<i8").tobytes())
+
+
+class Blobs(Sequence[Encoded]):
+    """Byte strings one after the other in a file; item i lies from offsets[i] to offsets[i+1]."""
+
+    def __init__(self, path: Path, offsets: Rows) -> None:
+        self._offsets = offsets
+        with open(path, "rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: Any) -> Any:
+        return self._bytes[self._offsets[row] : self._offsets[row + 1]] or None
+
+
+def unpacked(key: str, items: Callable[[], Iterable[Encoded]], count: int) -> Blobs:
+    """`items`, copied once into a file of the cache: parquet gives whole groups of rows only, training wants single ones in any order.
+
+    Raises SJRobustError where the cache cannot be written, as it takes as much room as the items.
+    """
+    try:
+        path = cache_folder() / "encoded" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.bin"
+        index = path.with_suffix(".npy")
+        if not _complete(path, index, count):
+            lengths = []
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                for item in items():
+                    assert item is None or isinstance(item, bytes)
+                    lengths.append(file.write(item or b""))
+            with atomic_path(index) as temporary, open(temporary, "wb") as file:  # last: it says that the other file is whole
+                np.save(file, np.cumsum([0, *lengths], dtype=np.int64), allow_pickle=False)
+        return Blobs(path, np.load(index, allow_pickle=False))
+    except (OSError, RuntimeError) as error:
+        raise SJRobustError(
+            f"images too many to be held in memory are copied to the cache once, which failed ({error}): make room, set SJ_ROBUST_CACHE to "
+            "a folder with enough, or give a folder of images by class"
+        ) from error
+
+
+def _complete(path: Path, index: Path, count: int) -> bool:
+    try:
+        offsets = np.load(index, allow_pickle=False)
+        return len(offsets) == count + 1 and os.path.getsize(path) == int(offsets[-1])
+    except (OSError, ValueError):
+        return False
+
+
+def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """The results of `jobs` in order, each computed in a thread up to AHEAD places before it is asked for."""
+    waiting: deque[Any] = deque()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            for job in jobs:
+                waiting.append(pool.submit(job))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for job_ahead in waiting:
+                job_ahead.cancel()
