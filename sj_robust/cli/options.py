@@ -60,7 +60,7 @@ AttackLossOption = Annotated[
     AttackLoss | None, typer.Option("--attack-loss", help="What the attack of trades and trades-rfgsm ascends: kl (the papers) or ce.")
 ]
 GradientPenalty = Annotated[
-    float | None, typer.Option("--gradient-penalty", min=0, help="Weight of the l1 norm of the label's probability's input gradient.")
+    float | None, typer.Option("--gradient-penalty", min=0, help="Weight of the squared l1 norm of the input gradient (SR).")
 ]
 PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Training passes in bf16 or fp16; float32 without.")]
 Ema = Annotated[float | None, typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off.")]

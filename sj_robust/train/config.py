@@ -55,8 +55,8 @@ class TrainConfig(BaseModel):
                                              "outer loss, as in the papers, or the cross-entropy with the label")
     beta: float = Field(default=6, ge=0, le=1000, allow_inf_nan=False, description="weight of the KL term of trades, trades-rfgsm and "
                         "mart (6, 2 and 4 in Özdenizci & Legenstein 2024)")
-    gradient_penalty: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False, description="weight of the l1 norm of the "
-                                           "label's probability's input gradient (SR: Liu et al. 2024)")
+    gradient_penalty: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False, description="weight of the squared l1 norm of "
+                                           "the input gradient of the label's probability against its rival (SR: Liu et al. 2024)")
     consistency: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False, description="weight of the divergence of each "
                                       "time step's prediction from that of all steps (spiking networks only)")
     augmentation: Literal["none", "crop-flip", "crop-flip-cutout"] = "crop-flip"

@@ -17,18 +17,20 @@ H = 0.01  # of the finite difference: one of the 255 levels of an image is 0.004
 
 
 def input_gradient_norm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Mean over the images x [N,C,H,W] of ‖∇ₓ p_y(x)‖₁, p_y the softmax probability of the label y [N] (scalar).
+    """Mean over the images x [N,C,H,W] of ‖∇ₓ p(x)‖₁², p the probability of the label y [N] against its strongest rival alone (scalar).
 
-    After the sparsity regularisation (SR) of Liu et al., "Enhancing Adversarial Robustness in SNNs with Sparse Gradients", ICML 2024: the
-    finite difference |p_y(x + h·d) − p_y(x)| / h with d = sign ∇ₓ p_y(x) held constant, here with h = 0.01. It needs no second
-    derivative, which a surrogate does not have. Both probabilities are taken in eval mode (running statistics, no dropout), so
-    that they differ by the step alone; an image's term does not depend on its batch.
+    The sparsity regularisation (SR) of Liu et al., "Enhancing Adversarial Robustness in SNNs with Sparse Gradients", ICML 2024, as their
+    code (github.com/putshua/gradient_reg_defense) has it: ((p(x + h·d) − p(x)) / h)² with d = sign ∇ₓ p(x) held constant, h = 0.01 and
+    p = exp(z_y) / (exp(z_y) + exp(z_r)), the rival r that of x. It needs no second derivative, which a surrogate does not have. Unlike
+    there, both probabilities are taken in eval mode (running statistics, no dropout), so that they differ by the step alone and an
+    image's term does not depend on its batch.
     """
     with attack_mode(model, x.device):
-        direction = input_gradient(model, lambda logits: _probability(logits, y), x)[0].sign()
+        direction = input_gradient(model, lambda logits: _against(logits, y, _rival(logits, y)), x)[0].sign()
     with evaluation_mode(model):
-        here, there = model(torch.cat([x, x + H * direction])).chunk(2)
-        return (_probability(there, y) - _probability(here, y)).abs().mean() / H
+        here, there = model(torch.cat([x, x + H * direction])).float().chunk(2)
+        rival = _rival(here, y)
+        return ((_against(there, y, rival) - _against(here, y, rival)) / H).square().mean()
 
 
 def inconsistency(steps: Tensor) -> Tensor:
@@ -59,5 +61,11 @@ def recorded_steps(model: nn.Module, wanted: bool = True) -> Iterator[list[Tenso
             hook.remove()
 
 
-def _probability(logits: Tensor, y: Tensor) -> Tensor:
-    return logits.float().softmax(1).gather(1, y[:, None]).squeeze(1)
+def _rival(logits: Tensor, y: Tensor) -> Tensor:
+    """The class with the highest logit but for the label's."""
+    return logits.detach().scatter(1, y[:, None], float("-inf")).argmax(1)
+
+
+def _against(logits: Tensor, y: Tensor, rival: Tensor) -> Tensor:
+    """The probability of the label where only it and its rival are to choose from."""
+    return (logits.gather(1, y[:, None]) - logits.gather(1, rival[:, None])).squeeze(1).float().sigmoid()
