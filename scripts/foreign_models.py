@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--eps", type=lambda text: float(Fraction(text)), default=2 / 255)
     parser.add_argument("--views", default=",".join(VIEWS), help="gradient views of the spiking network")
     parser.add_argument("--timesteps", type=int, default=8)
+    parser.add_argument("--reset", choices=("hard", "soft"), default="hard")
+    parser.add_argument("--scale", type=float, default=0.3)
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32, help="of calibration and evaluation")
     parser.add_argument("--calibration-timesteps", type=int, default=50)
@@ -57,6 +59,8 @@ def main() -> None:
     train, test = load_dataset(chosen.data, "train"), load_dataset(chosen.data, "test").first(chosen.images)
     conversion = ConvertSettings(
         timesteps=chosen.timesteps,
+        reset=chosen.reset,
+        scale=chosen.scale,
         batches=chosen.batches,
         batch_size=chosen.batch_size,
         calibration_timesteps=chosen.calibration_timesteps,
