@@ -69,12 +69,19 @@ def client(token: str | None = None) -> HfApi:
 
 
 @contextmanager
-def explained(name: HubName, doing: str = "pull") -> Iterator[None]:
-    """Whatever the client raises inside becomes one SJRobustError that says what is wrong and what to do; nothing waits for ever."""
+def explained(name: HubName, doing: str = "pull", patience: Any = None) -> Iterator[None]:
+    """Whatever the client raises inside becomes one SJRobustError that says what is wrong and what to do; a request that hears nothing
+    for as long as `patience` says (WORKING) fails."""
     from huggingface_hub.utils import get_session
 
-    session = get_session()
-    before, session.timeout = session.timeout, WORKING  # type: ignore[assignment]  # the setter makes a Timeout of it
+    session, limits = get_session(), dict(zip(("connect", "read", "write"), patience or WORKING, strict=False))
+
+    def limit(request: Any) -> None:  # some of the client's requests ask for no limit at all, which a default would not change
+        asked = request.extensions.get("timeout") or {}
+        request.extensions["timeout"] = asked | {what: asked.get(what) or seconds for what, seconds in limits.items()}
+
+    before = session.event_hooks
+    session.event_hooks = before | {"request": [*before.get("request", []), limit]}
     try:
         yield
     except SJRobustError:
@@ -82,7 +89,7 @@ def explained(name: HubName, doing: str = "pull") -> Iterator[None]:
     except Exception as error:
         raise SJRobustError(explain(error, name, doing)) from error
     finally:
-        session.timeout = before
+        session.event_hooks = before
 
 
 def unreachable(error: BaseException) -> bool:

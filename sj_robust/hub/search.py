@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
-from sj_robust.hub.remote import HubName, client, endpoint, explained, parse_name
+from sj_robust.hub.remote import ASKING, HubName, client, endpoint, explained, parse_name
 from sj_robust.hub.results import Fraction, Microjoules, protocol_name
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def list_hub(dataset: str | None = None, kind: Kind | None = None, author: str |
     dataset: a name of `load_dataset`, or a repository of the Hub; kind: "ann" or "snn"; author: an account or organisation.
     Raises SJRobustError where the Hub cannot be asked.
     """
-    with explained(HubName("the list of models"), "listing"):
+    with explained(HubName("the list of models"), "listing", ASKING):
         tags = [TAG, SPIKING_TAG] if kind == "snn" else [TAG]
         _ask(10.0)  # the client itself tries an address that does not answer for half a minute
         infos = client(token).list_models(filter=tags, author=author, expand=_PROPERTIES)
@@ -104,13 +104,13 @@ def identity(token: str | None = None, timeout: float = 3.0) -> dict[str, str]:
         return {"endpoint": endpoint(), "state": "not asked: HF_HUB_OFFLINE is set", "login": login}
     name = HubName("the Hub")
     try:
-        with explained(name, "question"):
+        with explained(name, "question", ASKING):
             _ask(timeout)
     except SJRobustError as error:
         return {"endpoint": endpoint(), "state": str(error), "login": login}
     if login != "no token":
         try:
-            with explained(name, "question"):
+            with explained(name, "question", ASKING):
                 login = f"logged in as {client(token).whoami()['name']}"
         except SJRobustError as error:
             login = str(error)

@@ -22,7 +22,7 @@ FLAW = dict(after=20, seconds=0.8, status=503)
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "WORKING", (1.0, 0.5, 0.5))
-    for module in ("download", "upload"):
+    for module in ("download", "search", "upload"):
         monkeypatch.setattr(f"sj_robust.hub.{module}.ASKING", (1.0, 0.5))
 
 
@@ -80,6 +80,15 @@ def test_a_list_over_a_bad_connection_is_whole_or_an_error(hub: Any, kind: str) 
     assert fault.met
     hub.faults.clear()
     assert list_hub() == whole
+
+
+def test_a_hub_that_falls_silent_after_its_first_answer_is_not_waited_for(hub: Any) -> None:
+    upload(hub, SNN, "bob/snn")
+    fault = hub.fault("stall", "/api/models$", times=None, after=5, seconds=600, spared=1)
+    with pytest.raises(SJRobustError) as error:
+        list_hub()
+    assert "cannot be reached" in one_line(error)
+    assert fault.met
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -29,10 +29,14 @@ class Fault:
     after: int = 1000
     seconds: float = 30.0
     status: int = 503
+    spared: int = 0  # so many matching requests are answered well first
     met: int = 0
 
     def meets(self, method: str, path: str) -> bool:
         if self.method not in (method, "*") or not re.search(self.path, path) or self.times == self.met:
+            return False
+        if self.spared:
+            self.spared -= 1
             return False
         self.met += 1
         return True
