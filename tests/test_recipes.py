@@ -38,7 +38,7 @@ def network(recipe: Recipe, classes: int) -> tuple[str, torch.nn.Module]:
     architecture, args = recipe.ann.architecture, recipe.ann.args
     if recipe.ann.checkpoint:
         config = read_config(zoo.find(recipe.ann.checkpoint).folder)
-        assert config.num_classes == classes
+        assert config.num_classes == classes or recipe.ann.train  # with a fresh classifier
         architecture, args = config.architecture, config.model_args
     assert architecture is not None
     with torch.device("meta"):
@@ -66,7 +66,7 @@ def test_the_name_says_what_it_is(path: Path, recipe: Recipe) -> None:
     assert recipe.finetune is not None
     assert recipe.finetune.method.startswith(name["method"].split("_")[0])
     assert (name["threat"] == "none") == (recipe.finetune.method == "natural")
-    source = ANN_NAME.fullmatch(str(recipe.ann.checkpoint or recipe.ann.name))
+    source = ANN_NAME.fullmatch(str(recipe.ann.name or recipe.ann.checkpoint))
     assert source is not None
     assert (source["arch"], source["dataset"]) == (name["arch"], name["dataset"])
 
