@@ -20,7 +20,7 @@ from huggingface_hub import HfApi, ModelCard
 
 from sj_robust import SJRobustError
 from sj_robust.hub import list_hub, list_models, load, pull, push, push_all
-from sj_robust.hub.config import ORIGIN
+from sj_robust.hub.config import ORIGIN, read_config
 
 NAME = "alice/my-snn"
 WEIGHTS = "model.safetensors"
@@ -203,7 +203,7 @@ def test_an_interrupted_push_is_taken_up_again(hub: Any, folder: Path, kind: str
 def test_the_whole_zoo(hub: Any) -> None:
     results = list(push_all("lab"))
     names = [result.repo for result in results]
-    assert names[0] == f"lab/{ANN.name}"
+    assert [("-snn-" in name) for name in names] == sorted("-snn-" in name for name in names)  # ANNs first
     assert {f"lab/{ANN.name}", f"lab/{SNN.name}"} <= set(names) == set(hub.store.repositories)
     card = yaml.safe_load(hub.store.repositories[f"lab/{SNN.name}"].at("main").files["README.md"].content.decode().split("---\n")[1])
     assert (card["base_model"], card["base_model_relation"]) == (f"lab/{ANN.name}", "finetune")
@@ -218,7 +218,10 @@ def test_the_whole_zoo(hub: Any) -> None:
     recorded = [point.value for point in (measured.clean, *measured.robust)]
     assert [accuracy.value for accuracy in accuracies] == pytest.approx(recorded, abs=1e-6)
     base = HfApi(endpoint=hub.endpoint).list_models(filter=f"base_model:lab/{ANN.name}")
-    assert {model.id for model in base} == {name for name in names if "-snn-" in name}
+    weights = read_config(ANN).weights.sha256
+    from_it = {entry.name for entry in list_models() if read_config(entry.folder).source.get("weights_sha256") == weights}
+    assert len(from_it) > 1
+    assert {model.id for model in base} == {f"lab/{name}" for name in from_it}
 
 
 @pytest.mark.slow
