@@ -141,11 +141,11 @@ def load_dataset(
                 f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path of a folder or parquet file"
             )
         source, name = _at_path(path, split), _name_of(path)
+    if stream is None:
+        stream = image_size is not None and 3 * image_size**2 * len(source.labels) > STREAM_FROM
     if stream and image_size is None:
         raise SJRobustError("images that are decoded as they are used need an image_size: all are brought to it")
-    too_large = image_size is not None and 3 * image_size**2 * len(source.labels) > STREAM_FROM
-    streams = image_size is not None and (too_large if stream is None else stream)
-    images = source.stream(image_size) if streams and image_size else torch.from_numpy(source.read(image_size))
+    images = source.stream(image_size) if stream and image_size else torch.from_numpy(source.read(image_size))
     return ImageDataset(images, torch.from_numpy(source.labels), source.classes, name, source.split)
 
 

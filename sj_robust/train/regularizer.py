@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sj_robust.attack.loss import input_gradient
+from sj_robust.attack.loss import input_gradient, margin
 from sj_robust.attack.mode import attack_mode, evaluation_mode
 
 H = 0.01  # of the finite difference: one of the 255 levels of an image is 0.004
@@ -26,11 +26,12 @@ def input_gradient_norm(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     image's term does not depend on its batch.
     """
     with attack_mode(model, x.device):
-        direction = input_gradient(model, lambda logits: _against(logits, y, _rival(logits, y)), x)[0].sign()
+        direction = input_gradient(model, lambda logits: margin(logits, y).sigmoid(), x)[0].sign()
     with evaluation_mode(model):
         here, there = model(torch.cat([x, x + H * direction])).float().chunk(2)
-        rival = _rival(here, y)
-        return ((_against(there, y, rival) - _against(here, y, rival)) / H).square().mean()
+        rival = here.detach().scatter(1, y[:, None], -torch.inf).argmax(1)  # margin's, of the image as it is
+        moved = (there.gather(1, y[:, None]) - there.gather(1, rival[:, None])).squeeze(1)
+        return ((moved.sigmoid() - margin(here, y).sigmoid()) / H).square().mean()
 
 
 def inconsistency(steps: Tensor) -> Tensor:
@@ -59,13 +60,3 @@ def recorded_steps(model: nn.Module, wanted: bool = True) -> Iterator[list[Tenso
     finally:
         if hook:
             hook.remove()
-
-
-def _rival(logits: Tensor, y: Tensor) -> Tensor:
-    """The class with the highest logit but for the label's."""
-    return logits.detach().scatter(1, y[:, None], float("-inf")).argmax(1)
-
-
-def _against(logits: Tensor, y: Tensor, rival: Tensor) -> Tensor:
-    """The probability of the label where only it and its rival are to choose from."""
-    return (logits.gather(1, y[:, None]) - logits.gather(1, rival[:, None])).squeeze(1).float().sigmoid()
