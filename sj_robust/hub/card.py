@@ -30,7 +30,7 @@ HUB_DATASETS = {
     "cifar100": ("uoft-cs/cifar100", "CIFAR-100"), "svhn": ("ufldl-stanford/svhn", "SVHN"),
     "tiny-imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"), "imagenet": ("ILSVRC/imagenet-1k", "ImageNet-1k")}
 TAGS = ["sj-robust", "adversarial-robustness"]
-SPIKING_TAGS = ["spiking-neural-network", "snn", "ann2snn", "spikingjelly"]
+SPIKING_TAGS = ["spiking-neural-network", "snn", "spikingjelly"]
 
 
 def write_card(folder: str | Path) -> Path:
@@ -75,26 +75,31 @@ def render(config: Config, report: Report | None, source: Report | None, curves:
     training = config.training or {}
     channels = len(config.settings["mean"])
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name, config=config, report=report, results=found, source=source, plot=PLOT, training=training, columns=list(curves),
-        rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "", layers=_layers(config, report), energy=_energy(report),
+        name=name, config=config, scratch=_from_scratch(recipe), report=report, results=found, source=source, plot=PLOT, training=training,
+        columns=list(curves), rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "",
+        layers=_layers(config, report), energy=_energy(report),
         settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan")},
         per_channel=bool(config.settings.get("channels")), commands=_commands(config, recipe),
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
-    content = f"---\n{_metadata(config, found, name).to_yaml()}\n---\n\n{body}"
+    content = f"---\n{_metadata(config, found, name, _from_scratch(recipe)).to_yaml()}\n---\n\n{body}"
     return str(ModelCard(content))
 
 
-def _metadata(config: Config, found: Results | None, name: str) -> ModelCardData:
+def _metadata(config: Config, found: Results | None, name: str, scratch: bool) -> ModelCardData:
     training = config.training or {}
     trained_on = HUB_DATASETS.get(str(training.get("dataset")))
     relation = None if config.base_model is None else "finetune" if config.training else "quantized"
     return ModelCardData(
         license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
-        tags=[*TAGS, *(SPIKING_TAGS if config.kind == "snn" else ["timm"])], datasets=[trained_on[0]] if trained_on else None,
+        tags=[*TAGS, *(_spiking_tags(scratch) if config.kind == "snn" else ["timm"])], datasets=[trained_on[0]] if trained_on else None,
         metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
         model_name=name, eval_results=_eval_results(found) if found else None, sj_robust=_index_facts(config))
+
+
+def _spiking_tags(scratch: bool) -> list[str]:
+    return SPIKING_TAGS if scratch else [*SPIKING_TAGS, "ann2snn"]
 
 
 def _index_facts(config: Config) -> dict[str, Any]:
@@ -173,6 +178,12 @@ def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
         return [f"sj-robust run {RECIPE}"]
     recorded = [facts.get("command") for facts in (config.source, config.training or {})]
     return [" ".join(command.replace("`", "'").split()) for command in recorded if isinstance(command, str)]
+
+
+def _from_scratch(recipe: Mapping[str, Any] | None) -> bool:
+    """Whether the recipe converted an untrained ANN, so that only its structure and calibrated thresholds were transferred."""
+    ann = recipe.get("ann") if recipe else None
+    return isinstance(ann, dict) and ann.get("scratch") is True
 
 
 def _recipe(folder: Path) -> dict[str, Any] | None:

@@ -104,6 +104,14 @@ def test_a_card_says_where_the_source_was_not_measured(checkpoint: Path, ann: An
     assert rows["2/255"] != "not measured"
 
 
+def test_a_network_trained_from_random_weights_does_not_claim_an_ann(checkpoint: Path) -> None:
+    assert "converted from an ANN" in write_card(checkpoint).read_text()
+    (checkpoint / "recipe.yaml").write_text("name: snn\ndataset: sample\nann: {architecture: cifar_resnet20, scratch: true}\n")
+    text = write_card(checkpoint).read_text()
+    assert "trained end to end from random weights" in text and "converted from an ANN" not in text
+    assert "ann2snn" not in ModelCard.load(checkpoint / "README.md").data.tags
+
+
 def test_an_evaluation_of_other_weights_is_not_put_on_the_card(checkpoint: Path, reports: Any) -> None:
     (checkpoint / "evaluation.json").write_text(reports[0].to_json())
     with pytest.raises(SJRobustError, match="another model"):
