@@ -17,15 +17,20 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Accuracy, Report, eps_name
 
 
-def robust(report: Report, eps: float, images: int) -> Accuracy | None:
-    """Accuracy of the first `images` at `eps`, None where the report does not have that eps."""
+def survived(report: Report, eps: float) -> list[bool] | None:
+    """Whether each image is right and stays so at `eps`, in order; None where the report does not have that eps."""
     for joint, broken_by in zip(report.joint, report.per_image.broken_by, strict=True):
         if abs(joint.eps - eps) < 1e-9:
             outcome = report.per_image
-            kept = sum(label == predicted and by is None
-                       for label, predicted, by in list(zip(outcome.label, outcome.predicted, broken_by, strict=True))[:images])
-            return Accuracy.of(kept, images)
+            return [label == predicted and by is None
+                    for label, predicted, by in zip(outcome.label, outcome.predicted, broken_by, strict=True)]
     return None
+
+
+def robust(report: Report, eps: float, images: int) -> Accuracy | None:
+    """Accuracy of the first `images` at `eps`, None where the report does not have that eps."""
+    outcomes = survived(report, eps)
+    return None if outcomes is None else Accuracy.of(sum(outcomes[:images]), images)
 
 
 def compare(reports: dict[str, Report]) -> str:

@@ -73,9 +73,10 @@ def render(config: Config, report: Report | None, source: Report | None, curves:
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update(line=_line, spoken=_spoken)
     training = config.training or {}
+    scratch = bool(training) and _from_scratch(recipe)
     channels = len(config.settings["mean"])
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name, config=config, scratch=_from_scratch(recipe), report=report, results=found, source=source, plot=PLOT, training=training,
+        name=name, config=config, scratch=scratch, report=report, results=found, source=source, plot=PLOT, training=training,
         columns=list(curves), rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "",
         layers=_layers(config, report), energy=_energy(report),
         settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan")},
@@ -83,23 +84,20 @@ def render(config: Config, report: Report | None, source: Report | None, curves:
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
-    content = f"---\n{_metadata(config, found, name, _from_scratch(recipe)).to_yaml()}\n---\n\n{body}"
+    content = f"---\n{_metadata(config, found, name, scratch).to_yaml()}\n---\n\n{body}"
     return str(ModelCard(content))
 
 
 def _metadata(config: Config, found: Results | None, name: str, scratch: bool) -> ModelCardData:
     training = config.training or {}
     trained_on = HUB_DATASETS.get(str(training.get("dataset")))
+    kind_tags = ["timm"] if config.kind == "ann" else SPIKING_TAGS if scratch else [*SPIKING_TAGS, "ann2snn"]
     relation = None if config.base_model is None else "finetune" if config.training else "quantized"
     return ModelCardData(
         license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
-        tags=[*TAGS, *(_spiking_tags(scratch) if config.kind == "snn" else ["timm"])], datasets=[trained_on[0]] if trained_on else None,
+        tags=[*TAGS, *kind_tags], datasets=[trained_on[0]] if trained_on else None,
         metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
         model_name=name, eval_results=_eval_results(found) if found else None, sj_robust=_index_facts(config))
-
-
-def _spiking_tags(scratch: bool) -> list[str]:
-    return SPIKING_TAGS if scratch else [*SPIKING_TAGS, "ann2snn"]
 
 
 def _index_facts(config: Config) -> dict[str, Any]:
