@@ -104,8 +104,9 @@ def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
     pointer, long, number, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     library.lif_forward_layer.argtypes = [pointer] * 4 + [long] * 5 + [number, whole, whole]
-    library.lif_backward_layer.argtypes = [pointer] * 5 + [long] * 4 + [number, whole, whole, number, whole]
+    library.lif_backward_layer.argtypes = [pointer] * 6 + [long] * 4 + [number, whole, whole, number, whole]
+    library.lif_adapt_layer.argtypes = [pointer] * 5 + [long] * 4 + [number] * 3 + [whole]
     library.lif_blocks.argtypes = [long]
-    library.lif_forward_layer.restype = library.lif_backward_layer.restype = None
+    library.lif_forward_layer.restype = library.lif_backward_layer.restype = library.lif_adapt_layer.restype = None
     library.lif_blocks.restype = long
     return library

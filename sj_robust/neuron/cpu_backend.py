@@ -34,15 +34,26 @@ def _forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, keep
 
 @fused.lif_backward.register_kernel("cpu")
 def _(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
-      threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+      slope: Tensor | None, threshold_gradient: bool) -> tuple[Tensor, Tensor]:
     dx, threshold = torch.empty_like(potential), v_threshold.contiguous()
     size, kernel = potential[0].numel(), _kernel()
     shares = torch.zeros(kernel.lif_blocks(size) if threshold_gradient else 0, v_threshold.numel(), dtype=torch.float64)
     kernel.lif_backward_layer(
-        grad.data_ptr(), potential.data_ptr(), threshold.data_ptr(), dx.data_ptr(), shares.data_ptr() if threshold_gradient else None,
-        potential.shape[0], size, *fused.channels_of(potential, v_threshold), leak, soft_reset, surrogate, gamma, torch.get_num_threads(),
+        grad.data_ptr(), potential.data_ptr(), threshold.data_ptr(), None if slope is None else slope.data_ptr(), dx.data_ptr(),
+        shares.data_ptr() if threshold_gradient else None, potential.shape[0], size, *fused.channels_of(potential, v_threshold),
+        leak, soft_reset, surrogate, gamma, torch.get_num_threads(),
     )  # fmt: skip
     return dx, shares.sum(0).to(v_threshold.dtype).view(v_threshold.shape)
+
+
+@fused.lif_adapt.register_kernel("cpu")
+def _(potential: Tensor, v_threshold: Tensor, mean: Tensor, spread: Tensor, omega: float, update: float, relaxation: float) -> Tensor:
+    slope, threshold = torch.empty_like(potential), v_threshold.contiguous()
+    _kernel().lif_adapt_layer(
+        potential.data_ptr(), threshold.data_ptr(), mean.data_ptr(), spread.data_ptr(), slope.data_ptr(), potential.shape[0],
+        potential[0].numel(), *fused.channels_of(potential, v_threshold), omega, update, relaxation, torch.get_num_threads(),
+    )  # fmt: skip
+    return slope
 
 
 def _kernel():  # type: ignore[no-untyped-def]  # ctypes attributes have no types

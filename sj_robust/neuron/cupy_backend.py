@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import numpy as np
@@ -53,17 +53,29 @@ def _forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, pote
 
 @fused.lif_backward.register_kernel("cuda")
 def lif_backward(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
-                 threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+                 slope: Tensor | None, threshold_gradient: bool) -> tuple[Tensor, Tensor]:
     dx, threshold = torch.empty_like(potential), v_threshold.contiguous()
     shares = fused.steps_like(potential[:1])[0] if threshold_gradient else None
     launch("lif_backward_kernel", grad.device, potential[0].numel(), [
-        _pointer(grad), _pointer(potential), _pointer(threshold), _pointer(dx), _pointer(shares), np.int64(potential.shape[0]),
-        np.int64(potential[0].numel()), *map(np.int64, fused.channels_of(potential, v_threshold)), np.float32(leak),
-        np.int32(soft_reset), np.int32(surrogate), np.float32(gamma),
+        _pointer(grad), _pointer(potential), _pointer(threshold), _pointer(slope), _pointer(dx), _pointer(shares),
+        np.int64(potential.shape[0]), np.int64(potential[0].numel()), *map(np.int64, fused.channels_of(potential, v_threshold)),
+        np.float32(leak), np.int32(soft_reset), np.int32(surrogate), np.float32(gamma),
     ])  # fmt: skip
     if shares is None:
         return dx, torch.empty_like(v_threshold)
     return dx, shares.double().sum_to_size(v_threshold.shape).to(v_threshold.dtype)
+
+
+@fused.lif_adapt.register_kernel("cuda")
+def lif_adapt(potential: Tensor, v_threshold: Tensor, mean: Tensor, spread: Tensor, omega: float, update: float,
+              relaxation: float) -> Tensor:
+    slope, threshold = torch.empty_like(potential), v_threshold.contiguous()
+    launch("lif_adapt_kernel", potential.device, potential[0].numel(), [
+        _pointer(potential), _pointer(threshold), _pointer(mean), _pointer(spread), _pointer(slope), np.int64(potential.shape[0]),
+        np.int64(potential[0].numel()), *map(np.int64, fused.channels_of(potential, v_threshold)), np.float32(omega),
+        np.float32(update), np.float32(relaxation),
+    ])  # fmt: skip
+    return slope
 
 
 def _pointer(tensor: Tensor | None) -> np.uint64:
@@ -115,6 +127,7 @@ def _automatic(x: Tensor) -> bool:
     return x.is_cuda and x.dtype in fused.DTYPES and _works(x.device.index or 0)
 
 
+@wraps(fused.multistep)  # by which `fused.serves` knows it
 def _multistep(x: Tensor, v_threshold: Tensor, **settings: Any) -> Tensor:
     if not x.is_cuda:
         raise SJRobustError(f'the "cupy" backend needs tensors on a CUDA device, got {x.device.type}: use backend="auto"')

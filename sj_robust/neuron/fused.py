@@ -1,18 +1,21 @@
 """The fused backends as torch custom ops: one formula for autograd, one kernel per device.
 
 `sj_robust::lif_spikes` and `sj_robust::lif_forward` (which also keeps the potential) run all T steps of a layer from rest;
-`sj_robust::lif_backward` goes back through them. Each device adds its kernel: cpu_backend and cupy_backend.
+`sj_robust::lif_backward` goes back through them; `sj_robust::lif_adapt` is adaptive sharpness. Each device adds its kernels:
+cpu_backend and cupy_backend.
 torch.compile sees them as opaque ops with known shapes and does not break its graph.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sj_robust.neuron import torch_backend
+from sj_robust.neuron.backend import Multistep
 from sj_robust.neuron.surrogate import SURROGATE_NAMES, Surrogate
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of inputs; the state is float32 in any case
@@ -41,6 +44,12 @@ def takes(x: Tensor, v_threshold: Tensor) -> bool:
     return v_threshold.numel() == 1 or v_threshold.shape == (*x.shape[2:3], *(1,) * (x.dim() - 3))
 
 
+def serves(multistep_in_use: Multistep, x: Tensor, v_threshold: Tensor) -> bool:
+    """Whether the ops themselves can stand in for that backend, for views that need the potential."""
+    return (inspect.unwrap(multistep_in_use) is multistep and takes(x, v_threshold)
+            and x.dtype == v_threshold.dtype == torch.float32)
+
+
 def dense(x: Tensor) -> Tensor:
     """`x` itself where each step fills one block of memory, in any order of its dimensions (steps may repeat one); else a copy."""
     expected = 1
@@ -55,6 +64,11 @@ def dense(x: Tensor) -> Tensor:
 def steps_like(x: Tensor) -> Tensor:
     """An empty tensor of x's shape [T, N, *], each step laid out as x's steps are, one after the other."""
     return torch.empty_strided(x.shape, (x[0].numel(), *x.stride()[1:]), dtype=x.dtype, device=x.device)
+
+
+def laid_out_as(potential: Tensor, other: Tensor) -> Tensor:
+    """`other` itself where its elements lie in memory as those of `potential`; else a copy that does."""
+    return other if other.stride() == potential.stride() else torch.empty_like(potential).copy_(other)
 
 
 def channels_of(x: Tensor, v_threshold: Tensor) -> tuple[int, int]:
@@ -74,8 +88,14 @@ def lif_forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, s
 
 @torch.library.custom_op("sj_robust::lif_backward", mutates_args=())
 def lif_backward(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
-                 threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+                 slope: Tensor | None, threshold_gradient: bool) -> tuple[Tensor, Tensor]:
     raise NotImplementedError(f"no fused kernel for {grad.device.type}")
+
+
+@torch.library.custom_op("sj_robust::lif_adapt", mutates_args=("mean", "spread"))
+def lif_adapt(potential: Tensor, v_threshold: Tensor, mean: Tensor, spread: Tensor, omega: float, update: float,
+              relaxation: float) -> Tensor:
+    raise NotImplementedError(f"no fused kernel for {potential.device.type}")
 
 
 @lif_spikes.register_fake
@@ -90,8 +110,13 @@ def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: 
 
 @lif_backward.register_fake
 def _(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
-      threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+      slope: Tensor | None, threshold_gradient: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(potential), torch.empty_like(v_threshold)
+
+
+@lif_adapt.register_fake
+def _(potential: Tensor, v_threshold: Tensor, mean: Tensor, spread: Tensor, omega: float, update: float, relaxation: float) -> Tensor:
+    return torch.empty_like(potential)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -105,9 +130,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     if grad is None:
         return None, None, None, None, None, None
     potential, v_threshold = ctx.saved_tensors
-    if grad.stride() != potential.stride():
-        grad = torch.empty_like(potential).copy_(grad)
-    dx, dv_threshold = lif_backward(grad, potential, v_threshold, *ctx.settings, ctx.needs_input_grad[1])
+    dx, dv_threshold = lif_backward(laid_out_as(potential, grad), potential, v_threshold, *ctx.settings, None, ctx.needs_input_grad[1])
     return dx, dv_threshold if ctx.needs_input_grad[1] else None, None, None, None, None
 
 

@@ -45,12 +45,16 @@ class AdaptiveSharpness:
         """Start the statistics anew: to be called before each attack."""
         self._moments.clear()
 
-    def derivative(self, node: nn.Module, potential: Tensor, v_threshold: Tensor) -> Tensor:
+    def derivative(self, node: nn.Module, potential: Tensor, v_threshold: Tensor, multistep: Multistep) -> Tensor:
         """σ'(u) [T, N, *] for this pass through `node`, after its statistics took in u = potential − v_threshold."""
         mean, spread = self._moments.get(node, (None, None))
         if mean is None or spread is None or mean.shape != potential.shape or mean.device != potential.device:
             mean, spread = torch.ones_like(potential), torch.zeros_like(potential)
-            self._moments[node] = mean, spread
+        mean, spread = fused.laid_out_as(potential, mean), fused.laid_out_as(potential, spread)
+        self._moments[node] = mean, spread
+        if fused.serves(multistep, potential, v_threshold):
+            return fused.lif_adapt(  # type: ignore[no-any-return]
+                potential, v_threshold, mean, spread, self.OMEGA, 1 - self.MOMENTUM, self.RELAXATION)
         sigma = torch.empty_like(potential)
         for block in torch_backend.blocks(potential):  # in the cache, a dozen operations cost about one
             for t in range(potential.shape[0]):
@@ -113,7 +117,7 @@ def spikes_in_view(view: View, node: nn.Module, x: Tensor, v_threshold: Tensor, 
 
 
 def _spikes_and_potential(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, multistep: Multistep) -> tuple[Tensor, Tensor]:
-    if multistep is fused.multistep and fused.takes(x, v_threshold) and x.dtype == v_threshold.dtype == torch.float32:
+    if fused.serves(multistep, x, v_threshold):
         return fused.lif_forward(fused.dense(x), v_threshold, leak, soft_reset, 0, 1.0)  # type: ignore[no-any-return]
     return torch_backend.forward_keeping(x, v_threshold, leak, soft_reset)
 
@@ -156,15 +160,19 @@ class _Adaptive(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, multistep: Multistep,
                 view: AdaptiveSharpness, node: nn.Module) -> Tensor:
         spikes, potential = _spikes_and_potential(x, v_threshold, leak, soft_reset, multistep)
-        ctx.save_for_backward(potential, v_threshold, view.derivative(node, potential, v_threshold))
-        ctx.settings = leak, soft_reset
+        ctx.save_for_backward(potential, v_threshold, view.derivative(node, potential, v_threshold, multistep))
+        ctx.settings = leak, soft_reset, fused.serves(multistep, potential, v_threshold)
         return spikes
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         potential, v_threshold, sigma = ctx.saved_tensors
-        leak, soft_reset = ctx.settings
-        dx, dv_threshold = torch_backend.backward_through_time(
-            grads[0], potential, v_threshold, leak, soft_reset, lambda t, block, u: sigma[t, block].clone(), ctx.needs_input_grad[1])
-        return dx, dv_threshold, None, None, None, None, None
+        leak, soft_reset, in_kernel = ctx.settings
+        if in_kernel:
+            dx, dv_threshold = fused.lif_backward(
+                fused.laid_out_as(potential, grads[0]), potential, v_threshold, leak, soft_reset, 0, 1.0, sigma, ctx.needs_input_grad[1])
+        else:
+            dx, dv_threshold = torch_backend.backward_through_time(
+                grads[0], potential, v_threshold, leak, soft_reset, lambda t, block, u: sigma[t, block].clone(), ctx.needs_input_grad[1])
+        return dx, dv_threshold if ctx.needs_input_grad[1] else None, None, None, None, None, None

@@ -10,8 +10,14 @@ extern "C" void launch_lif_forward_kernel(unsigned blocks, const float *x, const
     EACH_THREAD lif_forward_kernel(x, threshold, spikes, potential, steps, size, x_stride, channels, inner, leak, soft);
 }
 
-extern "C" void launch_lif_backward_kernel(unsigned blocks, const float *grad, const float *potential, const float *threshold, float *dx,
-                                           float *dthreshold, long long steps, long long size, long long channels, long long inner,
-                                           float leak, int soft, int kind, float gamma) {
-    EACH_THREAD lif_backward_kernel(grad, potential, threshold, dx, dthreshold, steps, size, channels, inner, leak, soft, kind, gamma);
+extern "C" void launch_lif_backward_kernel(unsigned blocks, const float *grad, const float *potential, const float *threshold, const float *slope,
+                                           float *dx, float *dthreshold, long long steps, long long size, long long channels,
+                                           long long inner, float leak, int soft, int kind, float gamma) {
+    EACH_THREAD lif_backward_kernel(grad, potential, threshold, slope, dx, dthreshold, steps, size, channels, inner, leak, soft, kind, gamma);
+}
+
+extern "C" void launch_lif_adapt_kernel(unsigned blocks, const float *potential, const float *threshold, float *mean, float *spread,
+                                        float *slope, long long steps, long long size, long long channels, long long inner, float omega,
+                                        float update, float relaxation) {
+    EACH_THREAD lif_adapt_kernel(potential, threshold, mean, spread, slope, steps, size, channels, inner, omega, update, relaxation);
 }

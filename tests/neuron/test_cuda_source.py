@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from sj_robust.errors import SJRobustError
-from sj_robust.neuron import SURROGATE_NAMES, Surrogate, ThresholdLIF, available_backends, cupy_backend, fused, torch_backend
+from sj_robust.neuron import (
+    SURROGATE_NAMES,
+    AdaptiveSharpness,
+    Surrogate,
+    ThresholdLIF,
+    available_backends,
+    cupy_backend,
+    fused,
+    torch_backend,
+)
 
 HERE = Path(__file__).parent
 GOLDEN = np.load(HERE.parent / "golden" / "lif.npz")
@@ -59,8 +68,8 @@ def on_cpu(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         def backward(ctx: Any, grad: Tensor) -> Any:
             potential, threshold = ctx.saved_tensors
             grad = torch.empty_like(potential).copy_(grad)
-            dx, dv = cupy_backend.lif_backward(grad, potential, threshold, *ctx.settings, True)
-            assert torch.equal(cupy_backend.lif_backward(grad, potential, threshold, *ctx.settings, False)[0], dx)
+            dx, dv = cupy_backend.lif_backward(grad, potential, threshold, *ctx.settings, None, True)
+            assert torch.equal(cupy_backend.lif_backward(grad, potential, threshold, *ctx.settings, None, False)[0], dx)
             return dx, dv, None, None, None
 
     monkeypatch.setattr(cupy_backend, "launch", launch)
@@ -103,6 +112,29 @@ def test_cuda_source_agrees_with_the_torch_backend(channels: int | None, on_cpu:
         torch.testing.assert_close(dv, expected[2], rtol=1e-4, atol=1e-5 * float(expected[1].abs().sum()))
 
 
+@pytest.mark.parametrize("channels", [None, 6])
+def test_cuda_source_has_adaptive_sharpness_as_the_torch_backend_has(channels: int | None, on_cpu: Callable[..., Tensor],
+                                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    outcomes = []
+    for op in ("lif_forward", "lif_adapt", "lif_backward"):
+        monkeypatch.setattr(fused, op, getattr(cupy_backend, op))
+    for backend in ("torch", "cpu"):  # the second with the ops just put in place
+        node = ThresholdLIF(0.6, 0.9, channels=channels, backend=backend)
+        node.view = AdaptiveSharpness()
+        for step in range(3):  # in both layouts: the statistics follow
+            generator = torch.Generator().manual_seed(step)
+            x = torch.randn(5, 2, 6, 7, 3, generator=generator)
+            x = x if step != 1 else x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, (5, 2))
+            a, node.v_threshold.grad = x.requires_grad_(), None
+            spikes = node(a)
+            spikes.backward(torch.randn(x.shape, generator=generator))
+            outcomes.append((spikes.detach(), a.grad, node.v_threshold.grad))
+    for (spikes, dx, dv), (expected, dx_expected, dv_expected) in zip(outcomes[3:], outcomes[:3], strict=True):
+        assert torch.equal(spikes, expected)
+        torch.testing.assert_close(dx, dx_expected, rtol=2e-5, atol=1e-6)
+        torch.testing.assert_close(dv, dv_expected, rtol=1e-4, atol=1e-4)
+
+
 def nvrtc() -> ctypes.CDLL:
     for folder in (Path(torch.__file__).parents[1] / "nvidia", Path("/usr/local/cuda/lib64")):
         for found in sorted(folder.rglob("libnvrtc.so*")):
@@ -125,7 +157,7 @@ def test_cuda_source_compiles_to_ptx_without_fused_multiply_add(architecture: st
     ptx = ctypes.create_string_buffer(size.value)
     library.nvrtcGetPTX(program, ptx)
     text = ptx.value.decode()
-    assert set(re.findall(r"\.entry (\w+)", text)) == {"lif_forward_kernel", "lif_backward_kernel"}
+    assert set(re.findall(r"\.entry (\w+)", text)) == {"lif_forward_kernel", "lif_backward_kernel", "lif_adapt_kernel"}
     assert f".target sm_{architecture}" in text
     forward = text[text.index(".entry lif_forward_kernel") :].split(".entry lif_backward_kernel")[0]
     assert "mul" in forward

@@ -115,7 +115,10 @@ def test_pytorch_finds_nothing_wrong_with_the_custom_ops() -> None:
     torch.library.opcheck(fused.lif_forward, (x, threshold, 0.9, False, 0, 1.0))
     torch.library.opcheck(fused.lif_spikes, (x.detach(), threshold.detach(), 0.9, True))
     potential = torch.randn(3, 2, 4, 5, 5)
-    torch.library.opcheck(fused.lif_backward, (x.detach(), potential, threshold.detach(), 0.9, False, 1, 2.0, True))
+    for slope in (None, torch.rand(3, 2, 4, 5, 5)):
+        torch.library.opcheck(fused.lif_backward, (x.detach(), potential, threshold.detach(), 0.9, False, 1, 2.0, slope, True))
+    moments = torch.rand(3, 2, 4, 5, 5), torch.rand(3, 2, 4, 5, 5)
+    torch.library.opcheck(fused.lif_adapt, (potential, threshold.detach(), *moments, 2.5, 0.1, 1.5))
 
 
 @needs_kernel

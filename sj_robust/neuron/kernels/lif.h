@@ -14,7 +14,7 @@
 #define LIF_INLINE static inline __attribute__((always_inline))
 #endif
 
-enum { LIF_PCW, LIF_EXP, LIF_EXP_D, LIF_RECT, LIF_STE }; /* the order of SURROGATE_NAMES */
+enum { LIF_PCW, LIF_EXP, LIF_EXP_D, LIF_RECT, LIF_STE, LIF_GIVEN }; /* the order of SURROGATE_NAMES; last, σ' from an array */
 
 /* exp(−γ·size) for size ≥ 0, to 1 ulp or so, from operations that a compiler can vectorise: 2^k·exp(r), |r| ≤ ln2/2
    (Cephes expf). Cut off at exp(−87), about the smallest normal number; the bound is no constant, or gcc makes it a branch. */
@@ -55,6 +55,19 @@ LIF_INLINE float lif_surrogate(int kind, float gamma, float u) {
     }
 }
 
+/* σ'(u) by adaptive sharpness, after the moving averages M and D took in u: sj_robust.neuron.views */
+LIF_INLINE float lif_adapt(float u, float *mean, float *spread, float omega, float update, float relaxation) {
+    float size = u < 0.0f ? -u : u;
+    float m = *mean + update * (size - *mean);
+    float off = size - m;
+    float d = *spread + update * ((off < 0.0f ? -off : off) - *spread);
+    float alpha = omega / (m + relaxation * d + 1e-4f);
+    float bell = 1.57079632679489662f * alpha * size;
+    *mean = m;
+    *spread = d;
+    return alpha / (2.0f * (1.0f + bell * bell));
+}
+
 LIF_INLINE float lif_charge(float x, float v, float leak) { return leak * v + x; }
 
 LIF_INLINE float lif_reset(float h, float threshold, int soft) {
@@ -62,10 +75,10 @@ LIF_INLINE float lif_reset(float h, float threshold, int soft) {
     return h >= threshold ? fired : h;
 }
 
-/* dx of a step; adds the step's share of −d v_th to *total */
-LIF_INLINE float lif_backward(float grad, float carry, float h, float threshold, int soft, int kind, float gamma, float *total) {
+/* dx of a step, where σ' is `slope`; adds the step's share of −d v_th to *total */
+LIF_INLINE float lif_backward(float grad, float carry, float h, float threshold, int soft, float slope, float *total) {
     float u = h - threshold;
-    float direct = lif_surrogate(kind, gamma, u) * (grad - carry * (soft ? threshold : h));
+    float direct = slope * (grad - carry * (soft ? threshold : h));
     float kept = (soft || u < 0.0f) ? carry : 0.0f;
     *total += soft ? direct + (u >= 0.0f ? carry : 0.0f) : direct;
     return direct + kept;

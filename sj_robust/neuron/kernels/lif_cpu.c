@@ -53,16 +53,18 @@ void lif_forward_layer(const float *x, const float *threshold, float *spikes, fl
     }
 }
 
-LIF_INLINE void backward_block(const float *grad, const float *potential, const float *threshold, float *dx, float *total, int64_t n,
-                               int64_t steps, int64_t size, float leak, float gamma, int soft, int kind) {
+LIF_INLINE void backward_block(const float *grad, const float *potential, const float *threshold, const float *slope, float *dx,
+                               float *total, int64_t n, int64_t steps, int64_t size, float leak, float gamma, int soft, int kind) {
     float carry[BLOCK];
     for (int64_t i = 0; i < n; i++) carry[i] = total[i] = 0.0f;
     for (int64_t t = steps - 1; t >= 0; t--) {
         const float *restrict g_t = grad + t * size;
         const float *restrict h_t = potential + t * size;
+        const float *restrict slope_t = kind == LIF_GIVEN ? slope + t * size : 0;
         float *restrict dx_t = dx + t * size;
         for (int64_t i = 0; i < n; i++) {
-            float d = lif_backward(g_t[i], carry[i], h_t[i], threshold[i], soft, kind, gamma, &total[i]);
+            float sigma = kind == LIF_GIVEN ? slope_t[i] : lif_surrogate(kind, gamma, h_t[i] - threshold[i]);
+            float d = lif_backward(g_t[i], carry[i], h_t[i], threshold[i], soft, sigma, &total[i]);
             dx_t[i] = d;
             carry[i] = d * leak;
         }
@@ -71,13 +73,15 @@ LIF_INLINE void backward_block(const float *grad, const float *potential, const 
 
 #define BACKWARD(kind)                                                                                                   \
     case kind:                                                                                                           \
-        if (soft) backward_block(g_b, h_b, th, dx_b, total, n, steps, size, leak, gamma, 1, kind);                       \
-        else backward_block(g_b, h_b, th, dx_b, total, n, steps, size, leak, gamma, 0, kind);                            \
+        if (soft) backward_block(g_b, h_b, th, slope_b, dx_b, total, n, steps, size, leak, gamma, 1, kind);              \
+        else backward_block(g_b, h_b, th, slope_b, dx_b, total, n, steps, size, leak, gamma, 0, kind);                   \
         break;
 
-/* dthreshold: 0, or zeros [blocks, channels]; the caller adds up the blocks in their order. */
-void lif_backward_layer(const float *grad, const float *potential, const float *threshold, float *dx, double *dthreshold, int64_t steps,
-                      int64_t size, int64_t channels, int64_t inner, float leak, int soft, int kind, float gamma, int threads) {
+/* slope: σ' of every element and step, in place of the surrogate `kind`, or 0.
+   dthreshold: 0, or zeros [blocks, channels]; the caller adds up the blocks in their order. */
+void lif_backward_layer(const float *grad, const float *potential, const float *threshold, const float *slope, float *dx,
+                        double *dthreshold, int64_t steps, int64_t size, int64_t channels, int64_t inner, float leak, int soft, int kind,
+                        float gamma, int threads) {
     int64_t blocks = (size + BLOCK - 1) / BLOCK;
     (void)threads;
 #pragma omp parallel for num_threads(threads) if (threads > 1 && blocks > 1) schedule(static)
@@ -85,14 +89,15 @@ void lif_backward_layer(const float *grad, const float *potential, const float *
         int64_t start = b * BLOCK, n = size - start < BLOCK ? size - start : BLOCK;
         float th[BLOCK], total[BLOCK];
         fill_thresholds(th, threshold, channels, inner, start, n);
-        const float *g_b = grad + start, *h_b = potential + start;
+        const float *g_b = grad + start, *h_b = potential + start, *slope_b = slope ? slope + start : 0;
         float *dx_b = dx + start;
-        switch (kind) {
+        switch (slope ? LIF_GIVEN : kind) {
             BACKWARD(LIF_PCW)
             BACKWARD(LIF_EXP)
             BACKWARD(LIF_EXP_D)
             BACKWARD(LIF_RECT)
             BACKWARD(LIF_STE)
+            BACKWARD(LIF_GIVEN)
         }
         if (!dthreshold) continue;
         double *sums = dthreshold + b * channels;
@@ -102,6 +107,25 @@ void lif_backward_layer(const float *grad, const float *potential, const float *
             for (int lane = 0; lane < 8; lane++) sums[0] -= lanes[lane];
         } else {
             for (int64_t i = 0; i < n; i++) sums[((start + i) / inner) % channels] -= total[i];
+        }
+    }
+}
+
+/* Adaptive sharpness of a layer: advances mean and spread, [T, size] as the potential, and writes σ' to slope. */
+void lif_adapt_layer(const float *potential, const float *threshold, float *mean, float *spread, float *slope, int64_t steps, int64_t size,
+                     int64_t channels, int64_t inner, float omega, float update, float relaxation, int threads) {
+    int64_t blocks = (size + BLOCK - 1) / BLOCK;
+    (void)threads;
+#pragma omp parallel for num_threads(threads) if (threads > 1 && blocks > 1) schedule(static)
+    for (int64_t b = 0; b < blocks; b++) {
+        int64_t start = b * BLOCK, n = size - start < BLOCK ? size - start : BLOCK;
+        float th[BLOCK];
+        fill_thresholds(th, threshold, channels, inner, start, n);
+        for (int64_t t = 0; t < steps; t++) {
+            const float *restrict h_t = potential + t * size + start;
+            float *restrict m_t = mean + t * size + start, *restrict d_t = spread + t * size + start;
+            float *restrict slope_t = slope + t * size + start;
+            for (int64_t i = 0; i < n; i++) slope_t[i] = lif_adapt(h_t[i] - th[i], &m_t[i], &d_t[i], omega, update, relaxation);
         }
     }
 }

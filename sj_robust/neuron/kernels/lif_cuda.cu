@@ -20,17 +20,33 @@ extern "C" __global__ void lif_forward_kernel(const float *x, const float *thres
     }
 }
 
-extern "C" __global__ void lif_backward_kernel(const float *grad, const float *potential, const float *threshold, float *dx,
-                                               float *dthreshold, long long steps, long long size, long long channels, long long inner,
-                                               float leak, int soft, int kind, float gamma) {
+/* slope: σ' of every neuron and step, in place of the surrogate `kind`, or 0. */
+extern "C" __global__ void lif_backward_kernel(const float *grad, const float *potential, const float *threshold, const float *slope,
+                                               float *dx, float *dthreshold, long long steps, long long size, long long channels,
+                                               long long inner, float leak, int soft, int kind, float gamma) {
     long long j = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (j >= size) return;
     float v_threshold = threshold[channels == 1 ? 0 : (j / inner) % channels];
     float carry = 0.0f, total = 0.0f;
     for (long long t = steps - 1; t >= 0; t--) {
-        float d = lif_backward(grad[t * size + j], carry, potential[t * size + j], v_threshold, soft, kind, gamma, &total);
+        float h = potential[t * size + j];
+        float sigma = slope ? slope[t * size + j] : lif_surrogate(kind, gamma, h - v_threshold);
+        float d = lif_backward(grad[t * size + j], carry, h, v_threshold, soft, sigma, &total);
         dx[t * size + j] = d;
         carry = d * leak;
     }
     if (dthreshold) dthreshold[j] = -total;
+}
+
+/* Adaptive sharpness: advances mean and spread, [T, size] as the potential, and writes σ' to slope. */
+extern "C" __global__ void lif_adapt_kernel(const float *potential, const float *threshold, float *mean, float *spread, float *slope,
+                                            long long steps, long long size, long long channels, long long inner, float omega,
+                                            float update, float relaxation) {
+    long long j = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (j >= size) return;
+    float v_threshold = threshold[channels == 1 ? 0 : (j / inner) % channels];
+    for (long long t = 0; t < steps; t++) {
+        long long i = t * size + j;
+        slope[i] = lif_adapt(potential[i] - v_threshold, &mean[i], &spread[i], omega, update, relaxation);
+    }
 }
