@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
 from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, MaxImages, Model, Out, SplitName, load_both, show, write
 from sj_robust.cli.options import Args, zoo_names
+
+if TYPE_CHECKING:
+    from sj_robust.evaluate.report import Report
 
 AGAIN = "the same command goes on where it stopped if it has --out or --record"
 
@@ -65,6 +68,9 @@ def evaluate(
     model: Model = None,
     arg: Args = None,
     out: Out = None,
+    extend: Annotated[
+        Path | None, typer.Option("--extend", metavar="REPORT", help="Take over what this report found on fewer images; attack the others.")
+    ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FOLDER", help="Also draw the figures into this folder.")] = None,
     record: Annotated[bool, typer.Option("--record", help="Write it into the checkpoint folder as evaluation.json.")] = False,
     seed: Seed = 0,
@@ -114,6 +120,7 @@ def evaluate(
         batch_size=batch_size,
         seed=seed,
         journal=journal,
+        extend=None if extend is None else _report(extend),
         device=where,
     )
     if rank():
@@ -128,6 +135,16 @@ def evaluate(
     if journal and not report.stopped:
         remove_journal(journal)
     show(report, as_json)
+
+
+def _report(path: Path) -> Report:
+    from sj_robust.errors import SJRobustError
+    from sj_robust.hub.results import read_report
+
+    report = read_report(path)
+    if report is None:
+        raise SJRobustError(f"{path} does not exist: --extend takes the JSON that --out or --record wrote")
+    return report
 
 
 def card(folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 import sj_robust
 from sj_robust.data import ImageDataset
-from sj_robust.evaluate.report import DatasetFacts, ModelFacts
+from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report
 from sj_robust.model import SpikingClassifier
 
 
@@ -59,8 +59,8 @@ def device_name(device: torch.device) -> str:
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
 
 
-def limits(attacks: list[str], views: list[str], evaluated: int, size: int, seed: int, restarts: int, checked: bool,
-           stopped: str | None) -> list[str]:
+def limits(attacks: list[str], views: list[str], dataset: DatasetFacts, seed: int, restarts: int, checked: bool,
+           stopped: str | None, extended: Report | None) -> list[str]:
     """Honest statements on what the numbers do not show."""
     statements = []
     if attacks:
@@ -77,6 +77,10 @@ def limits(attacks: list[str], views: list[str], evaluated: int, size: int, seed
         ]
     if stopped:
         statements.append(f"The evaluation was stopped {stopped}; what was not attacked counts as robust.")
-    if evaluated < size:
-        statements.append(f"Only the first {evaluated} of {size} images were evaluated; the intervals cover that sampling error alone.")
+    if extended:
+        made_with = ", ".join(f"{name} {extended.versions[name]}" for name in ("sj_robust", "torch") if name in extended.versions)
+        statements.append(f"What was found on the first {extended.dataset.evaluated} images is taken from an earlier report ({made_with}).")
+    if dataset.evaluated < dataset.size:
+        statements.append(f"Only the first {dataset.evaluated} of {dataset.size} images were evaluated; "
+                          "the intervals cover that sampling error alone.")
     return statements

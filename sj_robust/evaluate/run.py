@@ -24,6 +24,7 @@ from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, check_fit, count_pas
 from sj_robust.evaluate.checks import run_checks, verdict
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
+from sj_robust.evaluate.extend import taken_over
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
@@ -52,6 +53,7 @@ def evaluate(
     batch_size: int = 128,
     seed: int = 0,
     journal: str | os.PathLike[str] | None = None,
+    extend: Report | None = None,
     device: str | torch.device | None = None,
     show_progress: bool | None = None,
 ) -> Report:
@@ -84,10 +86,12 @@ def evaluate(
         seed: noise depends on (seed, attack, view, index of the image) alone.
         journal: a file that keeps what is done, batch by batch, so that the same call goes on there after a kill, to the same report
             but for its cost, also with another batch size, device or number of processes. To be removed once the report is safe.
+        extend: a complete report of the same evaluation on fewer images, whose outcomes are taken over; the others are attacked.
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError if data and model do not fit, on settings out of range, and if an attack leaves its ball.
+    Raises SJRobustError if data and model do not fit, on settings out of range, if an attack leaves its ball, and if the report to
+    extend is of another evaluation.
     Source: ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3; for the protocols see `sj_robust.evaluate.protocol`.
     """
     started = time.monotonic()
@@ -109,14 +113,16 @@ def evaluate(
         predicted, activity = _clean_pass(bench, total, False if shard.rank else show_progress)
         labels = dataset.labels[:total].cpu()
         correct, mine = predicted == labels, shard.mine(total)
-        described = facts.model_facts(model, num_classes)
+        described, data = facts.model_facts(model, num_classes), facts.dataset_facts(dataset, total)
         notes = Journal.open(None if journal is None else Path(journal), {
             "weights": described.weights_sha256, "settings": described.settings,
-            "images": dataset.fingerprint, "predicted": predicted.tolist(),
+            "images": data.fingerprint, "predicted": predicted.tolist(),
             "plan": [[[run.attack.settings, list(run.seen)] for run in runs] for runs in plan],
             "transfer": {name: facts.weights_sha256(other) for name, other in (transfer or {}).items()},
             "survivors_only": survivors_only, "seed": seed,
         }, shard.rank if shard.count > 1 else None)  # fmt: skip
+        if extend is not None:
+            notes.merge(taken_over(extend, plan, described, data, predicted.tolist(), seed, survivors_only))
         earlier = sum(unit.seconds for unit in notes.units.values())
         bench.deadline = started + time_limit if time_limit else bench.deadline
         attackable = int((correct & mine).sum())
@@ -140,7 +146,7 @@ def evaluate(
     stopped = f"after {time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made" if outcome.pending else None
     return Report(
         model=described,
-        dataset=facts.dataset_facts(dataset, total),
+        dataset=data,
         clean=Accuracy.of(int(correct.sum()), total),
         joint=outcome.joint,
         robust=outcome.robust,
@@ -150,7 +156,7 @@ def evaluate(
         checks=checks,
         verdict=verdict(checks, stopped is None) if checks else None,
         stopped=stopped,
-        limits=facts.limits(names, seen, total, len(dataset), seed, restarts, bool(checks), stopped),
+        limits=facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend),
         settings=Settings(protocol=str(chosen) if chosen else None, norm=norm, restarts=restarts, eps=[runs[0].attack.eps for runs in plan],
                           attacks=names, views=seen, survivors_only=survivors_only, batch_size=batch_size, seed=seed,
                           ball_tolerance=BALL_TOLERANCE, device=facts.device_name(where)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 import sj_robust
 from sj_robust.attack import PGD
 from sj_robust.data import ImageDataset
+from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report
 from sj_robust.evaluate import evaluate as evaluate_and_check
 from sj_robust.model import SpikingClassifier
@@ -100,3 +103,59 @@ def test_a_killed_command_goes_on_and_leaves_nothing_but_its_report(tmp_path: Pa
     whole = evaluate(sj_robust.load("resnet20.cifar10_linf_pgd"), sj_robust.load_dataset("sample", "test"), eps=[2 / 255],
                      attacks=["fgsm", "pgd3", "pgd20"], batch_size=16, max_images=32)  # fmt: skip
     assert facts(Report.from_json((tmp_path / "report.json").read_text())) == facts(whole)
+
+
+class Counted(PGD):
+    """PGD that counts the images it is given."""
+
+    images = 0
+
+    def __call__(self, model: object, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        Counted.images += len(x)
+        return super().__call__(model, x, *args, **kwargs)  # type: ignore[arg-type]
+
+
+def test_a_report_on_more_images_takes_over_what_is_known_of_the_first(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+    def measured(images: int, extend: Report | None = None) -> Report:
+        attacks = ["fgsm", lambda eps: Counted(eps=eps, steps=3)]
+        return evaluate(snn, dataset, attacks=attacks, extend=extend, **{**SETTINGS, "max_images": images})  # type: ignore[arg-type]
+
+    expected, small = measured(40), Report.from_json(measured(24).to_json())
+    Counted.images = 0
+    extended = measured(40, small)
+    assert Counted.images == sum(view.attempted for result in expected.robust if result.attack == "pgd3"
+                                 for view in result.per_view.values()) - sum(
+                                     view.attempted for result in small.robust if result.attack == "pgd3"
+                                     for view in result.per_view.values()) > 0  # fmt: skip
+    found, known = facts(extended), facts(expected)
+    assert found.pop("limits") != known.pop("limits") and "first 24 images is taken from an earlier report" in str(extended.limits)
+    assert found == known
+    Counted.images = 0
+    again = measured(40, extended)
+    assert Counted.images == 0
+    assert again.forward_images - 40 == extended.forward_images - 40  # what the outcomes cost, not what repeating them did
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (dict(seed=1), "seed differ"), (dict(attacks=["pgd2"]), "attacks differ"), (dict(eps=[4 / 255]), "attacks differ"),
+    (dict(views=["PCW:1"]), "attacks differ"), (dict(max_images=8), "16 images, this evaluation 8"),
+    (dict(survivors_only=False), "survivors only"), ("weights", "weights differ"), ("images", "images differ"),
+    ("stopped", "stopped before its end"),
+])  # fmt: skip
+def test_a_report_of_another_evaluation_is_not_extended(
+    snn: SpikingClassifier, dataset: ImageDataset, change: object, message: str
+) -> None:
+    settings: dict[str, object] = {**SETTINGS, "attacks": ["pgd3"], "max_images": 16}
+    report = evaluate(snn, dataset, **settings)  # type: ignore[arg-type]
+    if isinstance(change, dict):
+        settings |= change
+    elif change == "weights":
+        snn = copy.deepcopy(snn)
+        with torch.no_grad():
+            next(snn.parameters()).add_(1e-3)
+    elif change == "images":
+        dataset = ImageDataset(dataset.images.flip(3), dataset.labels, dataset.classes, dataset.name, dataset.split)
+    else:
+        report = evaluate(snn, dataset, time_limit=1e-9, **settings)  # type: ignore[arg-type]
+    with pytest.raises(SJRobustError, match=message):
+        evaluate(snn, dataset, extend=report, **settings)  # type: ignore[arg-type]
