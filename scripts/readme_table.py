@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
-from sj_robust.hub.results import Point
+from sj_robust.hub.results import Point, Results
 from sj_robust.hub.zoo import Entry, list_models
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -21,26 +21,29 @@ BEGIN, END = "<!-- zoo table -->", "<!-- /zoo table -->"
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """One row per model: clean and robust accuracy with Wilson 95 % intervals, the images it was measured on, and the protocol.
+    """One row per model and protocol: clean and robust accuracy with Wilson 95 % intervals, and the images they were measured on.
 
     By data set, the ANNs before the spiking networks made from them.
     """
     entries = sorted(entries, key=lambda entry: (entry.dataset or "", entry.kind, entry.name))
-    found = [entry.results for entry in entries if entry.results]
+    found = [results for entry in entries for results in _all(entry)]
     radii = sorted({round(255 * point.eps, 6) for results in found for point in results.robust})
     rows = [["model", "clean", *(f"{radius:g}/255" for radius in radii), "images", "robust to"]]
     rows.append(["---"] * len(rows[0]))
     for entry in entries:
         kind = f"T={entry.timesteps}" if entry.kind == "snn" else "ANN"
-        row, results = [f"`{entry.name}` ({kind})"], entry.results
-        if results is None:
-            row += ["not measured"] * (len(radii) + 1) + ["", ""]
-        else:
+        name = f"`{entry.name}` ({kind})"
+        if not entry.results:
+            rows.append([name, *["not measured"] * (len(radii) + 1), "", ""])
+        for results in _all(entry):
             robust = {round(255 * point.eps, 6): point for point in results.robust}
-            row += [_cell(results.clean), *(_cell(robust.get(radius)) for radius in radii)]
-            row += [f"{results.n:,} of {results.dataset}", results.short_protocol]
-        rows.append(row)
+            rows.append([name, _cell(results.clean), *(_cell(robust.get(radius)) for radius in radii),
+                         f"{results.n:,} of {results.dataset}", results.short_protocol])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _all(entry: Entry) -> list[Results]:
+    return [entry.results, *entry.further] if entry.results else []
 
 
 def _cell(point: Point | None) -> str:

@@ -28,6 +28,10 @@ def compare(
     ] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Add every model on the Hub that is tagged sj-robust.")] = False,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Of the Hub, only models for this data set, such as cifar10.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option("--protocol", help="Which of a model's evaluations: strong (first by default), autoattack, paper, quick, custom."),
+    ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")] = False,
     as_json: Json = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write one self-contained page with charts.")] = None,
@@ -51,7 +55,7 @@ def compare(
     if hub or any("/" in name and not Path(name).is_dir() for name in names or ()):
         calm()
     on_hub = [model.name for model in list_hub(dataset)] if hub else []
-    comparison = compare_models(names or [], on_hub, left_out=say)
+    comparison = compare_models(names or [], on_hub, left_out=say, protocol=protocol)
     if html is not None:
         write_page(comparison, html)
         say(f"page: {html}")

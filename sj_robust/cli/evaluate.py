@@ -72,7 +72,7 @@ def evaluate(
         Path | None, typer.Option("--extend", metavar="REPORT", help="Take over what this report found on fewer images; attack the others.")
     ] = None,
     plot: Annotated[Path | None, typer.Option("--plot", metavar="FOLDER", help="Also draw the figures into this folder.")] = None,
-    record: Annotated[bool, typer.Option("--record", help="Write it into the checkpoint folder as evaluation.json.")] = False,
+    record: Annotated[bool, typer.Option("--record", help="Write it into the checkpoint folder, beside other protocols'.")] = False,
     seed: Seed = 0,
     device: Device = None,
     as_json: Json = False,
@@ -127,8 +127,7 @@ def evaluate(
         return  # of several processes the first one speaks
     write(report, out)
     if folder:
-        record_in(folder, report=report)
-        say(f"recorded: {folder / 'evaluation.json'}; sj-robust card {folder} writes it into the card")
+        say(f"recorded: {record_in(folder, report=report)[0]}; sj-robust card {folder} writes it into the card")
     if plot:
         for figure in draw_figures(report, plot):
             say(f"figure: {figure}")

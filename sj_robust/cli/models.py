@@ -6,7 +6,6 @@ import re
 from fractions import Fraction
 from itertools import compress
 from math import isclose
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -74,14 +73,16 @@ def info(
     """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was measured."""
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
+    from sj_robust.hub.results import protocol_of, read_results
 
     if "/" in name:
         calm()
     folder = zoo.resolve(name)
     config = read_config(folder)
-    results = _results(folder)
+    found = [results.model_dump(mode="json") for results in read_results(folder)]
     if as_json:
-        print_json({"folder": str(folder), "config": config.model_dump(mode="json"), "results": results})
+        results = {"results": found[0] if found else None, "further": found[1:]}
+        print_json({"folder": str(folder), "config": config.model_dump(mode="json"), **results})
         return
     settings = {key: value for key, value in config.settings.items() if key not in ("mean", "std")}
     facts = {
@@ -96,7 +97,7 @@ def info(
         "settings": _pairs(settings),
         "thresholds": _pairs(config.thresholds or {}),
         "made with": _pairs(config.created_with),
-        "measured": results and _measured(results),
+        **{f"under {protocol_of(results['named'])}": _measured(results) for results in found},
     }
     width = max(map(len, facts))
     for key, value in facts.items():
@@ -161,14 +162,6 @@ def _measured(results: dict[str, Any]) -> str:
     images = f"{results['n']} images of {results['dataset']} {results['split']}"
     energy = "not measured" if results["microjoules"] is None else f"{energy_name(results['microjoules'])} µJ an image (estimate)"
     return f"{images}: clean {100 * results['clean']['value']:.1f} %; joint robust {robust or 'not measured'}; energy {energy}"
-
-
-def _results(folder: Path) -> dict[str, Any] | None:
-    from sj_robust.hub.config import EVALUATION
-    from sj_robust.hub.results import read_results
-
-    results = read_results(folder / EVALUATION)
-    return None if results is None else results.model_dump(mode="json")
 
 
 def _pairs(facts: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import Report, energy_name, eps_name
 from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
-from sj_robust.hub.config import CARD, EVALUATION, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
+from sj_robust.hub.config import CARD, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
-from sj_robust.hub.results import Point, Results, check_belongs, read_report, results
+from sj_robust.hub.results import Point, Results, check_belongs, protocol_of, read_report, read_reports, results
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
@@ -36,20 +36,22 @@ SPIKING_TAGS = ["spiking-neural-network", "snn", "spikingjelly"]
 def write_card(folder: str | Path) -> Path:
     """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder; returns the card's path.
 
-    Every statement comes from config.json, evaluation.json, evaluation_source.json and recipe.yaml; what they do not hold is
+    Every statement comes from config.json, the evaluations, evaluation_source.json and recipe.yaml; what they do not hold is
     called "not recorded" or "not measured". The front matter is the Hub's metadata. Raises SJRobustError where one of these
     files is damaged, or the evaluation is not of these weights.
     """
     target = Path(folder)
     config = read_config(target)
-    report = read_report(target / EVALUATION)
-    if report is not None:
+    reports = read_reports(target)
+    for report in reports:
         check_belongs(report, config.weights.state_sha256, config.timesteps, str(target))
     source = read_report(target / SOURCE_EVALUATION)
-    curves = {label: results(found) for label, found in ((THIS, report), ("ANN source", source)) if found is not None}
-    if report is not None:
+    further = {f"{THIS}, {protocol_of(report.settings.protocol)}": report for report in reports[1:]}
+    labelled = {**({THIS: reports[0]} if reports else {}), **further, **({"ANN source": source} if source else {})}
+    curves = {label: results(found) for label, found in labelled.items()}
+    if reports:
         plot_accuracy(curves, target / PLOT)
-    text = render(config, report, source, curves, name=_name(target, config), recipe=_recipe(target))
+    text = render(config, reports, source, curves, name=_name(target, config), recipe=_recipe(target))
     write_atomic(target / CARD, text)
     return target / CARD
 
@@ -66,29 +68,31 @@ def collect_cards(folder: str | Path) -> list[Path]:
     return written
 
 
-def render(config: Config, report: Report | None, source: Report | None, curves: Mapping[str, Results], *, name: str,
+def render(config: Config, reports: Sequence[Report], source: Report | None, curves: Mapping[str, Results], *, name: str,
            recipe: dict[str, Any] | None) -> str:
-    """The text of a card; `curves` are the results of the reports by what they are called."""
-    found = curves.get(THIS)
+    """The text of a card; `curves` are the results of `reports`, and of the source's, by what they are called."""
+    report, found = next(iter(reports), None), curves.get(THIS)
+    further = list(zip(reports[1:], list(curves.values())[1:], strict=False))
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update(line=_line, spoken=_spoken)
     training = config.training or {}
     scratch = bool(training) and _from_scratch(recipe)
     channels = len(config.settings["mean"])
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name, config=config, scratch=scratch, report=report, results=found, source=source, plot=PLOT, training=training,
-        columns=list(curves), rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "",
+        name=name, config=config, scratch=scratch, report=report, results=found, further=further, source=source, plot=PLOT,
+        training=training, columns=list(curves), rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "",
         layers=_layers(config, report), energy=_energy(report),
         settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan")},
         per_channel=bool(config.settings.get("channels")), commands=_commands(config, recipe),
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
-    content = f"---\n{_metadata(config, found, name, scratch).to_yaml()}\n---\n\n{body}"
+    measured = [found, *(other for _, other in further)] if found else []
+    content = f"---\n{_metadata(config, measured, name, scratch).to_yaml()}\n---\n\n{body}"
     return str(ModelCard(content))
 
 
-def _metadata(config: Config, found: Results | None, name: str, scratch: bool) -> ModelCardData:
+def _metadata(config: Config, found: Sequence[Results], name: str, scratch: bool) -> ModelCardData:
     training = config.training or {}
     trained_on = HUB_DATASETS.get(str(training.get("dataset")))
     kind_tags = ["timm"] if config.kind == "ann" else SPIKING_TAGS if scratch else [*SPIKING_TAGS, "ann2snn"]
@@ -97,7 +101,7 @@ def _metadata(config: Config, found: Results | None, name: str, scratch: bool) -
         license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
         tags=[*TAGS, *kind_tags], datasets=[trained_on[0]] if trained_on else None,
         metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
-        model_name=name, eval_results=_eval_results(found) if found else None, sj_robust=_index_facts(config))
+        model_name=name, eval_results=_eval_results(*found) if found else None, sj_robust=_index_facts(config))
 
 
 def _index_facts(config: Config) -> dict[str, Any]:
@@ -106,18 +110,21 @@ def _index_facts(config: Config) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _eval_results(found: Results) -> list[EvalResult]:
-    """One entry per eps. The Hub tells entries apart by dataset, config and split alone, so eps has to be part of the config."""
-    attack = {**({"protocol": found.named} if found.named else {}), "attacks": found.attacks, "views": found.views}
+def _eval_results(found: Results, *further: Results) -> list[EvalResult]:
+    """One entry per eps and protocol. The Hub tells entries apart by dataset, config and split alone, so both have to be part of the
+    config; the strongest protocol, which comes first, goes without its name."""
     entries = [_eval_result(found, found.clean, "clean", "Clean accuracy", {})]
     if found.microjoules is not None:
         beside = {} if found.ann_microjoules is None else {"ann": round(found.ann_microjoules, 6)}
         entries.append(replace(entries[0], metric_type="energy", metric_name="Energy per image (estimate, µJ)",
                                metric_value=round(found.microjoules, 6), metric_args=beside or None))
-    for point in found.robust:
-        eps = eps_name(point.eps)
-        entries.append(_eval_result(found, point, f"{found.norm}-{eps.replace('/', '-')}", f"Robust accuracy ({found.protocol}, eps {eps})",
-                                    {"eps": point.eps, **attack}))
+    for one in (found, *further):
+        attack = {**({"protocol": one.named} if one.named else {}), "attacks": one.attacks, "views": one.views}
+        protocol = "" if one is found else f"-{protocol_of(one.named)}"
+        for point in one.robust:
+            eps = eps_name(point.eps)
+            entries.append(_eval_result(one, point, f"{one.norm}-{eps.replace('/', '-')}{protocol}",
+                                        f"Robust accuracy ({one.protocol}, eps {eps})", {"eps": point.eps, **attack}))
     return entries
 
 

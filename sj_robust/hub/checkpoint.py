@@ -19,10 +19,10 @@ from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of
-from sj_robust.hub.config import CONFIG, EVALUATION, RECIPE, SOURCE_EVALUATION, WEIGHTS, Config, read_config
+from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVALUATION, STRONGEST_FIRST, WEIGHTS, Config, read_config
 from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
-from sj_robust.hub.results import check_belongs
+from sj_robust.hub.results import check_belongs, protocol_of, read_report
 from sj_robust.model import NormalizedClassifier
 
 
@@ -61,14 +61,20 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
     return config
 
 
-def record(folder: str | Path, *, report: Any = None, source_report: Any = None, recipe: Any = None) -> None:
+def record(folder: str | Path, *, report: Any = None, source_report: Any = None, recipe: Any = None) -> list[Path]:
     """Add what became known after `save` to a checkpoint folder: an evaluation, its source's, the recipe. Weights stay as they are.
 
-    Raises SJRobustError where the folder is no checkpoint or the report is of another model.
+    An evaluation replaces that of the same protocol. evaluation.json is the strongest protocol's, and the others lie beside it, as
+    evaluation_PROTOCOL.json. Returns the files written, the report's first. Raises SJRobustError where the folder is no checkpoint or
+    the report is of another model.
     """
-    target = Path(folder)
-    for file, text in _records(read_config(target), report, source_report, recipe, str(target)).items():
+    target, config = Path(folder), read_config(Path(folder))
+    texts = _records(config, report, source_report, recipe, str(target))
+    if report is not None:
+        texts = _beside_others(target, config, report) | {file: text for file, text in texts.items() if file != EVALUATION}
+    for file, text in reversed(texts.items()):  # what moves aside is safe before its place is taken
         write_atomic(target / file, text)
+    return [target / file for file in texts]
 
 
 def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Module] | None = None) -> Classifier:
@@ -125,6 +131,23 @@ def _records(config: Config, report: Any, source_report: Any, recipe: Any, where
     if recipe is not None:
         texts[RECIPE] = _recipe_text(recipe)
     return texts
+
+
+def _beside_others(folder: Path, config: Config, report: Any) -> dict[str, str]:
+    """Which files the evaluations go to: {file name: text}, that of `report` first."""
+    try:
+        there = read_report(folder / EVALUATION)
+        if there is not None:
+            check_belongs(there, config.weights.state_sha256, config.timesteps, str(folder))
+    except SJRobustError:
+        there = None  # damaged, or of other weights: worth nothing
+    new = protocol_of(report.settings.protocol)
+    old = new if there is None else protocol_of(there.settings.protocol)
+    if there is None or old == new:
+        return {EVALUATION: report.to_json()}
+    if STRONGEST_FIRST.index(new) < STRONGEST_FIRST.index(old):
+        return {EVALUATION: report.to_json(), BESIDE[old]: there.to_json()}
+    return {BESIDE[new]: report.to_json()}
 
 
 def _recipe_text(recipe: Any) -> str:

@@ -20,7 +20,11 @@ LIBRARY = "sj-robust"
 CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION = "config.json", "model.safetensors", "evaluation.json", "evaluation_source.json"
 CARD, RECIPE, FIGURES = "README.md", "recipe.yaml", "figures"
 ORIGIN = ".sj_robust.json"  # where a folder was pulled from or pushed to; never on the Hub itself
-FILES = frozenset({CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION, CARD, RECIPE, FIGURES, ORIGIN})
+# evaluation.json is that of the strongest protocol, as spiking networks were measured under them; the others lie beside it
+STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom")  # custom: attacks without a protocol's name
+BESIDE = {protocol: f"evaluation_{protocol}.json" for protocol in STRONGEST_FIRST}
+EVALUATIONS = (EVALUATION, *BESIDE.values())
+FILES = frozenset({CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, CARD, RECIPE, FIGURES, ORIGIN})
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20  # evaluation.json carries one outcome per image, eps and view
 

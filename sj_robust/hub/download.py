@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_folder, sha256, write_atomic
 from sj_robust.hub import zoo
-from sj_robust.hub.config import CONFIG, EVALUATION, MAX_CONFIG_BYTES, MAX_TEXT_BYTES, ORIGIN, WEIGHTS, Config, read_config
+from sj_robust.hub.config import CONFIG, EVALUATIONS, MAX_CONFIG_BYTES, MAX_TEXT_BYTES, ORIGIN, WEIGHTS, Config, read_config
 from sj_robust.hub.origin import Origin, check_replaceable, copy_own_files, git_blob_sha1, is_own, own_files, write_origin
 from sj_robust.hub.remote import ASKING, COMMIT, HubName, client, endpoint, explain, explained, line, parse_name, unreachable
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-MAX_FILES = 32  # of a checkpoint: six, and its figures
+MAX_FILES = 32  # of a checkpoint: a dozen, and its figures
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _LITTER_SECONDS = 3600
 
@@ -85,9 +85,9 @@ def pull(name: str | Path, to: str | Path | None = None, revision: str | None = 
 
 
 def pull_evaluation(name: str, token: str | None = None) -> Path:
-    """The folder in the Hub's cache with config.json and, where there is one, evaluation.json of `owner/name[@revision]`.
+    """The folder in the Hub's cache with config.json and the evaluations that `owner/name[@revision]` has.
 
-    As `pull`, for who only reads what was measured: both files are verified, the weights are not fetched. Raises as `pull` does, and for
+    As `pull`, for who only reads what was measured: these files are verified, the weights are not fetched. Raises as `pull` does, and for
     a name of another form.
     """
     hub_name = parse_name(name)
@@ -171,7 +171,7 @@ def _fetch_all(api: HfApi, name: HubName, listing: Listing, with_weights: bool) 
     weights = listing.files[WEIGHTS]
     if weights.size != expected.bytes or (weights.sha256 or expected.sha256) != expected.sha256:
         raise SJRobustError(f"{called} holds another {WEIGHTS} than its {CONFIG} records: it was put together wrongly, do not use it")
-    for path in sorted(listing.files.keys() - {CONFIG, WEIGHTS} if with_weights else listing.files.keys() & {EVALUATION}):
+    for path in sorted(listing.files.keys() - {CONFIG, WEIGHTS} if with_weights else listing.files.keys() & set(EVALUATIONS)):
         _fetch(api, name, listing, path)
     if not with_weights:
         return folder

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Accuracy, Report, interval_name  # no torch
-from sj_robust.hub.config import MAX_TEXT_BYTES, read_bounded
+from sj_robust.hub.config import EVALUATIONS, MAX_TEXT_BYTES, read_bounded
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Microjoules = Annotated[float, Field(ge=0, le=1e12)]
@@ -80,6 +80,16 @@ def read_report(path: Path) -> Report | None:
         raise SJRobustError(f"{path}: {error}; evaluate the checkpoint again") from None
 
 
+def read_reports(folder: Path) -> list[Report]:
+    """Every evaluation of a checkpoint folder, that of the strongest protocol first."""
+    return [report for file in EVALUATIONS if (report := read_report(folder / file)) is not None]
+
+
+def protocol_of(named: str | None) -> str:
+    """"strong" for "strong@1", "custom" for attacks without a protocol's name: how a checkpoint's evaluations are told apart."""
+    return named.partition("@")[0] if named else "custom"
+
+
 def results(report: Report) -> Results:
     """The few numbers of a report."""
     energy = report.energy
@@ -90,10 +100,9 @@ def results(report: Report) -> Results:
                    microjoules=energy and energy.microjoules, ann_microjoules=energy and energy.ann_microjoules)
 
 
-def read_results(path: Path) -> Results | None:
-    """`results` of the evaluation recorded at `path`, None where there is none."""
-    report = read_report(path)
-    return None if report is None else results(report)
+def read_results(folder: Path) -> list[Results]:
+    """`results` of every evaluation of a checkpoint folder, that of the strongest protocol first."""
+    return [results(report) for report in read_reports(folder)]
 
 
 def check_belongs(report: Report, state_sha256: str, timesteps: int | None, where: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sj_robust.errors import SJRobustError
 from sj_robust.hub import zoo
-from sj_robust.hub.config import EVALUATION, Config, read_config
+from sj_robust.hub.config import Config, read_config
 from sj_robust.hub.download import Listed, check_record
 from sj_robust.hub.origin import Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
@@ -136,7 +136,7 @@ def _source(folder: str | Path) -> Path:
 @contextmanager
 def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Path]:
     """A copy of the checkpoint as it goes up, checked: card and evaluation are of these weights."""
-    from sj_robust.hub.results import check_belongs, read_report
+    from sj_robust.hub.results import check_belongs, read_reports
 
     config = check_record(source, str(source))
     with tempfile.TemporaryDirectory(prefix="sj_robust_push_") as temporary:
@@ -146,8 +146,7 @@ def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Pat
         if base_model is not None:
             set_base_model(staged, base_model)
         with _named(staged, str(source)):
-            report = read_report(staged / EVALUATION)
-            if report is not None:
+            for report in read_reports(staged):
                 check_belongs(report, config.weights.state_sha256, config.timesteps, str(source))
         prepare_card(staged, name)
         yield staged

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
 from sj_robust.hub.config import (
     CONFIG,
-    EVALUATION,
+    EVALUATIONS,
     FILES,
     ORIGIN,
     RECIPE,
@@ -29,11 +29,17 @@ from sj_robust.hub.config import (
 )
 from sj_robust.hub.results import Results, read_results
 
-VERIFIED = (CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION, RECIPE)  # the card and its figures are derived from these
+VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, RECIPE)  # the card and its figures are derived from these
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _verified(file: str) -> str:
+    if file not in VERIFIED:
+        raise ValueError(f"{file!r} is none of {', '.join(VERIFIED)}")
+    return file
 
 
 class FileFacts(_Strict):
@@ -57,8 +63,9 @@ class Entry(_Strict):
     method: str | None
     checkpoint: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$")]
     recipe: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}/recipe\.yaml$")] | None
-    files: dict[Literal["config.json", "model.safetensors", "evaluation.json", "evaluation_source.json", "recipe.yaml"], FileFacts]
-    results: Results | None
+    files: dict[Annotated[str, AfterValidator(_verified)], FileFacts]
+    results: Results | None  # under the strongest protocol
+    further: list[Results] = []  # under the others
 
     @property
     def folder(self) -> Path:
@@ -141,10 +148,11 @@ def add(folder: str | Path, name: str) -> Entry:
 
 def _facts(folder: Path, config: Config) -> dict[str, Any]:
     training = config.training or {}
-    results, method = read_results(folder / EVALUATION), _method(config)
-    dataset = training.get("dataset") or (results.dataset if results else None)
+    found, method = read_results(folder), _method(config)
+    dataset = training.get("dataset") or (found[0].dataset if found else None)
     return {"kind": config.kind, "architecture": config.architecture, "timesteps": config.timesteps,
-            "parameters": config.weights.parameters, "dataset": dataset, "threat": threat_of(config), "method": method, "results": results}
+            "parameters": config.weights.parameters, "dataset": dataset, "threat": threat_of(config), "method": method,
+            "results": found[0] if found else None, "further": found[1:]}
 
 
 def threat_of(config: Config) -> str | None:

@@ -24,7 +24,7 @@ from sj_robust.hub.config import ORIGIN, read_config
 
 NAME = "alice/my-snn"
 WEIGHTS = "model.safetensors"
-OWN = {"README.md", "config.json", "evaluation.json", "evaluation_source.json", "figures/accuracy.png", WEIGHTS, "recipe.yaml"}
+OWN = {str(path.relative_to(SNN)) for path in SNN.rglob("*") if path.is_file()}
 
 
 @pytest.fixture

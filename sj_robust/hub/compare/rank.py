@@ -15,29 +15,33 @@ from sj_robust.errors import SJRobustError
 from sj_robust.hub import zoo
 from sj_robust.hub.compare.recorded import Evaluation, plain
 from sj_robust.hub.compare.table import Cell, Checks, Comparison, Eps, Marks, RobustCell, Row, Setup, same_eps
-from sj_robust.hub.config import EVALUATION, MAX_TEXT_BYTES, Config, first_error, read_bounded, read_config
+from sj_robust.hub.config import BESIDE, EVALUATION, MAX_TEXT_BYTES, STRONGEST_FIRST, Config, first_error, read_bounded, read_config
 from sj_robust.hub.results import check_belongs
 
 if TYPE_CHECKING:
     from sj_robust.evaluate import Report
 
 
-def compare(names: Sequence[str | Path], on_hub: Iterable[str] = (), left_out: Callable[[str], None] = warnings.warn) -> Comparison:
+def compare(names: Sequence[str | Path], on_hub: Iterable[str] = (), left_out: Callable[[str], None] = warnings.warn,
+            protocol: str | None = None) -> Comparison:
     """Compare checkpoint folders, zoo models and models on the Hub by their recorded evaluations; a model named twice counts once.
 
     on_hub: owner/name of more models, of which only the evaluation is fetched. What is wrong with one of these is told to `left_out` in
-    one line, and the comparison goes on without it.
+    one line, and the comparison goes on without it. protocol: such as "paper"; of models that have an evaluation under it, that one is
+    taken, else that of the strongest protocol they have.
 
-    Raises SJRobustError for one of `names` that is no model, a damaged file, and an evaluation that is of other weights.
+    Raises SJRobustError for an unknown protocol, one of `names` that is no model, a damaged file, and an evaluation of other weights.
     """
+    if protocol not in (None, *STRONGEST_FIRST):
+        raise SJRobustError(f"unknown protocol {protocol!r}: expected one of {', '.join(STRONGEST_FIRST)}")
     found: dict[Path, _Entry] = {}
     for name in names:
-        _add(found, name, zoo.resolve(name))
+        _add(found, name, zoo.resolve(name), protocol)
     for repository in on_hub:
         from sj_robust.hub.download import pull_evaluation  # and with it huggingface_hub, which is slow
 
         try:
-            _add(found, repository, pull_evaluation(repository))
+            _add(found, repository, pull_evaluation(repository), protocol)
         except SJRobustError as error:
             left_out(plain(f"{repository} is left out: {error}"))
     return _compare(_distinct(found))
@@ -53,13 +57,15 @@ class _Entry:
     stopped: str | None = None
 
 
-def _add(found: dict[Path, _Entry], name: str | Path, folder: Path) -> None:
+def _add(found: dict[Path, _Entry], name: str | Path, folder: Path, protocol: str | None) -> None:
     if folder.resolve() not in found:
-        found[folder.resolve()] = _read(name, folder)
+        found[folder.resolve()] = _read(name, folder, protocol)
 
 
-def _read(name: str | Path, folder: Path) -> _Entry:
+def _read(name: str | Path, folder: Path, protocol: str | None) -> _Entry:
     config, path = read_config(folder), folder / EVALUATION
+    if protocol and (folder / BESIDE[protocol]).exists():
+        path = folder / BESIDE[protocol]
     shown = folder.resolve().name if Path(name).is_dir() else str(name)
     row = Row(name=plain(shown), kind=config.kind, architecture=config.architecture or config.model, timesteps=config.timesteps,
               parameters=config.weights.parameters)

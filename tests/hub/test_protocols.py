@@ -1,0 +1,105 @@
+"""One checkpoint, evaluated under several protocols: each has its file, and all are in card, index, comparison and on the Hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+from sj_robust import SJRobustError, pull, push
+from sj_robust.cli.app import app
+from sj_robust.evaluate import Report
+from sj_robust.evaluate.protocol import PROTOCOLS
+from sj_robust.hub import list_models, record, write_card, zoo
+from sj_robust.hub.compare import compare
+from sj_robust.hub.config import STRONGEST_FIRST
+
+
+def under(report: Report, protocol: str | None, robust: int) -> Report:
+    """`report` as if `protocol` had left `robust` images standing at every eps."""
+    joint = [one.model_copy(update={"accuracy": type(one.accuracy).of(robust, one.accuracy.total)}) for one in report.joint]
+    return report.model_copy(update={"joint": joint, "settings": report.settings.model_copy(update={"protocol": protocol})})
+
+
+def standing(folder: Path) -> dict[str, str | None]:
+    return {path.name: Report.from_json(path.read_text()).settings.protocol for path in sorted(folder.glob("evaluation*.json"))
+            if path.name != "evaluation_source.json"}
+
+
+def test_every_protocol_has_its_place() -> None:
+    assert set(STRONGEST_FIRST) == {*PROTOCOLS, "custom"}
+
+
+@pytest.mark.parametrize("order", [("quick@1", None, "strong@1", "paper@1"), ("strong@1", "paper@1", "quick@1", None)])
+def test_the_strongest_protocol_stands_in_front_and_none_is_lost(checkpoint: Path, reports: Any, order: tuple[str | None, ...]) -> None:
+    (checkpoint / "evaluation.json").unlink()
+    for protocol in order:
+        written = record(checkpoint, report=under(reports[1], protocol, 3))
+        assert Report.from_json(written[0].read_text()).settings.protocol == protocol
+    assert standing(checkpoint) == {"evaluation.json": "strong@1", "evaluation_custom.json": None, "evaluation_paper.json": "paper@1",
+                                    "evaluation_quick.json": "quick@1"}
+    record(checkpoint, report=under(reports[1], "paper@1", 5))  # again: in its own place
+    assert len(standing(checkpoint)) == 4
+    assert Report.from_json((checkpoint / "evaluation_paper.json").read_text()).joint[0].accuracy.correct == 5
+
+
+def test_a_damaged_evaluation_and_one_of_other_weights_are_replaced(checkpoint: Path, reports: Any) -> None:
+    for text in ("not json", reports[0].to_json()):
+        (checkpoint / "evaluation.json").write_text(text)
+        record(checkpoint, report=under(reports[1], "quick@1", 3))
+        assert standing(checkpoint) == {"evaluation.json": "quick@1"}
+
+
+@pytest.fixture
+def both(checkpoint: Path, reports: Any) -> Path:
+    (checkpoint / "evaluation.json").unlink()
+    for protocol, robust in (("strong@1", 2), ("paper@1", 4)):
+        record(checkpoint, report=under(reports[1], protocol, robust))
+    return checkpoint
+
+
+def test_the_card_has_an_entry_for_every_eps_and_protocol(both: Path) -> None:
+    write_card(both)
+    text, card = (both / "README.md").read_text(), ModelCard.load(both / "README.md")
+    assert str(card) == text
+    found = {result.dataset_config: result for result in card.data.eval_results if result.metric_type == "accuracy"}
+    assert list(found) == ["clean", "linf-1-255", "linf-2-255", "linf-8-255", "linf-1-255-paper", "linf-2-255-paper", "linf-8-255-paper"]
+    assert [(found[config].metric_value, found[config].metric_args["protocol"]) for config in ("linf-8-255", "linf-8-255-paper")] == [
+        (0.125, "strong@1"), (0.25, "paper@1")]
+    assert "| eps (l∞) | this model | this model, paper | ANN source |" in text
+    assert any(line.startswith("| 8/255 | 12.5 %") and "| 25.0 %" in line for line in text.splitlines())
+    assert '"this model, paper": 16 images of sample test, paper@1: ' in text
+    (both / "evaluation_paper.json").unlink()
+    write_card(both)
+    assert "paper" not in (both / "README.md").read_text()
+
+
+def test_index_and_comparison_know_both(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sj_robust.hub.zoo.root", lambda: tmp_path / "zoo")
+    entry = zoo.add(both, "snn")
+    assert entry.results is not None
+    assert [results.named for results in (entry.results, *entry.further)] == ["strong@1", "paper@1"]
+    assert list_models() == [entry]
+    entry.verify()
+    shown = CliRunner().invoke(app, ["info", str(both)])
+    assert "under strong" in shown.output and "joint robust 25.0 %" in shown.output
+    rows = {protocol: compare([both], protocol=protocol).rows[0] for protocol in (None, "strong", "paper", "quick")}
+    assert {protocol: (row.setup and row.setup.named, row.robust[-1].value) for protocol, row in rows.items()} == {
+        None: ("strong@1", 0.125), "strong": ("strong@1", 0.125), "paper": ("paper@1", 0.25), "quick": ("strong@1", 0.125)}
+    with pytest.raises(SJRobustError, match="unknown protocol 'best': expected one of strong, autoattack, paper, quick, custom"):
+        compare([both], protocol="best")
+
+
+def test_both_travel_over_the_hub(hub: Any, both: Path, tmp_path: Path) -> None:
+    write_card(both)
+    push(both, "alice/snn")
+    assert standing(pull("alice/snn", to=tmp_path / "to")) == standing(both)
+    row, = compare([], ["alice/snn"], protocol="paper").rows  # the weights are not fetched for it
+    assert row.setup is not None and row.setup.named == "paper@1"
+    shutil.copyfile(both / "evaluation_source.json", both / "evaluation_paper.json")
+    with pytest.raises(SJRobustError, match="the evaluation is of another model"):
+        push(both, "alice/snn", force=True)
