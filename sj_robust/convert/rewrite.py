@@ -12,6 +12,7 @@ import copy
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -141,13 +142,35 @@ def _keep_training_flag(graph: fx.Graph) -> None:
                 node.kwargs = {**node.kwargs, "training": graph.get_attr("training")}
 
 
+_EVERYWHERE = fx.Graph().python_code("self").globals  # names that the code of any graph may use, such as torch and inf
+
+
 def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
     """Give `module` the forward pass of `graph`, in a class of its own that is otherwise the one it has."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        forward = type(fx.GraphModule(module, graph)).forward
-    kind = type(module)
-    module.__class__ = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__, "__doc__": kind.__doc__})
+    code = graph.python_code("self")
+    own = tuple((name, thing) for name, thing in code.globals.items() if name not in _EVERYWHERE)
+    kind: type = module.__class__
+    module.__class__ = _rewritten(kind, code.src, own)
+
+
+@cache
+def _rewritten(kind: type, source: str, names: tuple[tuple[str, Any], ...]) -> type:
+    """The class derived from `kind` whose forward pass is `source`, which uses `names`.
+
+    No import finds it, so an object of it is pickled as what it is made from.
+    """
+    scope = {**_EVERYWHERE, **dict(names)}
+    exec(compile(source, f"<rewritten {kind.__name__}>", "exec", dont_inherit=True), scope)
+
+    def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (kind, source, names), module.__getstate__()
+
+    members = {"forward": scope["forward"], "__reduce_ex__": reduce, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (kind,), members)
+
+
+def _blank(kind: type, source: str, names: tuple[tuple[str, Any], ...]) -> nn.Module:
+    return object.__new__(_rewritten(kind, source, names))  # type: ignore[no-any-return]
 
 
 class InTurn(nn.ModuleList):

@@ -41,6 +41,9 @@ class AdaptiveSharpness:
     def __str__(self) -> str:
         return "ASSG"
 
+    def __reduce__(self) -> tuple[type[AdaptiveSharpness], tuple[()]]:
+        return AdaptiveSharpness, ()  # the statistics are those of these nodes, a copy belongs to others
+
     def forget(self) -> None:
         """Start the statistics anew: to be called before each attack."""
         self._moments.clear()

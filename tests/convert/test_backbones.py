@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_every_activation_becomes_a_node_of_its_own(network: Any, names: list[st
     assert all(node.v_threshold.grad is not None for node in snn.nodes().values())
     again = rebuild(network(), snn.eval().settings).eval()
     again.load_state_dict(snn.state_dict())
-    for same in (again, copy.deepcopy(snn)):
+    for same in (again, copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
         assert torch.equal(same(images[1]), snn(images[1]))
     assert again.settings == snn.settings
 
@@ -290,7 +291,7 @@ def test_functions_of_max_pooling_become_average_pooling_on_request(images: Tens
     assert torch.equal(snn(images[0]), expected(images[0]))
     again = rebuild(FunctionalPooling(), snn.settings).eval()
     again.load_state_dict(snn.state_dict())
-    for same in (again, copy.deepcopy(snn)):
+    for same in (again, copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
         assert torch.equal(same(images[0]), snn(images[0]))
     with pytest.raises(SJRobustError, match=r"the max pooling of the network itself \(PoolingOfBranches\) average"):
         conversion(PoolingOfBranches(), images, pooling="average")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sj_robust.attack import GradientView
 from sj_robust.convert import convert
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
-from sj_robust.neuron import Surrogate
+from sj_robust.neuron import ENSEMBLE_VIEWS, AdaptiveSharpness, Surrogate, View, view_name
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +108,30 @@ def test_running_statistics_with_a_shared_stem_are_those_of_T_copies(snn: Spikin
             model(images[:1, :, :6, :6].repeat(2, 1, 1, 1).repeat(1, 1, 6, 6)[:, :, :32, :32])
     for a, b in zip(snn.buffers(), repeated.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("view", [*ENSEMBLE_VIEWS, "rate-temporal", AdaptiveSharpness()], ids=view_name)
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copied", "pickled"])
+def test_a_twin_has_logits_and_gradients_of_its_own_in_every_view(snn: SpikingClassifier, images: Tensor, view: View, twin_of: Any) -> None:
+    def gradient(model: nn.Module) -> tuple[Tensor, Tensor]:
+        x = images.clone().requires_grad_()
+        logits = model(x)
+        logits[:, 0].sum().backward()
+        assert x.grad is not None
+        return logits, x.grad
+
+    with snn.gradient(view):
+        if isinstance(view, AdaptiveSharpness):
+            gradient(snn)  # leaves statistics in the view, which are those of an attack on this network
+        twin = twin_of(snn)
+    assert [view_name(node.view) for node in twin.nodes().values()] == [view_name(view)] * 2
+    shown = twin_of(GradientView(snn, view))
+    if isinstance(view, AdaptiveSharpness):
+        view.forget()
+    with snn.gradient(view):
+        logits, grad = gradient(snn)
+        for other in (twin, shown):
+            assert all(torch.equal(a, b) for a, b in zip(gradient(other), (logits, grad), strict=True))
+    with torch.no_grad():
+        twin.nodes()["2"].v_threshold.mul_(2)
+    assert twin.thresholds()["2"] == 2 * snn.thresholds()["2"]
