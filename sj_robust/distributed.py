@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -68,6 +68,13 @@ class Team:
             dist.broadcast_object_list(found, src=0)
         return found[0]
 
+    def after_first(self, work: Callable[[], Thing]) -> Thing:
+        """`work()` by the first process, and only then by the others, which find what it left in the caches and on disk."""
+        if self.first:
+            done = work()
+        self.from_first(None)
+        return done if self.first else work()
+
     def total(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, written into `tensor` (contiguous)."""
         if self.count > 1:
@@ -115,6 +122,22 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
+def first_to_fail() -> bool:
+    """Whether no other process has called this before: the one that names the failure which ends them all. True where none can be asked."""
+    joined = _meeting_point.cache_info().currsize or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return _word_taken() if process_count() > 1 and joined else True
+
+
+@cache
+def _word_taken() -> bool:
+    try:
+        store = _meeting_point()[0]
+        store.set_timeout(timedelta(seconds=10))
+        return store.add("sj_robust/failed", 1) == 1  # type: ignore[no-any-return]
+    except (RuntimeError, ValueError):  # the process that held the store has ended
+        return True
+
+
 @contextmanager
 def processes(patience: timedelta, advice: str, device: torch.device | None = None) -> Iterator[Team]:
     """The team of this process, by the environment that torchrun sets; joined for the block, unless they are joined already.
@@ -138,6 +161,9 @@ def processes(patience: timedelta, advice: str, device: torch.device | None = No
                                 f"({first_line(error)})") from error
     try:
         yield Team(dist.get_rank(), dist.get_world_size(), advice)
+    except BaseException:
+        first_to_fail()  # asked before the others notice that this process has left
+        raise
     finally:
         if not joined:
             dist.destroy_process_group()

@@ -7,6 +7,8 @@ FOLDER/evaluated      the reports ann.json and snn.json (and converted.json), on
 FOLDER/NAME           the result: checkpoint, both evaluations, card and recipe
 
 Beside each lies NAME.stage.json: the settings and inputs it was made from, and the hashes of what was made.
+
+Of several processes (torchrun, accelerate) all share training and evaluation; the first one decides, converts, writes and speaks.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,7 @@ from sj_robust import hub
 from sj_robust.convert import convert
 from sj_robust.convert.activations import module_kind
 from sj_robust.data import ImageDataset, calibration_batches, load_dataset
+from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.journal import remove_journal
@@ -41,8 +46,10 @@ from sj_robust.recipe import ConvertSettings, Recipe
 from sj_robust.source import call_builder, facts_of, fingerprint, open_ann
 from sj_robust.train import TrainResult, finetune, train_ann
 from sj_robust.train.config import FREE_FIELDS
+from sj_robust.train.loop import check_shares
 
 _RESERVED = {"ann", "converted", "finetuned", "evaluated"}
+_PATIENCE = timedelta(days=1)  # the first process may have much to convert; one that ends is noticed at once
 
 
 @dataclass(frozen=True)
@@ -121,13 +128,21 @@ def run(
     A run that was interrupted, however, goes on when called again: finished stages are kept, training resumes from its last saved
     state. A stage whose settings changed is made again; what was there before is kept once, as STAGE.previous.
 
-    data: name or path that takes the place of `recipe.dataset`. say: called with one line per stage.
+    Started by torchrun or accelerate, the processes share training and evaluation: the outcome is that of one process up to rounding, and
+    a run may be resumed with another number of them. All have to see `folder`, which the first one writes, and each returns the result.
+
+    data: name or path that takes the place of `recipe.dataset`. say: called with one line per stage, in the first process.
     Raises SJRobustError as the stages do, and where `folder` holds files of these names that no run made.
     """
     if recipe.name in _RESERVED:
         raise SJRobustError(f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use ARCH-snn-tT.DATASET_THREAT_METHOD")
-    with only_one(folder, "a run going on"):
-        return _Run(recipe, Path(folder), data or recipe.dataset, device, show_progress, say).all_stages()
+    for training in filter(None, (recipe.ann.train, recipe.finetune)):
+        check_shares(training)
+    device = own_device(torch.device(device))
+    with (processes(_PATIENCE, "start it again, it goes on from the last saved state", device) as team,
+          only_one(folder, "a run going on") if team.first else nullcontext()):  # fmt: skip
+        show_progress = show_progress if team.first else False
+        return _Run(recipe, Path(folder), data or recipe.dataset, device, show_progress, say, team).all_stages()
 
 
 @dataclass
@@ -138,12 +153,13 @@ class _Run:
     device: str | torch.device
     show: bool | None
     say: Callable[[str], None]
+    team: Team
     stages: dict[str, str] = field(default_factory=dict)
 
     def all_stages(self) -> RunResult:
         recipe = self.recipe
-        self.train = load_dataset(self.data, "train", image_size=recipe.image_size)
-        self.test = load_dataset(self.data, "test", image_size=recipe.image_size)
+        self.train = self.team.after_first(lambda: load_dataset(self.data, "train", image_size=recipe.image_size))
+        self.test = self.team.after_first(lambda: load_dataset(self.data, "test", image_size=recipe.image_size))
         self.folder.mkdir(parents=True, exist_ok=True)
         ann = self.stage(
             "ann",
@@ -154,6 +170,7 @@ class _Run:
             },
             self.make_ann,
             trains_on=self.train,
+            shared=True,
         )
         converted = snn = self.stage(
             "converted",
@@ -167,6 +184,7 @@ class _Run:
                 {"finetune": _settings(recipe.finetune, FREE_FIELDS), "converted": _identity(snn)},
                 self.make_finetuned,
                 trains_on=self.train,
+                shared=True,
             )
         ann_report = self.report("ann", ann, None)
         converted_report = self.report("converted", converted, ann) if recipe.evaluate.converted and recipe.finetune else None
@@ -181,7 +199,7 @@ class _Run:
 
     def make_ann(self, path: Path) -> None:
         settings = self.recipe.ann
-        ann = open_ann(settings, self.train, seed=self.recipe.seed)
+        ann = self.team.after_first(lambda: open_ann(settings, self.train, seed=self.recipe.seed))
         result: Any = read_config(zoo.resolve(settings.checkpoint)).training if settings.checkpoint else None
         if settings.train:
             result = train_ann(
@@ -192,7 +210,8 @@ class _Run:
             ann.source = {"initial_weights": begun.name or settings.checkpoint, "initial_weights_sha256": begun.weights.sha256}
         if settings.weights:  # whose weights these were before training: the card names them
             ann.source = {"initial_weights": Path(settings.weights).name, "initial_weights_sha256": sha256(settings.weights)}
-        save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model, license=self.recipe.license)
+        if self.team.first:
+            save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model, license=self.recipe.license)
 
     def make_converted(self, path: Path) -> None:
         ann = self.load(self.folder / "ann")
@@ -214,7 +233,8 @@ class _Run:
         result = finetune(
             snn, self.train, self.recipe.finetune, training_folder(path), resume=True, device=self.device, show_progress=self.show
         )
-        save_trained(snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model)
+        if self.team.first:
+            save_trained(snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model)
 
     def report(self, kind: str, checkpoint: Path, source: Path | None) -> Report:
         """The evaluation of `checkpoint`; `source`: the ANN of a spiking network, whose gradients a protocol may try."""
@@ -237,8 +257,9 @@ class _Run:
                 show_progress=self.show,
                 **settings,
             )
-            write_atomic(path, report.to_json())
-            remove_journal(journal)
+            if self.team.first:
+                write_atomic(path, report.to_json())
+                remove_journal(journal)
 
         made_from = {
             "settings": settings,
@@ -248,7 +269,7 @@ class _Run:
             "source": source and _identity(source),
             "test": self.test.fingerprint,
         }
-        self.stage(f"evaluated/{kind}.json", made_from, work)
+        self.stage(f"evaluated/{kind}.json", made_from, work, shared=True)
         return Report.from_json(path.read_text())
 
     def make_result(self, path: Path, ann: Path, snn: Path, ann_report: Report, snn_report: Report) -> None:
@@ -273,25 +294,45 @@ class _Run:
         builder = self.recipe.ann.model
         return hub.load(checkpoint, model=call_builder(builder, dict(self.recipe.ann.args)) if builder else None)
 
-    def stage(self, name: str, made_from: dict[str, Any], work: Callable[[Path], None], *, trains_on: ImageDataset | None = None) -> Path:
-        """Let `work` make `name` in the folder, unless it is there and was made from the same; the path of it."""
+    def stage(
+        self,
+        name: str,
+        made_from: dict[str, Any],
+        work: Callable[[Path], None],
+        *,
+        trains_on: ImageDataset | None = None,
+        shared: bool = False,
+    ) -> Path:
+        """Let `work` make `name` in the folder, unless it is there and was made from the same; the path of it.
+
+        `shared`: by all processes, of which the first one writes; else by that one alone.
+        """
         path = self.folder / name
         record_path = path.with_name(path.name + ".stage.json")
         made_from = json.loads(json.dumps({**made_from, "data": trains_on.fingerprint if trains_on else None}))
-        key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-        record = _read_record(record_path)
-        if record.get("key") == key and _intact(self.folder, record.get("outputs")):
-            self.stages[name] = "kept"
-            self.say(f"{name}: kept")
-            return path
-        if record.get("key") != key:
-            _set_aside([path, training_folder(path)], known=bool(record))
-            write_atomic(record_path, json.dumps({"key": key, "made_from": made_from}, indent=2) + "\n")
-        self.say(f"{name}: making")
-        work(path)
-        write_atomic(record_path, json.dumps({"key": key, "made_from": made_from, "outputs": _outputs(self.folder, path)}, indent=2) + "\n")
-        self.stages[name] = "made"
+        record = {"key": hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest(), "made_from": made_from}
+        state = self.team.from_first(self._begin(path, record_path, record) if self.team.first else "")
+        self.stages[name] = state
+        if self.team.first:
+            self.say(f"{name}: {'making' if state == 'made' else state}")
+        if state == "made":
+            if shared or self.team.first:
+                work(path)
+            if self.team.first:
+                _write_record(record_path, {**record, "outputs": _outputs(self.folder, path)})
+            self.team.from_first(None)  # nobody reads what is not there yet
         return path
+
+    def _begin(self, path: Path, record_path: Path, record: dict[str, Any]) -> str:
+        """Whether the stage is "kept" or has to be "made", and then what other settings made is out of its way."""
+        earlier = _read_record(record_path)
+        same = earlier.get("key") == record["key"]
+        if same and _intact(self.folder, earlier.get("outputs")):
+            return "kept"
+        if not same:
+            _set_aside([path, training_folder(path)], known=bool(earlier))
+            _write_record(record_path, record)
+        return "made"
 
 
 def _settings(part: BaseModel, labels: Any = None) -> dict[str, Any]:
@@ -320,6 +361,10 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    write_atomic(path, json.dumps(record, indent=2) + "\n")
 
 
 def _set_aside(paths: Sequence[Path], *, known: bool) -> None:

@@ -8,13 +8,14 @@ import warnings
 from typing import Any
 
 from sj_robust.cli.app import app
+from sj_robust.cli.common import several_processes
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 success, 1 a failure named in one line on stderr, 2 wrong usage."""
-    format_before, warnings.formatwarning = warnings.formatwarning, _one_line
+    format_before, warnings.formatwarning = warnings.formatwarning, _unsaid if _another_speaks() else _one_line
     try:
         try:
             app()
@@ -30,3 +31,16 @@ def main() -> None:
 def _one_line(message: Warning | str, *details: Any, **more: Any) -> str:
     """A warning as a user reads it: without the line of our code that gave it."""
     return f"sj-robust: warning: {' '.join(str(message).split())}\n"
+
+
+def _unsaid(message: Warning | str, *details: Any, **more: Any) -> str:
+    return ""
+
+
+def _another_speaks() -> bool:
+    """Whether this is one of several processes, and not the first."""
+    if not several_processes():
+        return False
+    from sj_robust.distributed import rank
+
+    return rank() > 0

@@ -84,11 +84,24 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
 
 
 def fail(message: str, error: BaseException | None = None) -> NoReturn:
-    """End with `message` on one line of stderr and exit code 1; with SJ_ROBUST_DEBUG set, after the traceback of `error`."""
+    """End with `message` on one line of stderr and exit code 1; with SJ_ROBUST_DEBUG set, after the traceback of `error`.
+
+    Of several processes that end together, the first one to fail speaks.
+    """
+    if several_processes():
+        from sj_robust.distributed import first_to_fail
+
+        if not first_to_fail():
+            raise typer.Exit(1)
     if error is not None and os.environ.get("SJ_ROBUST_DEBUG"):
         traceback.print_exception(error)
     print(f"sj-robust: {message}", file=sys.stderr)
     raise typer.Exit(1)
+
+
+def several_processes() -> bool:
+    """Whether torchrun or its like has started this process as one of several."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def usage(message: str) -> NoReturn:
@@ -125,12 +138,12 @@ def pick_device(device: str | None) -> Any:
     """The torch device named, or the default. Raises SJRobustError where it cannot be used."""
     import torch
 
+    from sj_robust.distributed import own_device
+
     if device is None:
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())  # of several processes, each its own
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
+        chosen = own_device(torch.device(device))
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise SJRobustError(f"device {device!r} cannot be used here ({first_line(error)}): try --device cpu") from None

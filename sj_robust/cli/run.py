@@ -29,13 +29,17 @@ def run(
 ) -> None:
     """Do all stages of one model: ANN, conversion, finetuning, evaluation of both, card.
 
-    What is there and unchanged is skipped, so that after an interruption the same command goes on.
+    What is there and unchanged is skipped, so that after an interruption the same command goes on. Under torchrun the processes share
+    training and evaluation, and the first one converts and writes.
     """
+    from sj_robust.distributed import rank
     from sj_robust.pipeline import run as run_recipe
     from sj_robust.recipe import read_recipe
 
     read = read_recipe(recipe)
     result = run_recipe(read, out or Path("runs") / read.name, data=data, device=pick_device(device), say=say)
+    if rank():
+        return  # of several processes the first one speaks
     if as_json:
         print_json({"checkpoint": str(result.checkpoint), "ann": str(result.ann), "stages": result.stages})
         return

@@ -37,12 +37,17 @@ PATIENCE = timedelta(minutes=10)  # between processes, which wait for each other
 def fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, *, kind: Kind, resume: bool,
         device: torch.device, show_progress: bool | None) -> tuple[Progress, Plan]:
     """Train `model` in place until it holds the weights that were best on the held-out images. See `train_ann` for the contract."""
-    if config.batch_size % process_count():
-        raise SJRobustError(f"batch_size={config.batch_size} cannot be shared equally by {process_count()} processes: choose a multiple")
+    check_shares(config)
     with (processes(PATIENCE, f"the last state saved in {folder} is good, resume from there", device) as team,
           only_one(folder, "a training going on") if team.first else nullcontext(), synchronised(team)):
         return _fit(model, dataset, config, folder, team, kind=kind, resume=resume, device=device,
                     show_progress=show_progress if team.first else False)
+
+
+def check_shares(config: TrainConfig) -> None:
+    """Raise SJRobustError where the processes there are cannot share a batch equally."""
+    if config.batch_size % process_count():
+        raise SJRobustError(f"batch_size={config.batch_size} cannot be shared equally by {process_count()} processes: choose a multiple")
 
 
 def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: Path, team: Team, *, kind: Kind, resume: bool,

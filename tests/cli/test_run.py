@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from rich.console import Console
+from safetensors.torch import load_file
 
 from sj_robust import demo
 from sj_robust.errors import SJRobustError
@@ -98,33 +101,62 @@ def test_a_damaged_output_is_made_again(made: Path, recipe: Recipe) -> None:
     assert weights.read_bytes() == original
 
 
+def start(workplace: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=workplace, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment, **pipes)
+
+
+def saved(folder: Path) -> int:
+    """When the state of the ANN's training was last saved."""
+    try:
+        return (folder / "ann.training/state.safetensors").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def wait(process: subprocess.Popen[str], until: Callable[[], bool]) -> None:
+    while process.poll() is None and not until():
+        time.sleep(0.01)
+
+
+def free_port() -> str:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return str(server.getsockname()[1])
+
+
+def torchrun(workplace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    port = free_port()
+    process = start(workplace, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port, "-m", "sj_robust", *arguments)
+    output, messages = process.communicate(timeout=600)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, messages)
+
+
+def same_up_to_rounding(one: Path, other: Path) -> None:
+    """The weights of every stage, and which images each evaluation found right and broken."""
+    for stage in ("ann", "converted", "finetuned", NAME):
+        weights, twins = (load_file(folder / stage / "model.safetensors") for folder in (one, other))
+        torch.testing.assert_close(weights, twins, rtol=1e-3, atol=1e-5)
+    for kind in ("ann", "converted", "snn"):
+        report, twin = (json.loads((folder / f"evaluated/{kind}.json").read_text()) for folder in (one, other))
+        assert (report["per_image"], report["joint"]) == (twin["per_image"], twin["joint"])
+
+
 def test_an_interrupted_and_then_killed_run_goes_on_to_the_same_weights(made: Path, process: Cli, workplace: Path) -> None:
     folder = workplace / "runs/killed"
-    training = folder / "ann.training"
-    command = [sys.executable, "-c", "from sj_robust.cli import main; main()", "run", "recipe.yaml", "--out", str(folder)]
+    command = ["-c", "from sj_robust.cli import main; main()", "run", "recipe.yaml", "--out", str(folder)]
 
-    def start(until: Callable[[], bool]) -> subprocess.Popen[str]:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        started = subprocess.Popen(command, cwd=workplace, env=environment, stderr=subprocess.PIPE, text=True)
-        while started.poll() is None and not until():
-            time.sleep(0.01)
-        return started
-
-    def saved() -> int:
-        try:
-            return (training / "state.safetensors").stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    interrupted = start(lambda: saved() > 0)
+    interrupted = start(workplace, *command)
+    wait(interrupted, lambda: saved(folder) > 0)
     interrupted.send_signal(signal.SIGINT)
     _, errors = interrupted.communicate()
     assert interrupted.returncode == 1
     assert errors.splitlines()[-1] == "sj-robust: interrupted; the same command goes on from the last saved state"
     assert "Traceback" not in errors
 
-    before = saved()
-    killed = start(lambda: saved() > before)
+    before = saved(folder)
+    killed = start(workplace, *command)
+    wait(killed, lambda: saved(folder) > before)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
@@ -134,6 +166,58 @@ def test_an_interrupted_and_then_killed_run_goes_on_to_the_same_weights(made: Pa
     assert done.returncode == 0, done.stderr
     for stage in ("ann", "converted", "finetuned", NAME):
         assert (folder / stage / "model.safetensors").read_bytes() == (made / stage / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_the_killed_run_of_one_to_what_one_makes(made: Path, workplace: Path) -> None:
+    folder = workplace / "runs/two"
+    killed = start(workplace, "-m", "sj_robust", "run", "recipe.yaml", "--out", str(folder))
+    wait(killed, lambda: saved(folder) > 0)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert saved(folder)
+    assert not (folder / "ann").exists()
+    done = torchrun(workplace, "run", "recipe.yaml", "--out", "runs/two", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["stages"] == dict.fromkeys(STAGES, "made")  # one result, though each process has it
+    said = [line for line in done.stderr.splitlines() if not line.startswith("sj-robust: warning")]
+    assert [line for line in said if ": making" in line] == [f"{stage}: making" for stage in STAGES]
+    same_up_to_rounding(made, folder)
+    assert {path.relative_to(folder) for path in folder.rglob("*")} == {
+        path.relative_to(made) for path in made.rglob("*") if ".previous" not in str(path)
+    }
+
+
+@pytest.mark.slow
+def test_one_process_goes_on_where_a_killed_one_ended_the_run_of_two(made: Path, process: Cli, workplace: Path) -> None:
+    folder, port = workplace / "runs/pair", free_port()
+    first, second = (
+        start(workplace, "-m", "sj_robust", "run", "recipe.yaml", "--out", str(folder),
+              RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        for rank in range(2)
+    )  # fmt: skip
+    wait(first, lambda: saved(folder) > 0)
+    second.send_signal(signal.SIGKILL)
+    _, messages = first.communicate(timeout=600)
+    output, silence = second.communicate(timeout=600)
+    assert (first.returncode, second.returncode) == (1, -signal.SIGKILL)
+    assert (output, silence) == ("", "")
+    making, failure = messages.splitlines()
+    assert making == "ann: making"
+    assert failure.startswith("sj-robust: another process has ended or does not answer")
+    assert not (folder / "ann").exists()
+    done = process("run", "recipe.yaml", "--out", "runs/pair")
+    assert done.returncode == 0, done.stderr
+    same_up_to_rounding(made, folder)
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_says_what_is_wrong(workplace: Path) -> None:
+    failed = torchrun(workplace, "run", "recipe.yaml", "--data", "nowhere", "--out", "runs/nowhere")
+    assert failed.returncode != 0
+    assert failed.stdout == ""
+    (line,) = [line for line in failed.stderr.splitlines() if line.startswith("sj-robust: ")]
+    assert line.startswith("sj-robust: no dataset 'nowhere'")
 
 
 def test_the_demo_shows_all_three_networks(made: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
