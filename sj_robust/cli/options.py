@@ -27,6 +27,13 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Augment(StrEnum):
+    none = "none"
+    crop_flip = "crop-flip"
+    crop_flip_cutout = "crop-flip-cutout"
+    resized_crop_flip = "resized-crop-flip"
+
+
 class AttackLoss(StrEnum):
     kl = "kl"
     ce = "ce"
@@ -64,6 +71,14 @@ GradientPenalty = Annotated[
 ]
 PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Training passes in bf16 or fp16; float32 without.")]
 Ema = Annotated[float | None, typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off.")]
+AugmentOption = Annotated[
+    Augment | None,
+    typer.Option("--augmentation", help="Shift by up to 4 pixels, or (resized-crop-flip) a part of a large image, resized; and mirror."),
+]
+CropScale = Annotated[
+    float | None,
+    typer.Option("--crop-scale", min=0, max=1, help="The part of the area that resized-crop-flip keeps at least.  [default: 0.08]"),
+]
 Held = Annotated[int | None, typer.Option("--validation", min=1, help="Training images held out to select the best step.")]
 PresetOption = Annotated[Preset, typer.Option("--preset", help="Settings that the other options change.")]
 MethodOption = Annotated[Method | None, typer.Option("--method", help="Loss and training attack.")]

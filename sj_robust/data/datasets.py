@@ -117,7 +117,9 @@ def load_dataset(
     Parquet is the Hub's image layout: `img` or `image` = {bytes, path}, `label` or `fine_label` = int64.
 
     Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging Face Hub; `imagenet` is
-    never fetched. `image_size` resizes the short side to it (bilinear) and cuts out the centre square.
+    never fetched. `image_size` resizes the short side to it (bilinear, antialiased) and cuts out the centre square: all of the short side
+    is seen. ImageNet is often evaluated on less, 224 pixels from the middle of a short side of 256, which this does not do. Training
+    with a random resized crop cuts from the whole image where images are decoded as they are used, and from that square elsewhere.
 
     `stream`: leave the images where they are and decode them as they are used, which needs `image_size`. None does so where decoded
     images would take more than STREAM_FROM (8 GiB). Parquet files are then copied once, still compressed, into the cache.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -25,21 +25,29 @@ _VERSION = "1"  # part of every cache key: raise it whenever decoding changes
 
 Pixels = npt.NDArray[np.uint8]
 Encoded = bytes | Path | None
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+Crop = Callable[[int, int], Box]  # from an image's width and height to the part of it that is wanted
 T = TypeVar("T")
 
 
-def decode_images(items: Iterable[Encoded], count: int, *, image_size: int | None, place: Callable[[int], str]) -> Pixels:
+def decode_images(
+    items: Iterable[Encoded], count: int, *, image_size: int | None, place: Callable[[int], str], crops: Sequence[Crop] | None = None
+) -> Pixels:
     """Decode `count` images (file contents or paths) to uint8 [count,3,H,W]; greyscale and palettes become RGB.
 
-    With `image_size` the short side is resized to it (bilinear, antialiased) and the centre square is cut out.
+    With `image_size` the short side is resized to it (bilinear, antialiased) and the centre square is cut out; with `crops`, one for each
+    image, its part of the image is cut out and resized to that square instead.
     `place(i)` names image i in the error raised where it cannot be decoded or has another size than the first.
     """
+    def decode(i: int, item: Encoded) -> Pixels:
+        return _decode(item, image_size, place(i), crops[i] if crops else None)
+
     pixels: Pixels | None = None
     row = 0
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         tasks = _chunks(enumerate(items), _TASK)
         while some := list(islice(tasks, 16)):  # not all at once: `items` may be read from disk as it goes
-            for image in chain.from_iterable(pool.map(lambda task: [_decode(item, image_size, place(i)) for i, item in task], some)):
+            for image in chain.from_iterable(pool.map(lambda task: [decode(*numbered) for numbered in task], some)):
                 if pixels is None:
                     pixels = np.empty((count, *image.shape), np.uint8)
                 if image.shape != pixels.shape[1:]:
@@ -89,7 +97,7 @@ def _read(path: Path, count: int) -> Pixels | None:
     return pixels if hashlib.sha256(pixels.data).digest() == digest else None
 
 
-def _decode(item: Encoded, image_size: int | None, where: str) -> Pixels:
+def _decode(item: Encoded, image_size: int | None, where: str, crop: Crop | None) -> Pixels:
     if item is None:
         raise SJRobustError(f"{where} holds no image bytes")
     try:
@@ -100,7 +108,9 @@ def _decode(item: Encoded, image_size: int | None, where: str) -> Pixels:
     except Exception as error:  # PIL raises nearly anything on damaged data
         detail = " ".join(str(error).split())
         raise SJRobustError(f"{where} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
-    if image_size is not None:
+    if image_size is not None and crop is not None:
+        rgb = rgb.crop(crop(*rgb.size)).resize((image_size, image_size), Image.Resampling.BILINEAR)
+    elif image_size is not None:
         rgb = _square(rgb, image_size)
     return np.asarray(rgb).transpose(2, 0, 1)
 

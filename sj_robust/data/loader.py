@@ -37,9 +37,11 @@ def batches(
 
     def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         indices = order[step * batch_size:(step + 1) * batch_size]
-        images = dataset.images[indices]
-        if augment is not None:
-            images = augment(images, _generator("augment", seed, epoch, step))
+        if augment is None:
+            images = dataset.images[indices]
+        else:
+            chosen = dataset.images.subset(indices) if isinstance(dataset.images, EncodedImages) else dataset.images[indices]
+            images = augment(chosen, _generator("augment", seed, epoch, step))
         return indices, images.float().div_(255), dataset.labels[indices]
 
     if isinstance(dataset.images, EncodedImages):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sj_robust.data.decode import Encoded, decode_images
+from sj_robust.data.decode import Crop, Encoded, decode_images
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_path, cache_folder
 
@@ -49,10 +49,15 @@ class EncodedImages:
         return len(self._rows)
 
     def __getitem__(self, positions: Tensor) -> Tensor:
-        rows = self._rows[positions.numpy()]
+        return self.subset(positions).decoded()
+
+    def decoded(self, crops: Sequence[Crop] | None = None) -> Tensor:
+        """All of them, the part of each that `crops` say instead of its centre square."""
+        rows = self._rows
         pixels = decode_images(
-            (self._items[row] for row in rows), len(rows), image_size=self._size, place=lambda i: self._place(rows[min(i, len(rows) - 1)])
-        )
+            (self._items[row] for row in rows), len(rows), image_size=self._size, crops=crops,
+            place=lambda i: self._place(rows[min(i, len(rows) - 1)]),
+        )  # fmt: skip
         return torch.from_numpy(pixels)
 
     def subset(self, positions: Tensor | slice) -> EncodedImages:

@@ -59,7 +59,11 @@ class TrainConfig(BaseModel):
                                            "the input gradient of the label's probability against its rival (SR: Liu et al. 2024)")
     consistency: float | None = Field(default=None, ge=0, le=1000, allow_inf_nan=False, description="weight of the divergence of each "
                                       "time step's prediction from that of all steps (spiking networks only)")
-    augmentation: Literal["none", "crop-flip", "crop-flip-cutout"] = "crop-flip"
+    augmentation: Literal["none", "crop-flip", "crop-flip-cutout", "resized-crop-flip"] = Field(
+        default="crop-flip", description="crop-flip: shift by up to 4 pixels and mirror; resized-crop-flip, for large images: "
+        "resize a random part of each and mirror")
+    crop_scale: float | None = Field(default=None, gt=0, le=1, description="resized-crop-flip cuts out this part of the image's area at "
+                                     "least; None: 0.08")
     learn_thresholds: bool = Field(default=True, description="train the firing thresholds; False keeps them as converted")
     threshold_min: float = Field(default=0.03, gt=0, le=100, description="learned thresholds never fall below this")
     ema: float = Field(default=0, ge=0, lt=1, description="decay of an exponential moving average of the weights, which is then what is "
@@ -80,6 +84,8 @@ class TrainConfig(BaseModel):
             raise ValueError(f"alpha {self.alpha:g} is larger than eps {self.eps:g}: RFGSM's random step is a part of eps")
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0")
+        if self.crop_scale and self.augmentation != "resized-crop-flip":
+            raise ValueError(f"crop_scale is of the augmentation resized-crop-flip, not {self.augmentation}: leave one of them out")
         if self.gradient_penalty and self.checkpointing:  # its pass is in eval mode, and would be recomputed in training mode
             raise ValueError("gradient_penalty does not go with checkpointing: leave one of them out")
         return self

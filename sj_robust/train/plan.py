@@ -10,7 +10,15 @@ from torch import Tensor
 from sj_robust.data import Augmentation, ImageDataset, batches, steps_per_epoch
 from sj_robust.train.config import TrainConfig
 
-AUGMENTATIONS = {"none": None, "crop-flip": Augmentation(), "crop-flip-cutout": Augmentation(cutout=8)}
+
+def augmentation(config: TrainConfig) -> Augmentation | None:
+    """What `config.augmentation` stands for."""
+    return {
+        "none": None,
+        "crop-flip": Augmentation(),
+        "crop-flip-cutout": Augmentation(cutout=8),
+        "resized-crop-flip": Augmentation(padding=0, scale=config.crop_scale or 0.08),
+    }[config.augmentation]
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,7 @@ class Plan:
         epoch, step = divmod(start, self.per_epoch)
         while True:
             yield from batches(self.train, self.config.batch_size, seed=self.config.seed, epoch=epoch,
-                               augment=AUGMENTATIONS[self.config.augmentation], start=step)
+                               augment=augmentation(self.config), start=step)
             epoch, step = epoch + 1, 0
 
     def seed(self, step: int) -> int:

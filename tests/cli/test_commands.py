@@ -63,8 +63,11 @@ def test_evaluate_by_protocol_with_transfer_checks_and_figures(cli: Cli, snn: Pa
 
 
 def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -> None:
-    done = cli("finetune", "steps/snn", *TRAINING, "--epochs", 0.5, "--out", "steps/tuned", "--json")
+    augmented = ("--augmentation", "resized-crop-flip", "--crop-scale", 0.5)
+    done = cli("finetune", "steps/snn", *TRAINING, *augmented, "--epochs", 0.5, "--out", "steps/tuned", "--json")
     assert done.returncode == 0, done.stderr
+    config = json.loads(done.stdout)["config"]
+    assert (config["augmentation"], config["crop_scale"]) == ("resized-crop-flip", 0.5)
     tuned = workplace / "steps/tuned"
     assert sj_robust.load(tuned).thresholds().keys() == sj_robust.load(snn).thresholds().keys()
 

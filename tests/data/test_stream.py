@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from sj_robust import SJRobustError
 from sj_robust.data import Augmentation, ImageDataset, batches, calibration_batches, load_dataset
@@ -124,3 +126,39 @@ def test_it_needs_a_size_and_for_parquet_a_cache(shards: Path, tmp_path: Path, m
     monkeypatch.setenv("SJ_ROBUST_CACHE", str(tmp_path / "file"))
     with pytest.raises(SJRobustError, match="set SJ_ROBUST_CACHE"):
         load_dataset(shards, "train", image_size=16, stream=True)
+
+
+def test_a_resized_crop_is_cut_out_of_the_image_as_it_is_stored(folder: Path) -> None:
+    streamed = load_dataset(folder, "train", image_size=16, stream=True)
+    assert not isinstance(streamed.images, torch.Tensor)
+    boxes = {}
+
+    def crop(width: int, height: int) -> tuple[int, int, int, int]:
+        boxes[height] = (width // 5, height // 3, width - 1, height - 2)
+        return boxes[height]
+
+    crops = streamed.images.decoded([crop] * 40)
+    paths = [*sorted((folder / "a").iterdir()), *sorted((folder / "b").iterdir())]
+    for pixels, path in zip(crops, paths, strict=True):
+        with Image.open(path) as image:
+            left, top, right, bottom = boxes[image.height]
+            expected = resized_crop(image, top, left, bottom - top, right - left, [16, 16], InterpolationMode.BILINEAR)
+        assert torch.equal(pixels, pil_to_tensor(expected))
+
+
+def test_training_with_resized_crops_sees_all_of_an_image_and_goes_on_anywhere(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(8):
+            pixels = np.zeros((24, 60, 3), np.uint8)
+            pixels[:, :14] = 255  # all to the left of the centre square
+            Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
+    streamed, augment = load_dataset(tmp_path, "train", image_size=8, stream=True), Augmentation(padding=0, scale=0.08)
+    whole = list(batches(streamed, 4, seed=0, epoch=0, augment=augment))
+    assert float(streamed.floats().max()) == 0
+    assert sum(float(image.max()) == 1 for _, x, _ in whole for image in x) > 2
+    for start in (1, 3):
+        for one, other in zip(batches(streamed, 4, seed=0, epoch=0, augment=augment, start=start), whole[start:], strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    later = next(batches(streamed, 4, seed=0, epoch=1, augment=augment))
+    assert not torch.equal(later[1], whole[0][1])

@@ -42,6 +42,8 @@ def test_a_bad_value_is_named_in_one_line(field, value):
 def test_settings_that_contradict_each_other():
     with pytest.raises(SJRobustError, match="alpha"):
         validated({"alpha": 8 / 255, "eps": 4 / 255})
+    with pytest.raises(SJRobustError, match="crop_scale is of the augmentation resized-crop-flip, not crop-flip"):
+        preset("ann", crop_scale=0.35)
     with pytest.raises(SJRobustError, match="nesterov"):
         validated({"nesterov": True, "momentum": 0})
     with pytest.raises(SJRobustError, match="no preset"):

@@ -71,7 +71,8 @@ CASES: dict[str, tuple[Callable[[], NormalizedClassifier], TrainConfig]] = {
                                         log_every=3)),
     "snn-saved-each-epoch": (snn, config("finetune", epochs=8, validate_every=0.4, ema=0.9)),
     "snn-shared": (stemmed_snn, config("finetune", epochs=1, validate_every=0.5, ema=0.9, checkpoint_minutes=1e-9)),
-    "ann-shared": (timm_ann, config(method="mart", attack_steps=2, epochs=1, augmentation="crop-flip", checkpoint_minutes=1e-9)),
+    "ann-shared": (timm_ann, config(method="mart", attack_steps=2, epochs=1, augmentation="resized-crop-flip", crop_scale=0.35,
+                                     checkpoint_minutes=1e-9)),
 }
 
 
