@@ -1,92 +1,195 @@
-"""What a spike is worth in a network without batch norm: its node's threshold, folded into the weights that read the spikes.
+"""What a spike is worth in a network without batch norm: its node's threshold, held by the weights around the nodes.
 
-A node fires about x / v_th times a step where the ANN's activation is x. A batch norm takes that factor out again; without one the
-layers behind would see activations that are too large or too small beside their biases.
+A node fires about x / v_th times a step where the ANN's activation is x: its spikes are the activation in units of v_th. A batch norm
+takes that factor out again; without one, every tensor between layers and nodes has such a unit, and
+
+    a layer takes in any unit, channel by channel, and gives any: its weights are multiplied by the one and, like its bias, divided by
+    the other; so a concatenation needs nothing;
+    a node takes in any: with its threshold divided by the unit it fires as before, its update being homogeneous;
+    a sum needs one unit. Where spikes of one node are in it, as on a residual connection, it is that node's, and the layers of the
+    other branch give it.
+
+What is left are sums of the spikes of several nodes, and spikes that reach something that does not scale with them: a gate, a group
+norm, the logits. There a node emits `worth` in place of 1, which is exact but no spike to the layers that read it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
-from sj_robust.convert.norms import norm_names
+from sj_robust.convert.activations import on_path
+from sj_robust.convert.watch import recorded_calls
 from sj_robust.model.classifier import SpikingClassifier
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-
-
-class Readers:
-    """The layers that read spikes: node → (layer, for each of its input channels whether it comes from this node)."""
-
-    def __init__(self, inputs: Mapping[str, list[tuple[nn.Module, Tensor]]]) -> None:
-        self._inputs = inputs
-
-    @torch.no_grad()
-    def multiply(self, node: str, factor: float) -> None:
-        """Make a spike of `node` worth `factor` times what it was, in all that reads it."""
-        for layer, mask in self._inputs.get(node, []):
-            weight, groups = layer.weight, getattr(layer, "groups", 1)
-            assert isinstance(weight, Tensor)
-            factors = torch.where(mask, factor, 1.0).to(weight).view(groups, 1, -1, *(1,) * (weight.dim() - 2))
-            weight.copy_((weight.unflatten(0, (groups, -1)) * factors).flatten(0, 1))
+_ENDS = ""  # the name of the image as a source, and of the logits as what they reach
 
 
 @torch.no_grad()
-def spike_readers(model: SpikingClassifier, images: Tensor) -> Readers | None:
-    """The layers behind each node of a freshly converted network whose spikes have no fixed worth yet, else None.
+def fold_thresholds(model: SpikingClassifier, images: Tensor) -> None:
+    """Move what spikes are worth from the nodes, each of which emits its threshold, into weights and thresholds, in place.
 
-    None where there is a batch norm, and where spikes reach something other than weights: a residual sum, a group norm, the logits.
-    What a layer reads is found by letting each node emit one constant of its own; the result is checked by giving every node
-    an arbitrary threshold, its activation divided by it, and comparing logits. `images` [N,C,H,W] in [0,1], a few.
+    No node fires otherwise than before. The result is checked on `images` [N,C,H,W] in [0,1], a few: where the logits (with ReLUs in
+    the place of nodes) are not what they were, nothing is moved.
     """
-    if norm_names(model.backbone):
-        return None
-    readers = Readers(_inputs(model, images))
-    return readers if _exact(model, images, readers) else None
-
-
-def _inputs(model: SpikingClassifier, images: Tensor) -> dict[str, list[tuple[nn.Module, Tensor]]]:
-    names = list(model.activations())
-    constants = {name: 1 + (number + 1) / (len(names) + 1) for number, name in enumerate(names)}  # a sum of two is no third
-    found: dict[str, list[tuple[nn.Module, Tensor]]] = {name: [] for name in names}
-
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].movedim(-1, 0) if isinstance(layer, nn.Linear) else inputs[0].movedim(1, 0)
-        x = x.flatten(1)
-        for name, constant in constants.items():
-            if (mask := ((x - constant).abs() < 0.1 / len(names)).all(1)).any():
-                found[name].append((layer, mask))
-
-    handles = [layer.register_forward_pre_hook(look) for layer in model.backbone.modules() if isinstance(layer, _LAYERS)]
-    handles += [
-        activation.register_forward_hook(lambda module, inputs, output, value=constants[name]: torch.full_like(output, value))  # type: ignore[misc]
-        for name, activation in model.activations().items()
-    ]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def _exact(model: SpikingClassifier, images: Tensor, readers: Readers) -> bool:
-    """Whether the logits stay when every node's activation is divided by a number that its readers multiply by."""
-    factors = {name: 0.5 + number % 7 / 4 for number, name in enumerate(model.activations())}
-    weights = [(parameter, parameter.clone()) for parameter in model.backbone.parameters()]
-    handles = []
+    worth = {name: float(activation.node.v_threshold.amax()) for name, activation in model.activations().items()}
+    before = [(parameter, parameter.clone()) for parameter in model.backbone.parameters()]
+    model.worth = worth
     with model.gradient("activation"):
         expected = model(images)
+        _fold(model, _flow(model, model.normalize(images)), worth)
+        logits = model(images)
+    if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * max(1.0, float(expected.abs().max()))):
+        model.worth = worth
+        for parameter, value in before:
+            parameter.copy_(value)
+
+
+@dataclass
+class _Flow:
+    """Which sources (layers, nodes, the image) reach what (layers, nodes, the logits), with no layer or node between."""
+
+    layers: dict[str, nn.Module]
+    reached: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # what is reached → source → which of the channels there
+    sums: list[list[str]] = field(default_factory=list)  # sources that have to have one unit
+    fixed: set[str] = field(default_factory=lambda: {_ENDS})  # sources whose unit has to be 1
+
+
+def _fold(model: SpikingClassifier, flow: _Flow, worth: dict[str, float]) -> None:
+    units = _units(flow, worth)
+    for name, layer in flow.layers.items():
+        _multiply_input(layer, [(units[source], mask) for source, mask in flow.reached[name].items() if units[source] != 1])
+        if units[name] != 1:
+            _multiply_output(layer, 1 / units[name])
+    for name, node in model.nodes().items():
+        for source in list(flow.reached[name])[:1]:  # all of them have one unit
+            node.v_threshold.div_(units[source])
+    model.worth = {name: value / units[name] for name, value in worth.items()}
+
+
+def _units(flow: _Flow, worth: dict[str, float]) -> dict[str, float]:
+    """The unit of every source: that of the first node it is added up with, if any, else 1."""
+    together = {name: {name} for name in (_ENDS, *flow.layers, *worth)}
+    for sources in flow.sums:
+        merged = set().union(*(together[source] for source in sources))
+        together |= dict.fromkeys(merged, merged)
+    return {
+        name: 1.0 if group & flow.fixed else next((value for node, value in worth.items() if node in group), 1.0)
+        for name, group in together.items()
+    }
+
+
+def _flow(model: SpikingClassifier, x: Tensor) -> _Flow:
+    """Seen in two passes in which layers and nodes give values of our own, in the second twice those of the first."""
+    flow = _Flow(_layers(model, x))
+    once = _Pass(model, x, flow.layers, {})
+    twice = _Pass(model, x, flow.layers, {name: 2 * leaf.detach() for name, leaf in once.leaves.items()})
+    for name, seen in once.reached.items():
+        sources = once.sources(seen)
+        if name == _ENDS or not torch.allclose(twice.reached[name], 2 * seen, rtol=1e-4, atol=1e-5):
+            flow.fixed.update(sources)
+        layer = flow.layers.get(name)
+        if len(sources) < 2 or layer is None or hasattr(layer, "gain"):
+            masks = {source: seen.new_ones((), dtype=torch.bool) for source in sources}  # one unit for all of it
+        else:
+            masks = {source: _reached_channels(seen, once.leaves[source], -1 if isinstance(layer, nn.Linear) else 1) for source in sources}
+        flow.reached[name] = masks
+        flow.sums += [[one, other] for one, other in combinations(sources, 2) if bool((masks[one] & masks[other]).any())]
+    return flow
+
+
+class _Pass:
+    """One pass in which every layer and node, and the image, is a source: it gives the value in `given` or one from 0.5 to 1.5."""
+
+    def __init__(self, model: SpikingClassifier, x: Tensor, layers: dict[str, nn.Module], given: dict[str, Tensor]) -> None:
+        self.given = given
+        self.leaves: dict[str, Tensor] = {}
+        self.reached: dict[str, Tensor] = {}
+        self._made_by: dict[torch.autograd.graph.Node | None, str] = {}
+        handles = []
+        for name, module in {**layers, **model.activations()}.items():
+            handles.append(module.register_forward_pre_hook(lambda module, inputs, name=name: self._reach(name, inputs[0])))  # type: ignore[misc]
+            handles.append(module.register_forward_hook(lambda module, inputs, output, name=name: self._give(name, output)))  # type: ignore[misc]
         try:
-            for name, activation in model.activations().items():
-                readers.multiply(name, factors[name])
-                handles.append(activation.register_forward_hook(lambda module, inputs, output, by=factors[name]: output / by))  # type: ignore[misc]
-            logits = model(images)
+            with torch.enable_grad():
+                self._reach(_ENDS, model.backbone(self._give(_ENDS, x)))
         finally:
             for handle in handles:
                 handle.remove()
-            for parameter, value in weights:
-                parameter.copy_(value)
-    return torch.allclose(logits, expected, rtol=1e-3, atol=1e-3 * max(1.0, float(expected.abs().max())))
+
+    def _give(self, name: str, output: Tensor) -> Tensor:
+        value = self.given[name] if name in self.given else output.detach().sigmoid() + 0.5
+        self.leaves[name] = value.requires_grad_()
+        given = value.clone()
+        self._made_by[given.grad_fn] = name
+        return given
+
+    def _reach(self, name: str, x: Tensor) -> None:
+        self.reached[name] = x.clone()  # what comes later may work in place
+
+    def sources(self, reached: Tensor) -> list[str]:
+        found = on_path(reached, set(self._made_by))
+        return [name for made_by, name in self._made_by.items() if made_by in found]
+
+
+def _reached_channels(reached: Tensor, source: Tensor, axis: int) -> Tensor:
+    """For each channel of `reached`, along `axis`, whether it changes along with `source`: the derivative in its direction, by two
+    derivatives backwards."""
+    with torch.enable_grad():
+        weights = torch.ones_like(reached, requires_grad=True)
+        (backwards,) = torch.autograd.grad(reached, source, weights, create_graph=True)
+        (change,) = torch.autograd.grad(backwards, weights, source.detach(), retain_graph=True)
+    return change.movedim(axis, 0).flatten(1).any(1)
+
+
+# --- layers --------------------------------------------------------------------------------------------------------------
+
+
+def _layers(model: SpikingClassifier, x: Tensor) -> dict[str, nn.Module]:
+    """The layers that are called once, and whose output is doubled by doubling what `_multiply_output` multiplies."""
+    inputs: dict[str, Tensor] = {}
+    candidates = {name: module for name, module in model.backbone.named_modules() if isinstance(module, _LAYERS)}
+    handles = [layer.register_forward_pre_hook(lambda layer, given, name=name: inputs.update({name: given[0]} if given else {}))  # type: ignore[misc]
+               for name, layer in candidates.items()]  # fmt: skip
+    try:
+        with recorded_calls(model.backbone) as calls:
+            model.backbone(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    shared = Counter(id(layer.weight) for layer in candidates.values())
+    return {name: layer for name, layer in candidates.items()
+            if calls[name] == 1 and name in inputs and shared[id(layer.weight)] == 1 and _scales(layer, inputs[name])}  # fmt: skip
+
+
+def _scales(layer: nn.Module, x: Tensor) -> bool:
+    expected = 2 * layer(x)
+    _multiply_output(layer, 2)
+    output = layer(x)
+    _multiply_output(layer, 0.5)
+    return torch.allclose(output, expected, rtol=1e-4, atol=1e-5)
+
+
+def _multiply_output(layer: nn.Module, factor: float) -> None:
+    for parameter in (getattr(layer, "gain", layer.weight), layer.bias):  # gain: timm's layers that standardise their weights
+        if isinstance(parameter, Tensor):
+            parameter.mul_(factor)
+
+
+def _multiply_input(layer: nn.Module, factors: list[tuple[float, Tensor]]) -> None:
+    """Multiply the weights by factors, each for the input channels in its mask [C] or [] (all of them)."""
+    weight, groups = layer.weight, getattr(layer, "groups", 1)
+    assert isinstance(weight, Tensor)
+    by_channel = weight.new_ones(weight.shape[1] * groups, dtype=torch.float64)
+    for factor, mask in factors:
+        by_channel = torch.where(mask, factor, by_channel)
+    if isinstance(gain := getattr(layer, "gain", None), Tensor):
+        gain.mul_(by_channel[0])
+    elif factors:
+        by_channel = by_channel.view(groups, 1, -1, *(1,) * (weight.dim() - 2))
+        weight.copy_((weight.unflatten(0, (groups, -1)) * by_channel).flatten(0, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -12,8 +12,8 @@ from spikingjelly.activation_based.ann2snn import ModuleConversionRecipe, Module
 from torch import Tensor, nn
 
 from sj_robust.convert.balance import balance_thresholds
-from sj_robust.convert.fold import spike_readers
-from sj_robust.convert.norms import Norm, prepare_norms, reestimate_statistics
+from sj_robust.convert.fold import fold_thresholds
+from sj_robust.convert.norms import Norm, norm_names, prepare_norms, reestimate_statistics
 from sj_robust.convert.pooling import Pooling, replace_pooling
 from sj_robust.convert.rewrite import Plan
 from sj_robust.convert.scan import Replace, Scan, scan, separate
@@ -23,7 +23,7 @@ from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.classifier import SpikingActivation
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
 
-_ADDED = ("replace_activation", "pooling", "folded", "plan")  # left out of a network's settings where they are the default
+_ADDED = ("replace_activation", "pooling", "folded", "worth", "plan")  # left out of a network's settings where they are the default
 
 
 class ConversionSettings(BaseModel):
@@ -46,7 +46,8 @@ class ConversionSettings(BaseModel):
     repeat_at: str | None = None  # None: found by the conversion
     replace_activation: Replace | None = None
     pooling: Pooling = "max"
-    folded: bool = False  # a fact, not a choice: the weights behind a node hold what its spikes are worth, see convert.fold
+    folded: bool = False  # a fact, not a choice: a spike is worth its node's threshold, see convert.fold
+    worth: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}  # and so is this: what is emitted in place of 1, by node
     plan: Plan | None = None  # None: every nn.ReLU module is a node, and no forward pass was rewritten
 
 
@@ -79,8 +80,8 @@ def convert(
 
     A node's threshold is the maximum over the calibration batches of the `percentile` of its input, with T =
     `calibration_timesteps` and spikes flowing through the layers before it, times `scale` (Özdenizci & Legenstein, TMLR 2024,
-    section 4.1). See `balance_thresholds` for cost and memory. Where no batch norm follows that could make up for it, the weights
-    behind a node are multiplied by its threshold (a spike is worth that much), if only weights and pooling follow; see `convert.fold`.
+    section 4.1). See `balance_thresholds` for cost and memory. In a network without batch norms, which would make up for it, a spike
+    is worth that much: the weights around the nodes hold it, see `convert.fold`. With norm="omit" it is worth 1.
 
     Args:
         ann: a classifier whose input is normalised images [N,C,H,W], or a NormalizedClassifier (then mean and std are its own).
@@ -172,12 +173,11 @@ class ThresholdBalancing(ModuleConversionRecipe):
         model = _structure(backbone, settings, "", self.source).to(converter.device)
         _check(model, batches[0][:2], found)
         model.repeat_at = _find_repeat(model, batches[0][:2])
-        readers = spike_readers(model, batches[0][:2])
-        model.folded = readers is not None
+        model.folded = settings.norm != "omit" and not norm_names(backbone)
 
         def on_layer(name: str, threshold: float) -> None:
-            if readers:
-                readers.multiply(name, threshold)
+            if model.folded:
+                model.activations()[name].worth = threshold
             if self.on_layer:
                 self.on_layer(name, threshold)
 
@@ -185,10 +185,10 @@ class ThresholdBalancing(ModuleConversionRecipe):
             model, batches, q=settings.percentile, timesteps=settings.calibration_timesteps, on_layer=on_layer, ceilings=found.ceilings
         )
         with torch.no_grad():
-            for name, node in model.nodes().items():
+            for node in model.nodes().values():
                 node.v_threshold.mul_(settings.scale)
-                if readers:
-                    readers.multiply(name, settings.scale)
+        if model.folded:
+            fold_thresholds(model, batches[0][:2])
         if settings.norm_statistics == "calibrate":
             reestimate_statistics(model, batches)
         else:

@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from sj_robust.convert.activations import function_kind, module_kind
-from sj_robust.convert.norms import norm_names
 from sj_robust.convert.watch import Watch
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -33,7 +32,11 @@ class _Facts(BaseModel):
 
 
 class NodeFacts(_Facts):
-    """One node. `rate`: spikes per neuron and step. `silent`, `always`: shares of neurons that fired never, and at every step."""
+    """One node. `rate`: spikes per neuron and step. `silent`, `always`: shares of neurons that fired never, and at every step.
+
+    `threshold`: in the unit of its input, where weights hold such units. `worth`: what it emits for a spike; where that is not 1,
+    what reads it multiplies.
+    """
 
     name: str
     threshold: float
@@ -41,6 +44,7 @@ class NodeFacts(_Facts):
     rate: float
     silent: float
     always: float
+    worth: float = 1.0
 
 
 class LayerFacts(_Facts):
@@ -115,7 +119,7 @@ class ConversionReport(_Facts):
         return "\n".join([
             f"{self.network}: {len(self.nodes)} spiking nodes, T={self.timesteps}, on {self.images} images",
             *([f"rewritten: {', '.join(name or 'the network itself' for name in self.rewritten)}"] if self.rewritten else []),
-            *(["the weights behind each node hold its threshold, for want of batch norms"] if self.folded else []),
+            *([_worth(self.nodes)] if self.folded else []),
             *([f"activations other than ReLU were converted as {self.replaced_activation}"] if self.replaced_activation else []),
             "", *_aligned(nodes), "",
             f"Not spiking: {self.analogue_share:.1%} of the products (inputs other than 0 and 1)", *kept,
@@ -142,7 +146,7 @@ def inspect_conversion(snn: SpikingClassifier, images: Tensor, ann: nn.Module | 
             expected = ann(images if isinstance(ann, NormalizedClassifier) else snn.normalize(images))
         agreement = [_agreement(t, sequence[:t].mean(0), expected) for t in range(1, len(sequence) + 1)]
     plan = snn.settings.get("plan") or {}
-    nodes = [_node(name, float(snn.thresholds()[name]), spikes, snn.timesteps) for name, spikes in seen.counts.items()]
+    nodes = [_node(name, snn, spikes) for name, spikes in seen.counts.items()]
     total = sum(seen.macs.values()) or 1
     layers = [LayerFacts(name=name, macs=macs // len(images), share=macs / total, spiking=name not in seen.dense, once=name in seen.once)
               for name, macs in seen.macs.items()]  # fmt: skip
@@ -173,7 +177,7 @@ class _Inspection(Watch):
     def __init__(self, snn: SpikingClassifier, images: int) -> None:
         super().__init__(snn.backbone)
         self.steps, self.images = snn.timesteps, images
-        self.nodes = snn.nodes()
+        self.nodes, self.worth = snn.nodes(), snn.worth
         self.counts: dict[str, Tensor] = {}
         self.macs: dict[str, int] = {}
         self.dense: set[str] = set()
@@ -182,7 +186,9 @@ class _Inspection(Watch):
 
     def on_leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
         if name in self.nodes:  # [T·N, *] → spikes of each neuron on each image [N, *]
-            self.counts[name] = output.view(self.steps, -1, *output.shape[1:]).sum(0)
+            self.counts[name] = (output != 0).view(self.steps, -1, *output.shape[1:]).sum(0)
+            if name in self.worth:
+                self.leftovers[name, "a factor on spikes, which weights could not hold"] += 1
         elif module_kind(module) is not None:
             self.leftovers[name, type(module).__name__] += 1
         elif isinstance(module, nn.GroupNorm | nn.modules.instancenorm._InstanceNorm):
@@ -225,12 +231,19 @@ def _products(name: str, args: Any, output: Any) -> int | None:
     return None
 
 
-def _node(name: str, threshold: float, spikes: Tensor, steps: int) -> NodeFacts:
+def _node(name: str, snn: SpikingClassifier, spikes: Tensor) -> NodeFacts:
     most, least = spikes.amax(0), spikes.amin(0)  # over images
     return NodeFacts(
-        name=name, threshold=threshold, neurons=most.numel(), rate=float(spikes.double().mean()) / steps,
-        silent=float((most == 0).double().mean()), always=float((least == steps).double().mean()),
+        name=name, threshold=snn.thresholds()[name], neurons=most.numel(), rate=float(spikes.double().mean()) / snn.timesteps,
+        silent=float((most == 0).double().mean()), always=float((least == snn.timesteps).double().mean()), worth=snn.worth.get(name, 1.0),
     )  # fmt: skip
+
+
+def _worth(nodes: list[NodeFacts]) -> str:
+    """What holds the thresholds that spikes are worth, in a network without batch norms."""
+    scaled = [f"{node.name} ({node.worth:.4g})" for node in nodes if node.worth != 1]
+    held = f"for want of batch norms, weights hold what the spikes of {len(nodes) - len(scaled)} of {len(nodes)} nodes are worth"
+    return f"{held}; the others emit another number than 1: {', '.join(scaled)}" if scaled else held
 
 
 def _unused(snn: SpikingClassifier, seen: _Inspection) -> list[Leftover]:
@@ -264,8 +277,6 @@ def _advice(snn: SpikingClassifier, dead: list[str], saturated: list[str], nodes
         advice.append("Batch norms have no statistics yet: finetune, or convert with norm_statistics='calibrate'.")
     if settings.get("folded"):
         advice.append("Without batch norms thresholds decide alone: try reset='soft' with scale=0.5 to 0.7 first.")
-    elif not norm_names(snn.backbone):
-        advice.append("Without batch norms a spike is worth 1, whatever the threshold, and spikes reach more than weights: keep the norms.")
     if len(agreement) > 1 and last.cosine > agreement[len(agreement) // 2 - 1].cosine + 0.02:
         advice.append(f"The agreement still grows at T={last.timesteps}: take more steps.")
     advice.append("Calibrate with more images of the training set, check mean and std, and try reset='soft' with scale=1 for many steps.")

@@ -34,12 +34,13 @@ def _(x: Tensor, name: str) -> Tensor:
 
 
 class _Opaque(nn.Module):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, worth: float) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.worth = name, worth
 
     def forward(self, x: Tensor) -> Tensor:
-        return spiking_node(x, self.name)
+        spikes = spiking_node(x, self.name)
+        return spikes if self.worth == 1 else spikes * self.worth
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def trace_step(snn: SpikingClassifier, size: tuple[int, int, int]) -> Step:
     backbone = copy.deepcopy(snn.backbone).cpu().eval().requires_grad_(False)
     for name, module in list(backbone.named_modules()):
         if isinstance(module, SpikingActivation):
-            backbone.set_submodule(name, _Opaque(name))
+            backbone.set_submodule(name, _Opaque(name, module.worth))
         elif isinstance(module, SubsampleAndPad):
             backbone.set_submodule(name, _as_convolution(module, snn.mean.dtype))
     images = torch.zeros(_BATCH, *size, dtype=snn.mean.dtype)

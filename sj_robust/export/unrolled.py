@@ -73,7 +73,7 @@ class _Unrolled(nn.Module):
 
     def __init__(self, activation: SpikingActivation) -> None:
         super().__init__()
-        self.timesteps, self.repeats = activation.timesteps, activation.repeats
+        self.timesteps, self.repeats, self.worth = activation.timesteps, activation.repeats, activation.worth
         self.leak, self.soft_reset = activation.node.leak, activation.node.soft_reset
         self.register_buffer("v_threshold", activation.node.v_threshold.detach().clone())
 
@@ -87,7 +87,7 @@ class _Unrolled(nn.Module):
             fired = h >= threshold
             spikes.append(fired.to(x.dtype))
             v = h - spikes[-1] * threshold if self.soft_reset else h.masked_fill(fired, 0)
-        return torch.cat(spikes)
+        return torch.cat(spikes) if self.worth == 1 else torch.cat(spikes) * self.worth
 
 
 def _program(model: NormalizedClassifier, size: Sequence[int] | None) -> torch.export.ExportedProgram:

@@ -21,7 +21,8 @@ class SpikingActivation(nn.Module):
 
     It stands where the ANN had a ReLU, so that the layers around it see ordinary batches. With `repeats` it is the first
     node of the network: its input [N, *] is the same at every step and is repeated here instead of at the network's input.
-    With `folded` the weights that read its spikes hold its threshold: the ReLU in its place gives activations divided by it.
+    With `folded` its spikes are worth its threshold to what reads them: the ReLU in its place gives activations divided by it.
+    What it emits is 0 and `worth`.
     """
 
     def __init__(self, node: ThresholdLIF, timesteps: int) -> None:
@@ -30,14 +31,16 @@ class SpikingActivation(nn.Module):
         self.timesteps = timesteps
         self.repeats = False
         self.folded = False
+        self.worth = 1.0
 
     def extra_repr(self) -> str:
-        return f"timesteps={self.timesteps}" + (", repeats its input" if self.repeats else "")
+        worth = "" if self.worth == 1 else f", emits {self.worth:.4g}"
+        return f"timesteps={self.timesteps}" + (", repeats its input" if self.repeats else "") + worth
 
     def forward(self, x: Tensor) -> Tensor:
         if self.node.view == "activation":  # one step of a ReLU network: nothing to unfold
             activation: Tensor = self.node(x.unsqueeze(0)).squeeze(0)
-            return activation / self.node.threshold_for(x).detach() if self.folded else activation
+            return activation * (self.worth / self.node.threshold_for(x).detach()) if self.folded else activation
         if self.repeats:
             x = _repeat(x, self.timesteps)
         if x.shape[0] % self.timesteps:
@@ -45,7 +48,8 @@ class SpikingActivation(nn.Module):
                 f"batch of {x.shape[0]} is no multiple of {self.timesteps} time steps: call the SpikingClassifier, not its backbone"
             )
         sequence = x.view(self.timesteps, x.shape[0] // self.timesteps, *x.shape[1:])
-        return self.node(sequence).flatten(0, 1)  # type: ignore[no-any-return]
+        spikes: Tensor = self.node(sequence).flatten(0, 1)
+        return spikes if self.worth == 1 else spikes * self.worth
 
 
 class SpikingClassifier(NormalizedClassifier):
@@ -81,6 +85,7 @@ class SpikingClassifier(NormalizedClassifier):
         self.timesteps = timesteps
         self.repeat_at = repeat_at
         self.folded = self.settings.get("folded", False)
+        self.worth = self.settings.get("worth", {})
 
     # --- structure -------------------------------------------------------------------------------------------------
 
@@ -126,7 +131,7 @@ class SpikingClassifier(NormalizedClassifier):
 
     @property
     def folded(self) -> bool:
-        """Whether the weights behind every node hold its threshold, which is what a spike is worth: see convert.fold."""
+        """Whether a spike is worth its node's threshold, which weights and thresholds hold: see convert.fold."""
         return self._folded
 
     @folded.setter
@@ -136,6 +141,22 @@ class SpikingClassifier(NormalizedClassifier):
             self.settings["folded"] = True
         for activation in self.activations().values():
             activation.folded = value
+
+    @property
+    def worth(self) -> dict[str, float]:
+        """What the nodes emit whose spikes are another number than 1, where weights cannot hold it: see convert.fold."""
+        return {name: activation.worth for name, activation in self.activations().items() if activation.worth != 1}
+
+    @worth.setter
+    def worth(self, values: dict[str, float]) -> None:
+        activations = self.activations()
+        if unknown := values.keys() - activations.keys():
+            raise SJRobustError(f"worth names no spiking activation: {sorted(unknown)[0]!r}")
+        for name, activation in activations.items():
+            activation.worth = values.get(name, 1.0)
+        self.settings.pop("worth", None)
+        if self.worth:
+            self.settings["worth"] = self.worth
 
     # --- forward ---------------------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def ann() -> Gated:
 
 @pytest.fixture(scope="module")
 def snn(ann: Gated, images: Tensor) -> SpikingClassifier:
-    return convert(ann, images[None], 3, mean=MEAN, std=STD, calibration_timesteps=4, percentile=95.0)
+    return convert(ann, images[None], 3, mean=MEAN, std=STD, calibration_timesteps=4, percentile=95.0, scale=0.8)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def report(snn: SpikingClassifier, ann: Gated, images: Tensor) -> ConversionRepo
 
 def test_nodes_and_their_rates(report: ConversionReport, snn: SpikingClassifier, images: Tensor) -> None:
     seen: dict[str, Tensor] = {}
-    handles = [act.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o})) for name, act in snn.activations().items()]  # type: ignore[misc]
+    handles = [act.register_forward_hook(lambda m, i, o, name=name: seen.update({name: o})) for name, act in snn.nodes().items()]  # type: ignore[misc]
     with torch.no_grad():
         snn(images)
     for handle in handles:
@@ -64,6 +64,7 @@ def test_nodes_and_their_rates(report: ConversionReport, snn: SpikingClassifier,
         assert node.silent == pytest.approx(float((spikes.sum((0, 1)) == 0).float().mean()))
         assert node.always == pytest.approx(float((spikes.sum((0, 1)) == 18).float().mean()))
         assert node.threshold == pytest.approx(snn.thresholds()[node.name])
+        assert node.worth == snn.worth.get(node.name, 1.0)
 
 
 def test_layers_and_what_stayed_analogue(report: ConversionReport) -> None:
@@ -75,7 +76,7 @@ def test_layers_and_what_stayed_analogue(report: ConversionReport) -> None:
     assert report.analogue_share == pytest.approx(1 - macs["conv3"] / sum(macs.values()))
     assert {(left.name, left.what) for left in report.analogue} == {
         ("se.avgpool", "AdaptiveAvgPool2d, an average"), ("se.activation", "ReLU"), ("se.scale_activation", "Sigmoid"),
-        ("", "mean(), an average"),
+        ("", "mean(), an average"), ("act1", "a factor on spikes, which weights could not hold"),
     }  # fmt: skip
 
 

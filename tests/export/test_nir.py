@@ -93,6 +93,17 @@ def test_small_networks_spike_the_same(network: SpikingClassifier, small: Tensor
     compare(spikes_of, network, small, tmp_path / "small.nir", input_size=SIZE, dt=1e-3)
 
 
+def test_spikes_worth_another_number_are_multiplied(feed_forward: SpikingClassifier, small: Tensor, tmp_path: Path) -> None:
+    feed_forward.worth = {"2": 0.37}
+    snn = feed_forward.double()
+    done = export_nir(snn, tmp_path / "worth.nir", input_size=SIZE)
+    graph = nir.read(done.file)
+    with torch.no_grad():
+        expected = snn.forward_sequence(small[:2].double())
+    for index, image in enumerate(small[:2].double()):
+        torch.testing.assert_close(interpret(graph, image, 4, 1.0)[0], expected[:, index], rtol=1e-9, atol=1e-9)
+
+
 def test_values_are_in_the_precision_of_the_network(feed_forward: SpikingClassifier, small: Tensor, tmp_path: Path) -> None:
     done = export_nir(feed_forward, tmp_path / "single.nir", input_size=SIZE)
     graph = nir.read(done.file)

@@ -58,6 +58,14 @@ def test_small_networks_as_torch_programs(network: SpikingClassifier, small: Ten
             same_classes(program(batch), network(batch))
 
 
+def test_spikes_worth_another_number_are_multiplied(feed_forward: SpikingClassifier, small: Tensor, tmp_path: Path) -> None:
+    feed_forward.worth = {"2": 0.37}
+    done = export_torch(feed_forward.double(), tmp_path / "worth.pt2", input_size=SIZE)
+    program = torch.export.load(done.file).module()
+    with torch.no_grad():
+        torch.testing.assert_close(program(small.double()), feed_forward(small.double()))
+
+
 def test_soft_reset_leak_and_double_precision(small: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     node = ThresholdLIF(0.4, 0.8, reset="soft", channels=4)
