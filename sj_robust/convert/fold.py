@@ -7,7 +7,8 @@ takes that factor out again; without one, every tensor between layers and nodes 
     the other; so a concatenation needs nothing;
     a node takes in any: with its threshold divided by the unit it fires as before, its update being homogeneous;
     a sum needs one unit. Where spikes of one node are in it, as on a residual connection, it is that node's, and the layers of the
-    other branch give it.
+    other branch give it. Where there are none, it is that of the node that reads it, whose threshold is then 1: potentials are as
+    wide as those behind a batch norm, where surrogates have a width that suits them, and learning rates too.
 
 What is left are sums of the spikes of several nodes, and spikes that reach something that does not scale with them: a gate, a group
 norm, the logits. There a node emits `worth` in place of 1, which is exact but no spike to the layers that read it.
@@ -73,15 +74,19 @@ def _fold(model: SpikingClassifier, flow: _Flow, worth: dict[str, float]) -> Non
 
 
 def _units(flow: _Flow, worth: dict[str, float]) -> dict[str, float]:
-    """The unit of every source: that of the first node it is added up with, if any, else 1."""
+    """The unit of every source: that of the first node it is added up with, if any, else of the first node that reads it, else 1."""
     together = {name: {name} for name in (_ENDS, *flow.layers, *worth)}
     for sources in flow.sums:
         merged = set().union(*(together[source] for source in sources))
         together |= dict.fromkeys(merged, merged)
-    return {
-        name: 1.0 if group & flow.fixed else next((value for node, value in worth.items() if node in group), 1.0)
-        for name, group in together.items()
-    }
+    def unit(group: set[str]) -> float:
+        if group & flow.fixed:
+            return 1.0
+        in_it = (value for node, value in worth.items() if node in group)
+        reading = (value for node, value in worth.items() if flow.reached[node].keys() & group)
+        return next(in_it, next(reading, 1.0))
+
+    return {name: unit(group) for name, group in together.items()}
 
 
 def _flow(model: SpikingClassifier, x: Tensor) -> _Flow:

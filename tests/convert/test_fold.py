@@ -67,17 +67,21 @@ def test_many_steps_of_soft_reset_reach_the_anns_logits(images: Tensor) -> None:
 def test_the_weights_hold_the_thresholds_and_the_ann_is_left_alone(images: Tensor) -> None:
     ann = Fire().eval()
     before = {name: value.clone() for name, value in ann.state_dict().items()}
-    snn = converted(ann, images, scale=0.4)
+    balanced: dict[str, float] = {}
+    snn = converted(ann, images, scale=0.4, on_layer=balanced.__setitem__)
+    v = {name: 0.4 * value for name, value in balanced.items()}
     assert all(torch.equal(before[name], value) for name, value in ann.state_dict().items())
-    v = snn.thresholds()
-    expected = ann.grouped.weight.detach().clone()  # 4 groups of 6 outputs, each of 6 inputs: act1 makes the first 8, act2 the other 16
+    assert snn.thresholds() == pytest.approx(dict.fromkeys(v, 1.0))  # what a layer gives is in units of the node that reads it
+    expected = ann.grouped.weight.detach() / v["act3"]  # 4 groups of 6 outputs, each of 6 inputs: act1 makes the first 8, act2 the others
     worth = torch.tensor([v["act1"]] * 8 + [v["act2"]] * 16)
     for out in range(24):
         group = out // 6
         expected[out] *= worth[6 * group : 6 * group + 6, None, None]
     torch.testing.assert_close(snn.backbone.get_parameter("grouped.weight"), expected)
     torch.testing.assert_close(snn.backbone.get_parameter("fc.weight"), ann.fc.weight * v["act4"])
-    torch.testing.assert_close(snn.backbone.get_parameter("stem.weight"), ann.stem.weight)
+    for name in ("weight", "bias"):
+        torch.testing.assert_close(snn.backbone.get_parameter(f"stem.{name}"), ann.get_parameter(f"stem.{name}") / v["act0"])
+    torch.testing.assert_close(snn.backbone.get_parameter("fc.bias"), ann.fc.bias)
     with snn.gradient("activation"), torch.no_grad():
         torch.testing.assert_close(snn(images[0]), NormalizedClassifier(ann, MEAN, STD)(images[0]), rtol=1e-4, atol=1e-5)
     report = inspect_conversion(snn, images[0], ann)
