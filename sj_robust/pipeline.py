@@ -16,8 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,6 +27,7 @@ import torch
 from pydantic import BaseModel
 
 from sj_robust import hub
+from sj_robust.attack import parse_attack
 from sj_robust.convert import convert
 from sj_robust.convert.activations import module_kind
 from sj_robust.data import ImageDataset, calibration_batches, load_dataset
@@ -40,10 +40,11 @@ from sj_robust.files import only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
-from sj_robust.neuron import Surrogate
+from sj_robust.neuron import Surrogate, parse_view
 from sj_robust.progress import bar
-from sj_robust.recipe import ConvertSettings, Recipe
+from sj_robust.recipe import ConvertSettings, EvaluateSettings, Recipe
 from sj_robust.source import call_builder, facts_of, fingerprint, open_ann
+from sj_robust.stages import intact, outputs, read_record, set_aside, write_record
 from sj_robust.train import TrainResult, finetune, train_ann
 from sj_robust.train.config import FREE_FIELDS
 from sj_robust.train.loop import check_shares
@@ -138,6 +139,7 @@ def run(
         raise SJRobustError(f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use ARCH-snn-tT.DATASET_THREAT_METHOD")
     for training in filter(None, (recipe.ann.train, recipe.finetune)):
         check_shares(training)
+    _check_attacks(recipe.evaluate)
     device = own_device(torch.device(device))
     with (processes(_PATIENCE, "start it again, it goes on from the last saved state", device) as team,
           only_one(folder, "a run going on") if team.first else nullcontext()):  # fmt: skip
@@ -189,12 +191,14 @@ class _Run:
         ann_report = self.report("ann", ann, None)
         converted_report = self.report("converted", converted, ann) if recipe.evaluate.converted and recipe.finetune else None
         snn_report = self.report("snn", snn, ann)
+        further = {kind: [self.report(kind, checkpoint, source, protocol) for protocol in recipe.evaluate.further or ()]
+                   for kind, checkpoint, source in (("ann", ann, None), ("snn", snn, ann))}  # fmt: skip
         made_from = {
             "recipe": recipe.to_yaml(),
             "snn": _identity(snn),
-            "reports": [sha256(self.folder / "evaluated" / f"{kind}.json") for kind in ("ann", "snn")],
+            "reports": [sha256(self.folder / name) for name in self.stages if name.startswith("evaluated/") and "converted" not in name],
         }
-        result = self.stage(recipe.name, made_from, lambda path: self.make_result(path, ann, snn, ann_report, snn_report))
+        result = self.stage(recipe.name, made_from, lambda path: self.make_result(path, ann, snn, ann_report, snn_report, further))
         return RunResult(result, ann, ann_report, snn_report, converted_report, self.stages)
 
     def make_ann(self, path: Path) -> None:
@@ -236,13 +240,17 @@ class _Run:
         if self.team.first:
             save_trained(snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model)
 
-    def report(self, kind: str, checkpoint: Path, source: Path | None) -> Report:
-        """The evaluation of `checkpoint`; `source`: the ANN of a spiking network, whose gradients a protocol may try."""
-        settings, named = self.recipe.evaluate.model_dump(exclude={"views", "converted"}), self.recipe.evaluate.protocol
+    def report(self, kind: str, checkpoint: Path, source: Path | None, further: str | None = None) -> Report:
+        """The evaluation of `checkpoint`, under the protocol `further` if given. `source`: the ANN of a spiking network, whose gradients
+        a protocol may try."""
+        settings = self.recipe.evaluate.model_dump(exclude={"views", "converted", "further"})
+        views = None if kind == "ann" or further else self.recipe.evaluate.views  # an ANN has its exact gradient only
         if kind == "converted":
             settings["check_images"] = 0
-        views = None if kind == "ann" else self.recipe.evaluate.views  # an ANN has its exact gradient only
-        path = self.folder / "evaluated" / f"{kind}.json"
+        if further:
+            settings["protocol"] = further
+        named = settings["protocol"]
+        path = self.folder / "evaluated" / f"{kind}-{further}.json" if further else self.folder / "evaluated" / f"{kind}.json"
         journal = path.with_suffix(".partial")
 
         def work(_: Path) -> None:
@@ -269,10 +277,12 @@ class _Run:
             "source": source and _identity(source),
             "test": self.test.fingerprint,
         }
-        self.stage(f"evaluated/{kind}.json", made_from, work, shared=True)
+        self.stage(f"evaluated/{path.name}", made_from, work, shared=True)
         return Report.from_json(path.read_text())
 
-    def make_result(self, path: Path, ann: Path, snn: Path, ann_report: Report, snn_report: Report) -> None:
+    def make_result(
+        self, path: Path, ann: Path, snn: Path, ann_report: Report, snn_report: Report, further: dict[str, list[Report]]
+    ) -> None:
         model, config = self.load(snn), read_config(snn)
         save_trained(
             model,
@@ -286,9 +296,11 @@ class _Run:
             report=snn_report,
             source_report=ann_report,
         )
-        hub.write_card(path)
         hub.record(ann, report=ann_report, recipe=self.recipe.to_yaml())
-        hub.write_card(ann)
+        for folder, reports in ((path, further["snn"]), (ann, further["ann"])):
+            for report in reports:
+                hub.record(folder, report=report)
+            hub.write_card(folder)
 
     def load(self, checkpoint: Path) -> NormalizedClassifier | SpikingClassifier:
         builder = self.recipe.ann.model
@@ -319,20 +331,30 @@ class _Run:
             if shared or self.team.first:
                 work(path)
             if self.team.first:
-                _write_record(record_path, {**record, "outputs": _outputs(self.folder, path)})
+                write_record(record_path, {**record, "outputs": outputs(self.folder, path)})
             self.team.from_first(None)  # nobody reads what is not there yet
         return path
 
     def _begin(self, path: Path, record_path: Path, record: dict[str, Any]) -> str:
         """Whether the stage is "kept" or has to be "made", and then what other settings made is out of its way."""
-        earlier = _read_record(record_path)
+        earlier = read_record(record_path)
         same = earlier.get("key") == record["key"]
-        if same and _intact(self.folder, earlier.get("outputs")):
+        if same and intact(self.folder, earlier.get("outputs")):
             return "kept"
         if not same:
-            _set_aside([path, training_folder(path)], known=bool(earlier))
-            _write_record(record_path, record)
+            set_aside([path, training_folder(path)], known=bool(earlier))
+            write_record(record_path, record)
         return "made"
+
+
+def _check_attacks(settings: EvaluateSettings) -> None:
+    """Raise SJRobustError for a protocol, attack or view that is none: before the training, not after it."""
+    for protocol in filter(None, (settings.protocol, *(settings.further or ()))):
+        find_protocol(protocol)
+    for attack in settings.attacks:
+        parse_attack(attack, settings.eps[0] if settings.eps else 0.0)
+    for view in settings.views or ():
+        parse_view(view)
 
 
 def _settings(part: BaseModel, labels: Any = None) -> dict[str, Any]:
@@ -344,36 +366,3 @@ def _identity(checkpoint: Path) -> dict[str, Any]:
     """What a stage that starts from `checkpoint` depends on: its weights and structure, not its timings or versions."""
     config = read_config(checkpoint)
     return {"weights": config.weights.sha256, "settings": config.settings}
-
-
-def _outputs(folder: Path, path: Path) -> dict[str, str]:
-    files = [path] if path.is_file() else [path / "config.json", path / "model.safetensors"]
-    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
-
-
-def _intact(folder: Path, outputs: dict[str, str] | None) -> bool:
-    return bool(outputs) and all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in (outputs or {}).items())
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    write_atomic(path, json.dumps(record, indent=2) + "\n")
-
-
-def _set_aside(paths: Sequence[Path], *, known: bool) -> None:
-    """Rename what an earlier run with other settings made to NAME.previous, in place of an older one."""
-    for path in paths:
-        if path.exists():
-            if not known:
-                raise SJRobustError(f"{path} exists and was not made by `sj-robust run`: use another folder, or move it away")
-            previous = path.with_name(path.name + ".previous")
-            if previous.is_dir():
-                shutil.rmtree(previous)
-            os.replace(path, previous)

@@ -105,12 +105,14 @@ class EvaluateSettings(_Strict):
     """Arguments of `sj_robust.evaluate`; `views` null: all 19 for an SNN. The ANN is measured on the same images and eps.
 
     `protocol` stands in place of `attacks` and `views`; a spiking network is then also attacked with the gradients of its ANN.
+    `further`: protocols that both networks are measured under besides; their reports lie beside the first in the checkpoints.
     `check_images`: for the reliability checks. `converted`: measure the network as converted too, which tells what finetuning is
     worth (without checks).
     """
 
     eps: list[Budget] = [2 / 255, 4 / 255, 8 / 255]
     protocol: str | None = None
+    further: list[str] | None = None
     attacks: list[str] = ["fgsm", "pgd10"]
     views: list[str] | None = None
     max_images: int | None = Field(None, ge=1)

@@ -275,9 +275,28 @@ def test_a_recipe_may_name_a_protocol_and_attacks_with_the_ann_too(made: Path, r
     assert "quick@1: fgsm + pgd10, 4 gradient views" in card
     assert result.snn_report.verdict is not None and result.snn_report.verdict.split(":")[0] in card
     assert "| inside the ball | pass |" in card
-    unknown = changed(recipe, "evaluate", **{**settings, "protocol": "fast"})
-    with pytest.raises(SJRobustError, match="unknown protocol 'fast'"):
-        run(unknown, made)
+
+
+def test_further_protocols_are_recorded_beside_the_first(made: Path, recipe: Recipe) -> None:
+    result = run(changed(recipe, "evaluate", further=["quick"], check_images=0, converted=False), made)
+    for kind, folder in (("snn", result.checkpoint), ("ann", result.ann)):
+        assert result.stages[f"evaluated/{kind}-quick.json"] == "made"
+        # without a protocol's name the first is weaker, and makes room
+        assert (folder / "evaluation.json").read_text() == (made / f"evaluated/{kind}-quick.json").read_text()
+        assert (folder / "evaluation_custom.json").read_text() == (made / f"evaluated/{kind}.json").read_text()
+    assert "| eps (l∞) | this model | this model, custom | ANN source |" in (result.checkpoint / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"protocol": "fast"}, "unknown protocol 'fast'"), ({"further": ["fast"]}, "unknown protocol 'fast'"),
+    ({"attacks": ["pgdx"]}, "unknown attack 'pgdx'"), ({"views": ["PCW:0"]}, "gradient view 'PCW:0'"),
+])  # fmt: skip
+def test_an_evaluation_that_cannot_be_made_is_refused_before_any_work(
+    recipe: Recipe, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SJRobustError, match=message):
+        run(changed(recipe, "evaluate", **change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_seed_of_a_recipe_is_that_of_its_trainings(workplace: Path) -> None:
