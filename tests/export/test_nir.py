@@ -104,6 +104,50 @@ def test_spikes_worth_another_number_are_multiplied(feed_forward: SpikingClassif
         torch.testing.assert_close(interpret(graph, image, 4, 1.0)[0], expected[:, index], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (5, 3)])
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.AvgPool2d(3, 2, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+        nn.AvgPool2d(2, 2, ceil_mode=True), nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d((2, 3), (3, 1), (1, 0), ceil_mode=True), nn.AvgPool2d((3, 1), (2, 2), (1, 0), count_include_pad=False),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+    ],
+)  # fmt: skip
+def test_padded_average_pooling(pooling: nn.Module, size: tuple[int, int], images: Tensor, spikes_of: SpikesOf, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    images = images[:3, :, 8 : 8 + size[0], 8 : 8 + size[1]]
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), spike(0.3), pooling, nn.Conv2d(4, 6, 1), spike(0.2), nn.Flatten(), nn.LazyLinear(2)
+    )
+    network(images.repeat(4, 1, 1, 1))
+    snn = SpikingClassifier(network, timesteps=4, mean=[0.5] * 3, std=[0.2] * 3)
+    graph = compare(spikes_of, snn, images, tmp_path / "pooled.nir", input_size=(3, *size))
+    assert not any(node.padding.any() for node in graph.nodes.values() if isinstance(node, nir.AvgPool2d))  # read in different ways
+
+
+def test_channels_and_pixels_are_gathered(small: Tensor, spikes_of: SpikesOf, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    snn = SpikingClassifier(Gathered(), timesteps=4, mean=[0.5] * 3, std=[0.2] * 3).eval()
+    compare(spikes_of, snn, small, tmp_path / "gathered.nir", input_size=SIZE)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(3, 4, (1, 5), padding=(0, 2)), nn.Conv2d(3, 4, (5, 3), padding=(1, 2), dilation=(1, 2)),
+        nn.Conv2d(3, 4, (2, 3), stride=2),
+        nn.Conv2d(3, 4, 3, padding="same", dilation=2), nn.Conv2d(3, 4, 2, padding="same"), nn.Conv2d(3, 4, 3, padding="valid"),
+    ],
+)  # fmt: skip
+def test_convolutions_of_every_shape(convolution: nn.Module, small: Tensor, spikes_of: SpikesOf, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(convolution, spike(0.3), nn.Flatten(), nn.LazyLinear(2))
+    network(small.repeat(4, 1, 1, 1))
+    snn = SpikingClassifier(network, timesteps=4, mean=[0.5] * 3, std=[0.2] * 3)
+    compare(spikes_of, snn, small, tmp_path / "shaped.nir", input_size=SIZE)
+
+
 def test_values_are_in_the_precision_of_the_network(feed_forward: SpikingClassifier, small: Tensor, tmp_path: Path) -> None:
     done = export_nir(feed_forward, tmp_path / "single.nir", input_size=SIZE)
     graph = nir.read(done.file)
@@ -130,6 +174,16 @@ def spike(threshold: float = 0.7, reset: Reset = "hard") -> SpikingActivation:
     return SpikingActivation(ThresholdLIF(threshold, reset=reset), 4)
 
 
+def test_thresholds_per_channel_below_zero_too(small: Tensor, spikes_of: SpikesOf, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    node = ThresholdLIF(0.3, channels=4)
+    with torch.no_grad():
+        node.v_threshold.copy_(torch.tensor([0.2, -0.1, 0.0, 0.5]))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), SpikingActivation(node, 4), nn.Flatten(), nn.Linear(144, 3))
+    snn = SpikingClassifier(network, timesteps=4, mean=[0.5] * 3, std=[0.2] * 3)
+    compare(spikes_of, snn, small, tmp_path / "own.nir", input_size=SIZE)
+
+
 class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -140,20 +194,31 @@ class Gated(nn.Module):
         return self.fc((x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()).mean((2, 3)))
 
 
-class Joined(nn.Module):
+class Gathered(nn.Module):
+    """Channels put together and taken apart; a sum with a factor, and one of a value with itself; pixels left out, zeros put around."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 1), spike(), nn.Linear(8, 2)
+        self.conv, self.act1, self.conv2 = nn.Conv2d(3, 4, 1), spike(0.4), nn.Conv2d(8, 7, (1, 3), padding=(0, 1))
+        self.norm, self.act2, self.fc = nn.BatchNorm2d(8), spike(0.2), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act1(self.conv(x))
+        first, second, third = self.conv2(torch.cat([x, 1 - x], 1)).split([3, 3, 1], 1)
+        x = torch.add(first[:, :, 1:6:2, ::2], second[:, :, 1:6:2, ::2] + 0.5 * first[:, :, 1:6:2, ::2], alpha=-0.7)
+        x = F.pad(torch.cat([x, third[:, :, ::3, ::2]], 1), (1, 2, 0, 1, 1, 3))
+        x = self.act2(self.norm(x)).mean((2, 3))
+        return self.fc(torch.cat([x, x + x], 1))
+
+
+class Rowwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.fc = nn.Conv2d(3, 4, 1), spike(), nn.Linear(4, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.conv(x))
-        return self.fc(torch.cat([x, 1 - x], 1).mean((2, 3)))
-
-
-class Doubled(Joined):
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.act(self.conv(x))
-        return self.fc((x + x).mean((2, 3)).repeat(1, 2))
+        return self.fc(torch.cat([x, 1 - x], 2).mean((2, 3)))
 
 
 def sequential(*middle: nn.Module) -> Callable[[], nn.Module]:
@@ -164,14 +229,16 @@ def sequential(*middle: nn.Module) -> Callable[[], nn.Module]:
     ("backbone", "message"),
     [
         (sequential(spike(reset="soft")), "soft reset of 1"),
-        (sequential(spike(), nn.MaxPool2d(2)), r"max_pool2d.*\(2\)"),
-        (sequential(spike(), nn.AvgPool2d(3, 2, 1, count_include_pad=False)), r"average \(2\)"),
-        (sequential(spike(), nn.AvgPool2d(3, 2, ceil_mode=True)), r"average \(2\)"),
+        (sequential(spike(), nn.MaxPool2d(2)), r"max_pool2d.*\(2\); convert with pooling='average'"),
+        (sequential(spike(), nn.AvgPool2d(5, 1, 2, count_include_pad=False)), r"average \(2\)"),
+        (sequential(spike(), nn.AvgPool2d(2, divisor_override=3)), r"average \(2\)"),
         (sequential(spike(), nn.AdaptiveAvgPool2d(3)), r"average \(2\)"),
         (sequential(spike(), nn.GELU()), r"gelu \(2\)"),
         (Gated, "sigmoid"),
-        (Joined, "cat"),
-        (Doubled, "sum"),
+        (sequential(spike(), nn.ReflectionPad2d(1)), r"pad.* \(2\)"),
+        (sequential(spike(), nn.ConstantPad2d(1, 0.5)), r"pad.* \(2\)"),
+        (sequential(spike(), nn.Conv2d(4, 4, (2, 1))), r"convolution \(2\)"),
+        (Rowwise, "cat"),
     ],
 )
 def test_what_nir_cannot_say_is_refused_by_name(backbone: Callable[[], nn.Module], message: str, tmp_path: Path) -> None:

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import sj_robust
 from sj_robust import export_nir
@@ -101,6 +103,28 @@ def test_the_zoo_network(
     simulator: Callable[[Any, float], nn.Module], resnet_file: str, resnet: SpikingClassifier, images: Tensor, spikes_of: SpikesOf
 ) -> None:
     compare(resnet, spikes_of, simulator(nir.read(resnet_file), 1.0), images)
+
+
+@pytest.fixture(scope="module")
+def padded(tmp_path_factory: pytest.TempPathFactory) -> tuple[SpikingClassifier, str]:
+    """A narrow timm ResNet with random weights, and its file. The stem pools with padding; the shortcuts average windows that hang over."""
+    torch.manual_seed(0)
+    ann = timm.create_model("resnet10t", num_classes=10, stem_width=8, channels=(16, 24, 32, 48)).eval()
+    calibration = F.interpolate(sj_robust.load_dataset("sample", "train").floats()[:32], size=(72, 72), mode="bilinear")
+    options = {"mean": [0.49, 0.48, 0.45], "std": [0.25, 0.24, 0.26], "pooling": "average", "calibration_timesteps": 8, "per_channel": True}
+    snn = sj_robust.convert(ann, [calibration], timesteps=4, **options)
+    with torch.no_grad():
+        for node in snn.nodes().values():
+            node.v_threshold.mul_(torch.linspace(0.8, 1.2, len(node.v_threshold)))
+    return snn, export_nir(snn, tmp_path_factory.mktemp("nir") / "padded.nir", input_size=(3, 72, 72)).file
+
+
+@pytest.mark.parametrize("simulator", [spikingjelly, norse, snntorch])
+def test_padded_pooling_and_thresholds_per_channel(
+    simulator: Callable[[Any, float], nn.Module], padded: tuple[SpikingClassifier, str], images: Tensor, spikes_of: SpikesOf
+) -> None:
+    snn, file = padded
+    compare(snn, spikes_of, simulator(nir.read(file), 1.0), F.interpolate(images, size=(72, 72), mode="bilinear"))
 
 
 @pytest.mark.parametrize("simulator", [spikingjelly, norse, snntorch])
