@@ -26,6 +26,9 @@ SATURATED = 0.5
 LISTED = 8
 """How many layers a summary lists that do not spike, those with most products first."""
 
+LINES = 16
+"""For how many time steps, at most, a summary tells the agreement with the ANN."""
+
 
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -115,7 +118,9 @@ class ConversionReport(_Facts):
         for left in self.analogue:
             places[left.what].append(left.name or "the network itself")
         others = [f"  {len(names)} × {what}: {_few(names)}" for what, names in places.items()]
-        logits = [["t", "same class", "cosine"], *([str(a.timesteps), f"{a.top1:.1%}", f"{a.cosine:.3f}"] for a in self.agreement)]
+        every = -(-len(self.agreement) // LINES)
+        shown = [a for a in self.agreement if (self.timesteps - a.timesteps) % every == 0] if every else []
+        logits = [["t", "same class", "cosine"], *([str(a.timesteps), f"{a.top1:.1%}", f"{a.cosine:.3f}"] for a in shown)]
         return "\n".join([
             f"{self.network}: {len(self.nodes)} spiking nodes, T={self.timesteps}, on {self.images} images",
             *([f"rewritten: {', '.join(name or 'the network itself' for name in self.rewritten)}"] if self.rewritten else []),

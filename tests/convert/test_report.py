@@ -90,6 +90,10 @@ def test_agreement_with_the_ann_at_every_step(report: ConversionReport, snn: Spi
         assert step.cosine == pytest.approx(float(torch.cosine_similarity(logits, expected).mean()), abs=1e-6)
     assert inspect_conversion(snn, images, NormalizedClassifier(ann, MEAN, STD)).agreement == report.agreement
     assert inspect_conversion(snn, images).agreement == []
+    steps = [report.agreement[0].model_copy(update={"timesteps": t}) for t in range(1, 51)]
+    many = report.model_copy(update={"timesteps": 50, "agreement": steps})
+    lines = many.summary().split("Agreement with the ANN\n")[1].split("\n\n")[0].splitlines()[1:]
+    assert [int(line.split()[0]) for line in lines] == list(range(2, 51, 4))  # of many steps a few, the last one always
 
 
 def test_json_and_text(report: ConversionReport) -> None:
