@@ -207,8 +207,7 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
 def _name(folder: Path, config: Config) -> str:
     """What `load` takes: the zoo's name for a folder inside the zoo, else the folder's own."""
     resolved = folder.resolve()
-    inside = resolved.parent == (zoo.root() / "checkpoints").resolve()
-    return resolved.name if inside else (config.name if config.name == resolved.name else resolved.name)
+    return resolved.name if zoo.holds(folder) else (config.name if config.name == resolved.name else resolved.name)
 
 
 def _line(value: object, longest: int = 300) -> str:

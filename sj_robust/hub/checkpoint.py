@@ -65,8 +65,8 @@ def record(folder: str | Path, *, report: Any = None, source_report: Any = None,
     """Add what became known after `save` to a checkpoint folder: an evaluation, its source's, the recipe. Weights stay as they are.
 
     An evaluation replaces that of the same protocol. evaluation.json is the strongest protocol's, and the others lie beside it, as
-    evaluation_PROTOCOL.json. Returns the files written, the report's first. Raises SJRobustError where the folder is no checkpoint or
-    the report is of another model.
+    evaluation_PROTOCOL.json. The index entry of a zoo model is refreshed. Returns the files written, the report's first. Raises
+    SJRobustError where the folder is no checkpoint or the report is of another model.
     """
     target, config = Path(folder), read_config(Path(folder))
     texts = _records(config, report, source_report, recipe, str(target))
@@ -74,6 +74,8 @@ def record(folder: str | Path, *, report: Any = None, source_report: Any = None,
         texts = _beside_others(target, config, report) | {file: text for file, text in texts.items() if file != EVALUATION}
     for file, text in reversed(texts.items()):  # what moves aside is safe before its place is taken
         write_atomic(target / file, text)
+    if zoo.holds(target):
+        zoo.add(target, target.resolve().name)  # whose index knows the hash of every file
     return [target / file for file in texts]
 
 

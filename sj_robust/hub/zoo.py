@@ -87,6 +87,11 @@ def root() -> Path:
     return zoo_root()
 
 
+def holds(folder: Path) -> bool:
+    """Whether `folder` is the checkpoint folder of a zoo model."""
+    return folder.resolve().parent == (root() / "checkpoints").resolve()
+
+
 def list_models() -> list[Entry]:
     """Every model of the zoo, by name. Raises SJRobustError naming an index file that is damaged."""
     return [_read(path) for path in sorted(root().glob("*.yaml"))]

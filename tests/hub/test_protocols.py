@@ -85,6 +85,10 @@ def test_index_and_comparison_know_both(both: Path, tmp_path: Path, monkeypatch:
     assert [results.named for results in (entry.results, *entry.further)] == ["strong@1", "paper@1"]
     assert list_models() == [entry]
     entry.verify()
+    strong = Report.from_json((both / "evaluation.json").read_text())
+    record(entry.folder, report=under(strong, "quick@1", 9))
+    assert [results.named for results in zoo.find("snn").further] == ["paper@1", "quick@1"]
+    zoo.find("snn").verify()
     shown = CliRunner().invoke(app, ["info", str(both)])
     assert "under strong" in shown.output and "joint robust 25.0 %" in shown.output
     rows = {protocol: compare([both], protocol=protocol).rows[0] for protocol in (None, "strong", "paper", "quick")}
