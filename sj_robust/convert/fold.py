@@ -7,8 +7,9 @@ takes that factor out again; without one, every tensor between layers and nodes 
     the other; so a concatenation needs nothing;
     a node takes in any: with its threshold divided by the unit it fires as before, its update being homogeneous;
     a sum needs one unit. Where spikes of one node are in it, as on a residual connection, it is that node's, and the layers of the
-    other branch give it. Where there are none, it is that of the node that reads it, whose threshold is then 1: potentials are as
-    wide as those behind a batch norm, where surrogates have a width that suits them, and learning rates too.
+    other branch give it. Where there are none, it is chosen for the node that reads it, whose threshold becomes 0.9: potentials are
+    then as wide as those behind a batch norm, which surrogates of width 1 and learning rates suit, and a silent neuron is within
+    reach of such a surrogate.
 
 What is left are sums of the spikes of several nodes, and spikes that reach something that does not scale with them: a gate, a group
 norm, the logits. There a node emits `worth` in place of 1, which is exact but no spike to the layers that read it.
@@ -28,6 +29,7 @@ from sj_robust.convert.watch import recorded_calls
 from sj_robust.model.classifier import SpikingClassifier
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_THRESHOLD = 0.9  # of a node that reads layers alone
 _ENDS = ""  # the name of the image as a source, and of the logits as what they reach
 
 
@@ -74,7 +76,7 @@ def _fold(model: SpikingClassifier, flow: _Flow, worth: dict[str, float]) -> Non
 
 
 def _units(flow: _Flow, worth: dict[str, float]) -> dict[str, float]:
-    """The unit of every source: that of the first node it is added up with, if any, else of the first node that reads it, else 1."""
+    """The unit of every source: that of the first node it is added up with, if any, else for the first node that reads it, else 1."""
     together = {name: {name} for name in (_ENDS, *flow.layers, *worth)}
     for sources in flow.sums:
         merged = set().union(*(together[source] for source in sources))
@@ -83,7 +85,7 @@ def _units(flow: _Flow, worth: dict[str, float]) -> dict[str, float]:
         if group & flow.fixed:
             return 1.0
         in_it = (value for node, value in worth.items() if node in group)
-        reading = (value for node, value in worth.items() if flow.reached[node].keys() & group)
+        reading = (value / _THRESHOLD for node, value in worth.items() if flow.reached[node].keys() & group)
         return next(in_it, next(reading, 1.0))
 
     return {name: unit(group) for name, group in together.items()}

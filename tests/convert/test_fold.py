@@ -71,8 +71,8 @@ def test_the_weights_hold_the_thresholds_and_the_ann_is_left_alone(images: Tenso
     snn = converted(ann, images, scale=0.4, on_layer=balanced.__setitem__)
     v = {name: 0.4 * value for name, value in balanced.items()}
     assert all(torch.equal(before[name], value) for name, value in ann.state_dict().items())
-    assert snn.thresholds() == pytest.approx(dict.fromkeys(v, 1.0))  # what a layer gives is in units of the node that reads it
-    expected = ann.grouped.weight.detach() / v["act3"]  # 4 groups of 6 outputs, each of 6 inputs: act1 makes the first 8, act2 the others
+    assert snn.thresholds() == pytest.approx(dict.fromkeys(v, 0.9))  # what a layer gives is in units of the node that reads it
+    expected = ann.grouped.weight.detach() * 0.9 / v["act3"]  # 4 groups, 6 inputs each: act1 makes the first 8, act2 the others
     worth = torch.tensor([v["act1"]] * 8 + [v["act2"]] * 16)
     for out in range(24):
         group = out // 6
@@ -80,7 +80,7 @@ def test_the_weights_hold_the_thresholds_and_the_ann_is_left_alone(images: Tenso
     torch.testing.assert_close(snn.backbone.get_parameter("grouped.weight"), expected)
     torch.testing.assert_close(snn.backbone.get_parameter("fc.weight"), ann.fc.weight * v["act4"])
     for name in ("weight", "bias"):
-        torch.testing.assert_close(snn.backbone.get_parameter(f"stem.{name}"), ann.get_parameter(f"stem.{name}") / v["act0"])
+        torch.testing.assert_close(snn.backbone.get_parameter(f"stem.{name}"), ann.get_parameter(f"stem.{name}") * 0.9 / v["act0"])
     torch.testing.assert_close(snn.backbone.get_parameter("fc.bias"), ann.fc.bias)
     with snn.gradient("activation"), torch.no_grad():
         torch.testing.assert_close(snn(images[0]), NormalizedClassifier(ann, MEAN, STD)(images[0]), rtol=1e-4, atol=1e-5)
