@@ -27,7 +27,7 @@ def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts,
     theirs = {"the model's weights": report.model.weights_sha256, "the model's settings": report.model.settings,
               "the images": report.dataset.fingerprint, "seed": report.settings.seed,
               "attacks": [(result.settings, list(result.per_view)) for result in report.robust]}
-    differing = [name for name, value in ours.items() if json.dumps(value) != json.dumps(theirs[name])]
+    differing = [name for name, value in ours.items() if _plain(value) != _plain(theirs[name])]
     if differing:
         raise SJRobustError(f"the report to extend is of another evaluation ({', '.join(differing)} differ): leave it out to start anew")
     if report.stopped or not (survivors_only and report.settings.survivors_only):
@@ -50,3 +50,8 @@ def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts,
                 units[f"{eps_name(run.attack.eps)} {by}"] = Unit(list(standing), fallen, seconds, *(passes if first == 0 else (0, 0)))
                 standing = [image for image in standing if broken_by[image] != by]
     return units
+
+
+def _plain(value: object) -> object:
+    """As JSON has it: the report may come from a file, where tuples are lists, and settings lie in another order."""
+    return json.loads(json.dumps(value))
