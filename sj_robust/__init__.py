@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sj_robust.hub import push as push
     from sj_robust.hub import save as save
     from sj_robust.model import SpikingClassifier as SpikingClassifier
+    from sj_robust.model import from_spikingjelly as from_spikingjelly
     from sj_robust.neuron import Surrogate as Surrogate
     from sj_robust.train import finetune as finetune
     from sj_robust.train import train_ann as train_ann
@@ -44,6 +45,7 @@ __all__ = [
     "export_onnx",
     "export_torch",
     "finetune",
+    "from_spikingjelly",
     "list_models",
     "load",
     "load_dataset",
@@ -63,6 +65,7 @@ _HOME = {
     "export_onnx": "export",
     "export_torch": "export",
     "finetune": "train",
+    "from_spikingjelly": "model",
     "list_models": "hub",
     "load": "hub",
     "load_dataset": "data",

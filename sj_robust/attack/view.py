@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sj_robust.neuron import AdaptiveSharpness, Surrogate
+from sj_robust.neuron import AdaptiveSharpness
 
 if TYPE_CHECKING:
-    from sj_robust.model import SpikingClassifier
+    from sj_robust.model import SpikingModel
     from sj_robust.neuron import View
-
-_TRUE = Surrogate("PCW")  # any: its forward is the true spikes
 
 
 class GradientView(nn.Module):
@@ -26,7 +24,7 @@ class GradientView(nn.Module):
     attack and batch, or calls `forget` before each.
     """
 
-    def __init__(self, snn: SpikingClassifier, view: View) -> None:
+    def __init__(self, snn: SpikingModel, view: View) -> None:
         super().__init__()
         self.snn = snn
         self.view = view
@@ -61,7 +59,7 @@ def true_logits(model: nn.Module, x: Tensor, shown: Tensor | None = None) -> Ten
     `shown`: the logits that `model` itself gave for x, if known; they are the true ones but for the activation view.
     """
     if isinstance(model, GradientView) and model.view == "activation":
-        with torch.no_grad(), model.snn.gradient(_TRUE):
+        with torch.no_grad(), model.snn.true_spikes():
             return model.snn(x)  # type: ignore[no-any-return]
     if shown is not None:
         return shown

@@ -24,7 +24,11 @@ def add_to(app: typer.Typer) -> None:
 def compare(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Checkpoint folders, zoo names or Hub ids (owner/name).", metavar="[NAME...]", autocompletion=zoo_names),
+        typer.Argument(
+            help="Checkpoint folders, zoo names, Hub ids (owner/name), or reports (.json) of evaluate --out.",
+            metavar="[NAME...]",
+            autocompletion=zoo_names,
+        ),
     ] = None,
     hub: Annotated[bool, typer.Option("--hub", help="Add every model on the Hub that is tagged sj-robust.")] = False,
     dataset: Annotated[str | None, typer.Option("--dataset", help="Of the Hub, only models for this data set, such as cifar10.")] = None,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, usage, words
-from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, MaxImages, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.measure import BatchSize, ImageSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
 from sj_robust.cli.options import Args
 
 
@@ -17,7 +17,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def corruptions(
-    checkpoint: Checkpoint,
+    checkpoint: MaybeCheckpoint = None,
     *,
     data: Data,
     names: Annotated[

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
-from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, usage
+from sj_robust.cli.measure import BatchSize, ImageSize, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
 from sj_robust.cli.options import Args, zoo_names
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def energy(
-    checkpoint: Checkpoint,
+    checkpoint: MaybeCheckpoint = None,
     *,
     data: Data,
     max_images: Images = None,
@@ -45,11 +45,13 @@ def energy(
     """
     from sj_robust.evaluate.energy import measure_energy
 
+    if record and not checkpoint:
+        usage("--record writes into a CHECKPOINT, and there is none: keep the result with --out")
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
     measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
     write(measured, out)
-    if record:
+    if record and checkpoint:
         _record(checkpoint, measured)
     show(measured, as_json)
 

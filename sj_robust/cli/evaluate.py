@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
-from sj_robust.cli.measure import BatchSize, Checkpoint, ImageSize, MaxImages, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, usage, words
+from sj_robust.cli.measure import BatchSize, ImageSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
 from sj_robust.cli.options import Args, zoo_names
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: MaybeCheckpoint = None,
     *,
     data: Data,
     eps: Annotated[
@@ -91,16 +91,18 @@ def evaluate(
     from sj_robust.evaluate.journal import remove_journal
     from sj_robust.hub import load, zoo
     from sj_robust.hub import record as record_in
-    from sj_robust.model import SpikingClassifier
+    from sj_robust.model import SpikingModel
 
+    if record and not checkpoint:
+        usage("--record writes into a CHECKPOINT, and there is none: keep the report with --out")
     where = pick_device(device)
     if protocol is not None and attacks != "fgsm,pgd10":
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
     classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
-    chosen = None if views == "all" or not isinstance(classifier, SpikingClassifier) else words(views)
+    chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")
-    folder = zoo.resolve(checkpoint) if record else None
+    folder = zoo.resolve(checkpoint) if record and checkpoint else None
     kept = out or (folder and folder / "evaluation.json")
     journal = kept and Path(f"{kept}.partial")
     report = measure(

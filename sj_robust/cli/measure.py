@@ -8,29 +8,47 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sj_robust.cli.common import say
-from sj_robust.cli.options import arguments, zoo_names
+from sj_robust.cli.options import arguments, one_of, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.report import Measurement
 
 Checkpoint = Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.", autocompletion=zoo_names)]
+MaybeCheckpoint = Annotated[
+    str | None,
+    typer.Argument(
+        help="A checkpoint folder or zoo name, spiking or not; none where --model builds all.",
+        autocompletion=zoo_names,
+        metavar="[CHECKPOINT]",
+        show_default=False,
+    ),
+]
 MaxImages = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 SplitName = Annotated[str, typer.Option("--split", help="test or train.")]
 ImageSize = Annotated[int | None, typer.Option("--image-size", min=1)]
 Model = Annotated[
-    str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="Builds the network of a checkpoint that timm cannot.")
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="Builds the network of a checkpoint that timm cannot; without CHECKPOINT a classifier of images in [0,1], weights and all.",
+    ),
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="Also write the result, as JSON, to this file.")]
 
 
-def load_both(checkpoint: str, data: str, split: str, image_size: int | None, model: str | None, arg: list[str] | None) -> tuple[Any, Any]:
-    """The classifier and the data set."""
+def load_both(
+    checkpoint: str | None, data: str, split: str, image_size: int | None, model: str | None, arg: list[str] | None
+) -> tuple[Any, Any]:
+    """The classifier and the data set: of a checkpoint, or what the user's function returns."""
     from sj_robust.data import load_dataset
     from sj_robust.hub import load
     from sj_robust.source import call_builder
 
-    classifier = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    one_of(checkpoint, model)
+    built = call_builder(model, arguments(arg)) if model else None
+    classifier = load(checkpoint, model=built) if checkpoint else built
     return classifier, load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sj_robust.evaluate.report import Activity, LayerActivity
-from sj_robust.model import SpikingClassifier
+from sj_robust.model import SpikingModel
 
 
 class SpikeCount:
@@ -36,7 +36,7 @@ class SpikeCount:
 
 
 @contextmanager
-def count_spikes(snn: SpikingClassifier) -> Iterator[SpikeCount]:
+def count_spikes(snn: SpikingModel) -> Iterator[SpikeCount]:
     """Count what every node of `snn` emits while the block runs."""
     count = SpikeCount()
 

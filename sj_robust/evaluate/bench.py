@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from sj_robust.attack import FGSM, Attack
@@ -17,8 +19,7 @@ from sj_robust.attack.base import project
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
-from sj_robust.model import SpikingClassifier
-from sj_robust.neuron import Surrogate
+from sj_robust.model import SpikingModel
 
 BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
 _SIGN_BYTES = 1 << 30
@@ -104,8 +105,15 @@ def device_of(model: nn.Module, device: str | torch.device | None) -> torch.devi
 
 
 def true_forward(model: nn.Module) -> AbstractContextManager[object]:
-    """Spikes forward, even if the caller has left the nodes in the activation view; which surrogate makes no difference."""
-    return model.gradient(Surrogate("PCW")) if isinstance(model, SpikingClassifier) else nullcontext()
+    """Spikes forward, even if the caller has left the nodes in the activation view."""
+    return model.true_spikes() if isinstance(model, SpikingModel) else nullcontext()
+
+
+def warn_of_state(model: nn.Module) -> None:
+    """SpikingJelly's nodes outside of our classifiers: one warning that says what is missing."""
+    if not isinstance(model, SpikingModel) and any(isinstance(module, MemoryModule) for module in model.modules()):
+        warnings.warn(f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls and which are attacked "
+                      "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=3)
 
 
 def check_fit(bench: Bench, total: int) -> int:
@@ -115,7 +123,7 @@ def check_fit(bench: Bench, total: int) -> int:
     try:
         with torch.no_grad():
             logits = bench.model(x)
-    except (RuntimeError, AssertionError, SJRobustError) as error:
+    except (RuntimeError, ValueError, AssertionError, SJRobustError) as error:
         reason = first_line(error)
         raise SJRobustError(f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}") from error
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):

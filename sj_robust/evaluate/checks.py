@@ -22,7 +22,7 @@ from sj_robust.evaluate.bench import Bench, TimeUp
 from sj_robust.evaluate.ensemble import Outcome
 from sj_robust.evaluate.protocol import BLACK_BOX, EXACT, TRANSFER, Run
 from sj_robust.evaluate.report import Check, eps_name
-from sj_robust.model import SpikingClassifier
+from sj_robust.model import SpikingModel
 from sj_robust.neuron import AdaptiveSharpness
 
 Status = Literal["pass", "warn", "fail", "not run"]
@@ -196,7 +196,7 @@ def _huge(subject: Subject) -> Finding:
 def _adaptive(subject: Subject) -> tuple[str, Attack, nn.Module]:
     """What the evaluation may have missed: for a spiking network adaptive surrogates, for others the other loss."""
     model, l2 = subject.bench.model, subject.norm == "l2"
-    seen = GradientView(model, AdaptiveSharpness()) if isinstance(model, SpikingClassifier) else model
+    seen = GradientView(model, AdaptiveSharpness()) if isinstance(model, SpikingModel) else model
     few = _classes(subject) < 3
     attack: Attack = PGD(eps=subject.eps, norm=subject.norm, steps=50, loss="ce" if few else "dlr") if l2 else SAPGD(
         eps=subject.eps, steps=50, loss="ce" if few else "dlr")

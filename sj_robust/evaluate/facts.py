@@ -14,7 +14,7 @@ from torch import nn
 import sj_robust
 from sj_robust.data import ImageDataset
 from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report
-from sj_robust.model import SpikingClassifier
+from sj_robust.model import SpikingModel
 
 
 def model_facts(model: nn.Module, num_classes: int) -> ModelFacts:
@@ -24,7 +24,7 @@ def model_facts(model: nn.Module, num_classes: int) -> ModelFacts:
         "num_classes": num_classes,
         "weights_sha256": weights_sha256(model),
     }
-    if isinstance(model, SpikingClassifier):
+    if isinstance(model, SpikingModel):
         return ModelFacts(kind="snn", timesteps=model.timesteps, source=dict(model.source or {}), settings=dict(model.settings), **common)
     return ModelFacts(kind="ann", timesteps=None, source=None, settings=None, **common)
 

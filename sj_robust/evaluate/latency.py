@@ -97,7 +97,7 @@ def measure_latency(
     """
     started = time.monotonic()
     if not isinstance(snn, SpikingClassifier):
-        raise SJRobustError(f"a {type(snn).__name__} has no time steps: latency is measured of a SpikingClassifier")
+        raise SJRobustError(f"a {type(snn).__name__} has no time steps: latency is measured of a converted network")
     total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)
     attacked = min(ROBUST_IMAGES, total) if robust_images is None else robust_images
     if not 1 <= attacked <= total:
@@ -116,7 +116,7 @@ def measure_latency(
         correct = answers == dataset.labels[:total].cpu()
         work = len(attacks) * sum(t * int(right[:attacked].sum()) for t, right in enumerate(correct, start=1))
         with bar("attacks", work, unit="image steps", show=show_progress) as progress:
-            robust = [_robust(bench, seen, made, correct[:, :attacked], seed, progress) for made in attacks]
+            robust = [_robust(bench, snn, seen, made, correct[:, :attacked], seed, progress) for made in attacks]
     same = answers == answers[-1]
     return Latency(
         model=facts.model_facts(snn, num_classes),
@@ -161,13 +161,15 @@ def _answers(bench: Bench, snn: SpikingClassifier, total: int, show_progress: bo
     return torch.cat(found, dim=1)
 
 
-def _robust(bench: Bench, seen: GradientView, attack: Attack, correct: Tensor, seed: int, progress: Bar) -> RobustLatency:
+def _robust(
+    bench: Bench, snn: SpikingClassifier, seen: GradientView, attack: Attack, correct: Tensor, seed: int, progress: Bar
+) -> RobustLatency:
     """`correct` bool [T, n]: clean outcomes of the first n images; only what is right as it is gets attacked."""
     view, accuracy = view_name(seen.view), []
     for t, right in enumerate(correct, start=1):
         progress.note(f"eps {eps_name(attack.eps)} {attack.name} t={t}")
         standing = 0
-        with truncated(seen.snn, t):
+        with truncated(snn, t):
             for chosen, x, y in bench.batches(right.nonzero().flatten()):
                 x_adv = attack(seen, x, y, seed=noise_seed(seed, attack, view), ids=chosen.to(bench.device))
                 check_ball(x_adv, x, attack, view)

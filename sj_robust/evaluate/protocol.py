@@ -13,7 +13,7 @@ from torch import nn
 
 from sj_robust.attack import FAB, FGSM, Attack, GradientView, Norm, UniformNoise, parse_attack
 from sj_robust.errors import SJRobustError
-from sj_robust.model import SpikingClassifier
+from sj_robust.model import SpikingModel
 from sj_robust.neuron import ENSEMBLE_VIEWS, View, parse_view, view_name
 
 EXACT = "exact"  # the one view of a network that is differentiable as it is
@@ -119,7 +119,7 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Sequence[float], *
         for view in stage.views:
             if view == TRANSFER:
                 seen |= others
-            elif isinstance(model, SpikingClassifier):
+            elif isinstance(model, SpikingModel):
                 seen[view] = shown.setdefault(view, GradientView(model, parse_view(view)))
             else:
                 seen[EXACT] = model
@@ -145,7 +145,7 @@ def view_names(model: nn.Module, views: Sequence[View | str] | None) -> list[str
     """The given views by name, checked; None for the default. Raises SJRobustError for an ANN, which has none, and for none at all."""
     if views is None:
         return None
-    if not isinstance(model, SpikingClassifier):
+    if not isinstance(model, SpikingModel):
         raise SJRobustError(f"a {type(model).__name__} has its exact gradient and no other: leave views out")
     if not views:
         raise SJRobustError("views is empty: name at least one, or leave it out for all 19")

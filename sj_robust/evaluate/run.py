@@ -20,7 +20,7 @@ from sj_robust.distributed import processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
-from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, check_fit, count_passes, device_of, image_count, true_forward
+from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, check_fit, count_passes, device_of, image_count, true_forward, warn_of_state
 from sj_robust.evaluate.checks import run_checks, verdict
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
@@ -28,7 +28,7 @@ from sj_robust.evaluate.extend import taken_over
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
-from sj_robust.model import SpikingClassifier
+from sj_robust.model import SpikingModel
 from sj_robust.neuron import View
 from sj_robust.progress import bar
 
@@ -59,7 +59,7 @@ def evaluate(
 ) -> Report:
     """Clean accuracy, and robust accuracy in l∞ or l2 balls under an ensemble of attacks and gradient views.
 
-    Every success is judged by the model's own forward pass in eval mode (for a SpikingClassifier the true spikes), and
+    Every success is judged by the model's own forward pass in eval mode (of a spiking network the true spikes), and
     every adversarial image is checked to be finite, within eps and in [0, 1]. Images that are wrong as they are count as
     not robust. An image broken at a smaller eps is broken at a larger one: its adversarial image lies in that ball too.
 
@@ -73,7 +73,8 @@ def evaluate(
             given other `views`.
         eps: radii in units of [0, 1], in any order; the report has them ascending.
         attacks: names that `parse_attack` knows, or anything that called with eps=… gives an attack (`functools.partial(PGD, steps=50)`).
-        views: gradient views of a SpikingClassifier, default all 19 of `ENSEMBLE_VIEWS` (strongest first). None for other models.
+        views: gradient views of a spiking network (converted, or wrapped by `from_spikingjelly`), default all 19 of `ENSEMBLE_VIEWS`
+            (strongest first). None for other models.
         transfer: other models by name, such as the source ANN, whose gradients are tried as well; of the protocols, "strong" does so.
         norm: "linf" or "l2", for attacks given by name.
         restarts: attempts of each attack that starts at random.
@@ -102,6 +103,7 @@ def evaluate(
     stages = stages_of(chosen, attacks, view_names(model, views), bool(transfer))
     plan = make_plan(model, stages, eps, norm=norm, restarts=restarts, transfer=transfer, cheap_first=chosen is None)
     where = device_of(model, device)
+    warn_of_state(model)
     bench = Bench(model.to(where), dataset, where, batch_size)
     others = [other.to(where) for other in (transfer or {}).values()]
     with ExitStack() as stack:
@@ -176,11 +178,11 @@ def _check_at_least(least: int, **settings: float) -> None:
 def _clean_pass(bench: Bench, total: int, show_progress: bool | None) -> tuple[Tensor, Activity | None]:
     """Predictions int64 [total], and what the nodes did meanwhile if there are any."""
     model = bench.model
-    counting = count_spikes(model) if isinstance(model, SpikingClassifier) else nullcontext()
+    counting = count_spikes(model) if isinstance(model, SpikingModel) else nullcontext()
     predicted = []
     with counting as spikes, bar("clean", total, show=show_progress) as progress:
         for chosen, x, _ in bench.batches(torch.arange(total)):
             predicted.append(bench.predict(x).cpu())
             progress.advance(len(chosen))
-    activity = spikes.activity(model.timesteps, total) if spikes is not None and isinstance(model, SpikingClassifier) else None
+    activity = spikes.activity(model.timesteps, total) if spikes is not None and isinstance(model, SpikingModel) else None
     return torch.cat(predicted), activity

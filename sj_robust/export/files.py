@@ -15,7 +15,7 @@ from torch import nn
 
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_path, sha256
-from sj_robust.model import NormalizedClassifier
+from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ def classifier(model: nn.Module) -> NormalizedClassifier:
     if not isinstance(model, NormalizedClassifier):
         expected = "a SpikingClassifier or NormalizedClassifier(network, mean, std)"
         raise SJRobustError(f"cannot export a {type(model).__name__}: expected {expected}")
+    if isinstance(model, SpikingJellyClassifier):
+        raise SJRobustError("a network of SpikingJelly's own nodes is exported by SpikingJelly: spikingjelly.activation_based.nir_exchange")
     return model
 
 

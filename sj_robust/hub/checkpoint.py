@@ -23,7 +23,7 @@ from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVAL
 from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs, protocol_of, read_report
-from sj_robust.model import NormalizedClassifier
+from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier
 
 
 def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: Any = None, training: Any = None, name: str | None = None,
@@ -44,6 +44,8 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
     """
     if not isinstance(model, NormalizedClassifier):  # a SpikingClassifier is one too
         raise SJRobustError(f"save got a {type(model).__name__}, expected a SpikingClassifier or NormalizedClassifier(network, mean, std)")
+    if isinstance(model, SpikingJellyClassifier):
+        raise SJRobustError("a network of SpikingJelly's own nodes is evaluated, not saved: keep its state_dict, and its report as JSON")
     target = Path(folder)
     check_replaceable(target)
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights_of(model).state_dict().items()}

@@ -3,6 +3,18 @@
 from sj_robust.model import resnet as resnet
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.model.normalized import NormalizedClassifier
+from sj_robust.model.spiking import SpikingModel
+from sj_robust.model.spikingjelly import SpikingJellyClassifier, from_spikingjelly
 from sj_robust.model.weights import create_ann, load_weights, read_state_dict
 
-__all__ = ["NormalizedClassifier", "SpikingActivation", "SpikingClassifier", "create_ann", "load_weights", "read_state_dict"]
+__all__ = [
+    "NormalizedClassifier",
+    "SpikingActivation",
+    "SpikingClassifier",
+    "SpikingJellyClassifier",
+    "SpikingModel",
+    "create_ann",
+    "from_spikingjelly",
+    "load_weights",
+    "read_state_dict",
+]

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sj_robust.distributed import pooled_batches
 from sj_robust.errors import SJRobustError
-from sj_robust.model.normalized import NormalizedClassifier
-from sj_robust.neuron import ThresholdLIF, View
+from sj_robust.model.spiking import SpikingModel
+from sj_robust.neuron import Surrogate, ThresholdLIF, View
 
 
 class SpikingActivation(nn.Module):
@@ -52,7 +52,7 @@ class SpikingActivation(nn.Module):
         return spikes if self.worth == 1 else spikes * self.worth
 
 
-class SpikingClassifier(NormalizedClassifier):
+class SpikingClassifier(SpikingModel):
     """A spiking network as a drop-in classifier, stateless between calls.
 
     `backbone` holds a SpikingActivation wherever a spike is made and works on merged batches [T·N, C, H, W]; batch norm
@@ -160,10 +160,6 @@ class SpikingClassifier(NormalizedClassifier):
 
     # --- forward ---------------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0,1] → logits [N, K], the mean over time."""
-        return self.forward_sequence(x).mean(0)
-
     def forward_sequence(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the "activation" view)."""
         views = {node.view for node in self.nodes().values()}
@@ -180,10 +176,12 @@ class SpikingClassifier(NormalizedClassifier):
     @contextmanager
     def gradient(self, view: View) -> Iterator[SpikingClassifier]:
         """Within the block gradients flow by `view`: a Surrogate, "rate" (BPTR), "rate-temporal" (HART), an AdaptiveSharpness
-        (ASSG) or "activation" (Act: forward too).
+        (ASSG), "activation" (Act: forward too) or "own" (the surrogate of its settings, which it was trained with).
 
         On exit every node has the view it had before. A backward pass uses the view of its forward pass.
         """
+        if view == "own":
+            view = Surrogate.parse(self.settings.get("surrogate", "PCW"))
         before = [(node, node.view) for node in self.nodes().values()]
         try:
             for node, _ in before:

@@ -36,7 +36,7 @@ class AdaptiveSharpness:
     MOMENTUM, RELAXATION = 0.9, 1.5
 
     def __init__(self) -> None:
-        self._moments: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]] = WeakKeyDictionary()
+        self._moments: WeakKeyDictionary[nn.Module, dict[int, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
     def __str__(self) -> str:
         return "ASSG"
@@ -48,13 +48,16 @@ class AdaptiveSharpness:
         """Start the statistics anew: to be called before each attack."""
         self._moments.clear()
 
-    def derivative(self, node: nn.Module, potential: Tensor, v_threshold: Tensor, multistep: Multistep) -> Tensor:
-        """σ'(u) [T, N, *] for this pass through `node`, after its statistics took in u = potential − v_threshold."""
-        mean, spread = self._moments.get(node, (None, None))
+    def derivative(self, node: nn.Module, potential: Tensor, v_threshold: Tensor, multistep: Multistep, step: int = 0) -> Tensor:
+        """σ'(u) [T, N, *] for this pass through `node`, after its statistics took in u = potential − v_threshold.
+
+        A node that computes one step at a time asks for each `step` on its own."""
+        moments = self._moments.setdefault(node, {})
+        mean, spread = moments.get(step, (None, None))
         if mean is None or spread is None or mean.shape != potential.shape or mean.device != potential.device:
             mean, spread = torch.ones_like(potential), torch.zeros_like(potential)
         mean, spread = fused.laid_out_as(potential, mean), fused.laid_out_as(potential, spread)
-        self._moments[node] = mean, spread
+        moments[step] = mean, spread
         if fused.serves(multistep, potential, v_threshold):
             return fused.lif_adapt(  # type: ignore[no-any-return]
                 potential, v_threshold, mean, spread, self.OMEGA, 1 - self.MOMENTUM, self.RELAXATION)
@@ -71,7 +74,8 @@ class AdaptiveSharpness:
         return sigma
 
 
-View = Surrogate | AdaptiveSharpness | Literal["rate", "rate-temporal", "activation"]
+View = Surrogate | AdaptiveSharpness | Literal["rate", "rate-temporal", "activation", "own"]
+"""How gradients flow back. "own" is a view of a network: its nodes keep the surrogate functions that it was trained with."""
 
 # The evaluation ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3.
 ENSEMBLE_VIEWS: tuple[View, ...] = (
@@ -86,8 +90,8 @@ ENSEMBLE_VIEWS: tuple[View, ...] = (
 
 
 def parse_view(text: str) -> View:
-    """Read "rate", "rate-temporal", "activation", "ASSG" or a surrogate such as "PCW:0.5". SJRobustError for anything else."""
-    if text == "rate" or text == "rate-temporal" or text == "activation":
+    """Read "rate", "rate-temporal", "activation", "own", "ASSG" or a surrogate such as "PCW:0.5". SJRobustError for anything else."""
+    if text in ("rate", "rate-temporal", "activation", "own"):
         return text  # type: ignore[return-value]  # mypy does not narrow str to a Literal
     if text == "ASSG":
         return AdaptiveSharpness()
@@ -95,7 +99,7 @@ def parse_view(text: str) -> View:
         return Surrogate.parse(text)
     except SJRobustError as error:
         raise SJRobustError(
-            f"gradient view {text!r}: expected rate, rate-temporal, activation, ASSG or a surrogate like PCW:0.5 ({error})") from None
+            f"gradient view {text!r}: expected rate, rate-temporal, activation, own, ASSG or a surrogate like PCW:0.5 ({error})") from None
 
 
 def view_name(view: View) -> str:
@@ -110,12 +114,16 @@ def spikes_in_view(view: View, node: nn.Module, x: Tensor, v_threshold: Tensor, 
         return multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=view)
     if view == "activation":
         return x.relu()
-    if view == "rate":
-        return _Rate.apply(x, v_threshold, leak, soft_reset, multistep)  # type: ignore[no-any-return]
     if not (torch.is_grad_enabled() and (x.requires_grad or v_threshold.requires_grad)):
         return multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=_ANY)
+    if view == "rate":
+        with torch.no_grad():
+            spikes = multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=_ANY)
+        return Rate.apply(x, spikes, Fired().see(spikes))  # type: ignore[no-any-return]
     if view == "rate-temporal":
-        return _RateTemporal.apply(x, v_threshold, leak, soft_reset, multistep)  # type: ignore[no-any-return]
+        with torch.no_grad():
+            spikes, potential = _spikes_and_potential(x, v_threshold, leak, soft_reset, multistep)
+        return RateTemporal.apply(x, spikes, potential - v_threshold)  # type: ignore[no-any-return]
     return _Adaptive.apply(x, v_threshold, leak, soft_reset, multistep, view, node)  # type: ignore[no-any-return]
 
 
@@ -125,35 +133,46 @@ def _spikes_and_potential(x: Tensor, v_threshold: Tensor, leak: float, soft_rese
     return torch_backend.forward_keeping(x, v_threshold, leak, soft_reset)
 
 
-class _Rate(torch.autograd.Function):
-    """BPTR: a step's gradient passes where the neuron fired at least once in T steps."""
+class Fired:
+    """Which neurons fired at least once in a pass. Of a node that computes step by step this is known after the last one: in time for
+    the way back."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def see(self, spikes: Tensor) -> Fired:
+        """Take in [T, N, *], all steps or some of them."""
+        now = spikes.amax(0) > 0
+        self.value = now if self.value is None else self.value | now
+        return self
+
+
+class Rate(torch.autograd.Function):
+    """BPTR: `spikes` forward; back to x, a step's gradient passes where the neuron fired at least once in T steps."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, multistep: Multistep) -> Tensor:
-        spikes = multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=_ANY)
-        ctx.save_for_backward(spikes.amax(0) > 0)
+    def forward(ctx: Any, x: Tensor, spikes: Tensor, fired: Fired) -> Tensor:
+        ctx.fired = fired
         return spikes
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (fired,) = ctx.saved_tensors
-        return grads[0] * fired, None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0] * ctx.fired.value, None, None
 
 
-class _RateTemporal(torch.autograd.Function):
-    """HART: dx = mean over t of g_t·σ'(u_t), PCW of width 1, the same for every step and without a path through the
+class RateTemporal(torch.autograd.Function):
+    """HART: `spikes` forward; dx = mean over t of g_t·σ'(u_t), PCW of width 1, the same for every step and without a path through the
     potential's history: rate information from the mean, temporal information from u_t (Hao et al., ICLR 2024)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, multistep: Multistep) -> Tensor:
-        spikes, potential = _spikes_and_potential(x, v_threshold, leak, soft_reset, multistep)
-        ctx.save_for_backward(_ANY.derivative(potential - v_threshold))
+    def forward(ctx: Any, x: Tensor, spikes: Tensor, u: Tensor) -> Tensor:
+        ctx.save_for_backward(_ANY.derivative(u))
         return spikes
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (sigma,) = ctx.saved_tensors
-        return (grads[0] * sigma).mean(0, keepdim=True).expand_as(sigma), None, None, None, None
+        return (grads[0] * sigma).mean(0, keepdim=True).expand_as(sigma), None, None
 
 
 class _Adaptive(torch.autograd.Function):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sj_robust.data import ImageDataset
 from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
-from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel
 from sj_robust.train.checkpoint import Progress, Validation
 from sj_robust.train.config import PRESETS, Kind, TrainConfig
 from sj_robust.train.loop import fit
@@ -64,10 +64,11 @@ def train_ann(model: NormalizedClassifier, dataset: ImageDataset, config: TrainC
     return _train(model, dataset, config or PRESETS["ann"]["default"], folder, "ann", resume, device, show_progress)
 
 
-def finetune(snn: SpikingClassifier, dataset: ImageDataset, config: TrainConfig | None = None,
+def finetune(snn: SpikingModel, dataset: ImageDataset, config: TrainConfig | None = None,
              folder: str | os.PathLike[str] = "run", *, resume: bool = False, device: str | torch.device = "cpu",
              show_progress: bool | None = None) -> TrainResult:
-    """Finetune a converted spiking network adversarially (Özdenizci & Legenstein, TMLR 2024, section 3.3, is the preset "paper").
+    """Finetune a spiking network adversarially (Özdenizci & Legenstein, TMLR 2024, section 3.3, is the preset "paper"): a converted one,
+    or one of `from_spikingjelly`, which is trained through its own surrogate functions.
 
     Weights, batch norm and (with `learn_thresholds`) firing thresholds are trained through the model's own surrogate, thresholds
     kept at `threshold_min` or above. Everything else as `train_ann`; default: `PRESETS["finetune"]["default"]`.
@@ -77,11 +78,13 @@ def finetune(snn: SpikingClassifier, dataset: ImageDataset, config: TrainConfig 
 
 def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, folder: str | os.PathLike[str], kind: Kind, resume: bool,
            device: str | torch.device, show_progress: bool | None) -> TrainResult:
-    if isinstance(model, SpikingClassifier) != (kind == "finetune"):
-        raise SJRobustError("finetune takes a SpikingClassifier: convert the network first (sj_robust.convert)" if kind == "finetune"
-                            else "train_ann takes a network without spiking nodes: use finetune for a SpikingClassifier")
+    if isinstance(model, SpikingModel) != (kind == "finetune"):
+        raise SJRobustError("finetune takes a spiking network: convert yours (sj_robust.convert), or wrap it (from_spikingjelly)"
+                            if kind == "finetune" else "train_ann takes a network without spiking nodes: use finetune for a spiking one")
     if config.consistency and kind == "ann":
         raise SJRobustError("consistency compares the time steps of a spiking network: leave it out for an ANN")
+    if isinstance(model, SpikingJellyClassifier) and (config.consistency or config.checkpointing):
+        raise SJRobustError("consistency and checkpointing take converted networks: leave them out for SpikingJelly's own nodes")
     highest = int(dataset.labels.max()) if len(dataset) else -1
     classes = getattr(model, "num_classes", None)
     if isinstance(classes, int) and highest >= classes:

@@ -136,9 +136,9 @@ def test_rate_temporal_follows_its_formula(backend: str) -> None:
 
 
 def test_names_parse_back() -> None:
-    for text in ("PCW:0.5", "STE", "rate", "rate-temporal", "activation", "ASSG"):
+    for text in ("PCW:0.5", "STE", "rate", "rate-temporal", "activation", "own", "ASSG"):
         assert view_name(parse_view(text)) == text
-    with pytest.raises(SJRobustError, match="expected rate, rate-temporal, activation, ASSG or a surrogate"):
+    with pytest.raises(SJRobustError, match="expected rate, rate-temporal, activation, own, ASSG or a surrogate"):
         parse_view("assg")
 
 

@@ -15,7 +15,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.hub import zoo
 from sj_robust.hub.compare.recorded import Evaluation, plain
 from sj_robust.hub.compare.table import Cell, Checks, Comparison, Eps, Marks, RobustCell, Row, Setup, same_eps
-from sj_robust.hub.config import BESIDE, EVALUATION, MAX_TEXT_BYTES, STRONGEST_FIRST, Config, first_error, read_bounded, read_config
+from sj_robust.hub.config import BESIDE, EVALUATION, MAX_TEXT_BYTES, STRONGEST_FIRST, first_error, read_bounded, read_config
 from sj_robust.hub.results import check_belongs
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 def compare(names: Sequence[str | Path], on_hub: Iterable[str] = (), left_out: Callable[[str], None] = warnings.warn,
             protocol: str | None = None) -> Comparison:
-    """Compare checkpoint folders, zoo models and models on the Hub by their recorded evaluations; a model named twice counts once.
+    """Compare checkpoint folders, zoo models, models on the Hub and reports by what was measured; a model named twice counts once.
+
+    names: one that ends in .json is a report of `evaluate`, for a network that is no checkpoint.
 
     on_hub: owner/name of more models, of which only the evaluation is fetched. What is wrong with one of these is told to `left_out` in
     one line, and the comparison goes on without it. protocol: such as "paper"; of models that have an evaluation under it, that one is
@@ -36,7 +38,10 @@ def compare(names: Sequence[str | Path], on_hub: Iterable[str] = (), left_out: C
         raise SJRobustError(f"unknown protocol {protocol!r}: expected one of {', '.join(STRONGEST_FIRST)}")
     found: dict[Path, _Entry] = {}
     for name in names:
-        _add(found, name, zoo.resolve(name), protocol)
+        if str(name).endswith(".json"):
+            found.setdefault(Path(name).resolve(), _read_report(Path(name)))
+        else:
+            _add(found, name, zoo.resolve(name), protocol)
     for repository in on_hub:
         from sj_robust.hub.download import pull_evaluation  # and with it huggingface_hub, which is slow
 
@@ -73,7 +78,16 @@ def _read(name: str | Path, folder: Path, protocol: str | None) -> _Entry:
         return _Entry(row)
     evaluation = _read_evaluation(path)
     check_belongs(cast("Report", evaluation), config.weights.state_sha256, config.timesteps, str(folder))  # has all that it looks at
-    return _measured(row, config, evaluation)
+    return _measured(row, evaluation)
+
+
+def _read_report(path: Path) -> _Entry:
+    if not path.is_file():
+        raise SJRobustError(f"no file {path}: expected a report that evaluate --out has written")
+    evaluation = _read_evaluation(path)
+    model = evaluation.model
+    return _measured(Row(name=plain(path.stem), kind=model.kind, architecture=model.architecture, timesteps=model.timesteps,
+                         parameters=model.parameters), evaluation)
 
 
 def _read_evaluation(path: Path) -> Evaluation:
@@ -84,8 +98,8 @@ def _read_evaluation(path: Path) -> Evaluation:
         raise SJRobustError(f"{path}: not an evaluation report of this version: {wrong}; evaluate the checkpoint again") from None
 
 
-def _measured(row: Row, config: Config, found: Evaluation) -> _Entry:
-    settings, data, activity, energy = found.settings, found.dataset, found.activity if config.kind == "snn" else None, found.energy
+def _measured(row: Row, found: Evaluation) -> _Entry:
+    settings, data, activity, energy = found.settings, found.dataset, found.activity if row.kind == "snn" else None, found.energy
     setup = Setup(dataset=data.name, split=data.split, images=data.evaluated, norm=settings.norm, named=settings.protocol,
                   attacks=settings.attacks, views=settings.views, restarts=settings.restarts)
     robust = [RobustCell(norm=settings.norm, eps=joint.eps, **joint.accuracy.model_dump()) for joint in found.joint]

@@ -39,6 +39,9 @@ class _Joint(_Recorded):
 
 
 class _Model(_Recorded):
+    kind: Literal["ann", "snn"]
+    architecture: Text
+    parameters: Annotated[int, Field(ge=0)]
     weights_sha256: Text
     timesteps: int | None
 

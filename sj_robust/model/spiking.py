@@ -1,0 +1,44 @@
+"""What attacks and evaluation ask of a spiking network, whoever made its nodes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import Tensor, nn
+
+from sj_robust.model.normalized import NormalizedClassifier
+from sj_robust.neuron import Surrogate, View
+
+
+class SpikingModel(NormalizedClassifier, ABC):
+    """A spiking network as a drop-in classifier: images [N, C, H, W] in [0,1] → logits [N, K], stateless between calls.
+
+    `settings` and `source` are JSON-able: how it computes, and where it came from.
+    """
+
+    timesteps: Any  # T, an int; a property of some
+    settings: dict[str, Any]
+    source: dict[str, Any]
+
+    @abstractmethod
+    def nodes(self) -> Mapping[str, nn.Module]:
+        """The spiking nodes by name; what a node returns are its spikes."""
+
+    @abstractmethod
+    def gradient(self, view: View) -> AbstractContextManager[SpikingModel]:
+        """Within the block gradients flow by `view`."""
+
+    def true_spikes(self) -> AbstractContextManager[SpikingModel]:
+        """Within the block the network spikes as it does by itself, whatever view is shown outside of it."""
+        return self.gradient(Surrogate("PCW"))  # any: all of them spike
+
+    @abstractmethod
+    def forward_sequence(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the "activation" view)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [0,1] → logits [N, K], the mean over time."""
+        return self.forward_sequence(x).mean(0)
