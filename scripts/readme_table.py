@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
-from sj_robust.hub.results import Point, Results
+from sj_robust.hub.config import STRONGEST_FIRST
+from sj_robust.hub.results import Point, protocol_of
 from sj_robust.hub.zoo import Entry, list_models
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -21,33 +23,27 @@ BEGIN, END = "<!-- zoo table -->", "<!-- /zoo table -->"
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """One row per model and protocol: clean and robust accuracy with Wilson 95 % intervals, and the images they were measured on.
+    """One row per model: clean and robust accuracy under each protocol, with Wilson 95 % intervals, and the images they were measured on.
 
-    By data set, the ANNs before the spiking networks made from them.
+    Protocols that a model was measured under on other images have a row of their own. By data set, the ANNs before the spiking networks.
     """
     entries = sorted(entries, key=lambda entry: (entry.dataset or "", entry.kind, entry.name))
-    found = [results for entry in entries for results in _all(entry)]
-    radii = sorted({round(255 * point.eps, 6) for results in found for point in results.robust})
-    rows = [["model", "clean", *(f"{radius:g}/255" for radius in radii), "images", "robust to"]]
+    found = {(_radius(point), results.short_protocol) for entry in entries for results in entry.results for point in results.robust}
+    columns = sorted(found, key=lambda column: (column[0], STRONGEST_FIRST.index(protocol_of(column[1])) if "@" in column[1] else 99))
+    rows = [["model", "clean", *(f"{radius:g}/255, {protocol}" for radius, protocol in columns), "images"]]
     rows.append(["---"] * len(rows[0]))
     for entry in entries:
-        kind = f"T={entry.timesteps}" if entry.kind == "snn" else "ANN"
-        name = f"`{entry.name}` ({kind})"
+        name = f"`{entry.name}` ({f'T={entry.timesteps}' if entry.kind == 'snn' else 'ANN'})"
         if not entry.results:
-            rows.append([name, *["not measured"] * (len(radii) + 1), "", ""])
-        for results in _all(entry):
-            robust = {round(255 * point.eps, 6): point for point in results.robust}
-            rows.append([name, _cell(results.clean), *(_cell(robust.get(radius)) for radius in radii),
-                         f"{results.n:,} of {results.dataset}", results.short_protocol])
+            rows.append([name, *["–"] * (len(columns) + 1), ""])
+        for (images, dataset, clean), together in groupby(entry.results, lambda results: (results.n, results.dataset, str(results.clean))):
+            at = {(_radius(point), results.short_protocol): str(point) for results in together for point in results.robust}
+            rows.append([name, clean, *(at.get(column, "–") for column in columns), f"{images:,} of {dataset}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _all(entry: Entry) -> list[Results]:
-    return [entry.results, *entry.further] if entry.results else []
-
-
-def _cell(point: Point | None) -> str:
-    return "not measured" if point is None else str(point)
+def _radius(point: Point) -> float:
+    return round(255 * point.eps, 6)
 
 
 def rewritten(text: str, entries: Sequence[Entry]) -> str:

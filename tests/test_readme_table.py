@@ -39,11 +39,12 @@ def test_each_model_has_a_row_with_its_figures(script: Any, readme: Path) -> Non
     assert text.startswith(f"# Title\n\n{script.BEGIN}\n| model | clean |")
     assert text.endswith(f" |\n{script.END}\n\n| another | table |\n")
     for entry in list_models():
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{entry.name}`"))
-        assert entry.results is not None
-        for point in (entry.results.clean, *entry.results.robust):
-            assert f"| {100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}] |" in row
-        assert f"| {entry.results.n:,} of {entry.results.dataset} |" in row
+        rows = [line for line in text.splitlines() if line.startswith(f"| `{entry.name}`")]
+        assert len(rows) == len({results.n for results in entry.results})
+        for results in entry.results:
+            (row,) = [row for row in rows if f"| {results.n:,} of {results.dataset} |" in row]
+            for point in (results.clean, *results.robust):
+                assert f"| {100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}] |" in row
     script.main([str(readme), "--check"])
 
 
@@ -56,16 +57,22 @@ def test_a_table_that_is_out_of_date_fails_the_check_and_stays(script: Any, read
     assert readme.read_text() == altered
 
 
-def test_a_radius_that_was_not_measured_says_so(script: Any) -> None:
-    entries = list_models()
-    results = entries[0].results
-    assert results is not None
-    fewer = entries[0].model_copy(update={"results": results.model_copy(update={"robust": results.robust[:1], "named": "strong@1"})})
-    unmeasured = entries[0].model_copy(update={"results": None})
-    _, _, full, few, none = script.table([entries[0], fewer, unmeasured]).splitlines()
-    assert full.count("|") == few.count("|") == none.count("|")
-    assert (few.count("not measured"), none.count("not measured")) == (len(results.robust) - 1, len(results.robust) + 1)
-    assert few.endswith("| strong@1 |")
+def test_protocols_are_columns_and_what_was_not_measured_is_a_dash(script: Any) -> None:
+    entry = list_models()[0]
+    results = entry.results[0].model_copy(update={"named": "strong@1"})
+    paper = results.model_copy(update={"named": "paper@1", "robust": results.robust[-1:]})
+
+    def with_results(*found: Any) -> Any:
+        return entry.model_copy(update={"results": list(found)})
+
+    header, _, both, one, none, other, other_images = script.table([
+        with_results(results, paper), with_results(paper), with_results(), with_results(results, paper.model_copy(update={"n": 64})),
+    ]).splitlines()  # fmt: skip
+    radius, measured = f"{255 * paper.robust[0].eps:g}/255", len(results.robust)
+    assert header.endswith(f"| {radius}, strong@1 | {radius}, paper@1 | images |")
+    assert len({row.count("|") for row in (header, both, one, none, other, other_images)}) == 1
+    assert [row.count(" – ") for row in (both, one, none, other, other_images)] == [0, measured, measured + 2, 1, measured]
+    assert other_images.endswith("| 64 of " + results.dataset + " |")
 
 
 @pytest.mark.parametrize("text", ["no markers", "<!-- zoo table -->\n", "<!-- /zoo table -->\n<!-- zoo table -->\n",

@@ -56,7 +56,7 @@ def list_models(
     online = [model for model in list_hub(dataset, kind) if wanted(model)] if hub else []
     if as_json:
         zoo = [{**entry.model_dump(mode="json"), "where": "zoo"} for entry in found]
-        print_json([*zoo, *({**model.model_dump(mode="json"), "where": "hub", "results": None} for model in online)])
+        print_json([*zoo, *({**model.model_dump(mode="json"), "where": "hub", "results": []} for model in online)])
     elif not found and not online:
         print("There are no such models." if dataset or kind or threat or timesteps else "The zoo has no models yet.")
     else:
@@ -81,8 +81,7 @@ def info(
     config = read_config(folder)
     found = [results.model_dump(mode="json") for results in read_results(folder)]
     if as_json:
-        results = {"results": found[0] if found else None, "further": found[1:]}
-        print_json({"folder": str(folder), "config": config.model_dump(mode="json"), **results})
+        print_json({"folder": str(folder), "config": config.model_dump(mode="json"), "results": found})
         return
     settings = {key: value for key, value in config.settings.items() if key not in ("mean", "std")}
     facts = {
@@ -110,7 +109,7 @@ RADII = [float(Fraction(name)) for name in COLUMNS[7:10]]
 
 
 def _row(entry: Entry) -> list[str]:
-    found = entry.results
+    found = entry.strongest
     if found is None:
         return _cells(entry, entry.dataset, None, {}, None, None)
     robust = {point.eps: point.value for point in found.robust if found.norm == "linf"}

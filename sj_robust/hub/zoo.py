@@ -64,8 +64,12 @@ class Entry(_Strict):
     checkpoint: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$")]
     recipe: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}/recipe\.yaml$")] | None
     files: dict[Annotated[str, AfterValidator(_verified)], FileFacts]
-    results: Results | None  # under the strongest protocol
-    further: list[Results] = []  # under the others
+    results: list[Results]  # one for each protocol, the strongest first
+
+    @property
+    def strongest(self) -> Results | None:
+        """What the strongest protocol found; None where nothing was measured."""
+        return self.results[0] if self.results else None
 
     @property
     def folder(self) -> Path:
@@ -157,7 +161,7 @@ def _facts(folder: Path, config: Config) -> dict[str, Any]:
     dataset = training.get("dataset") or (found[0].dataset if found else None)
     return {"kind": config.kind, "architecture": config.architecture, "timesteps": config.timesteps,
             "parameters": config.weights.parameters, "dataset": dataset, "threat": threat_of(config), "method": method,
-            "results": found[0] if found else None, "further": found[1:]}
+            "results": found}
 
 
 def threat_of(config: Config) -> str | None:

@@ -89,7 +89,7 @@ def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -
 
     told = json.loads(cli("info", "steps/tuned", "--json").stdout)
     assert told["config"]["training"]["dataset"] == "colours"
-    assert told["results"]["n"] == 16
+    assert [results["n"] for results in told["results"]] == [16]
 
 
 def test_an_interrupted_training_goes_on_only_with_resume(cli: Cli, ann: Path) -> None:

@@ -91,7 +91,7 @@ def test_the_zoo_is_compared_by_what_its_index_says() -> None:
     comparison = compare([entry.name for entry in list_models()])
     assert len(comparison.rows) == len(list_models())
     for entry in list_models():
-        row, results = row_of(comparison, entry.name), entry.results
+        row, results = row_of(comparison, entry.name), entry.strongest
         assert (row.kind, row.architecture, row.timesteps) == (entry.kind, entry.architecture, entry.timesteps)
         if results is None:
             assert (row.setup, row.clean, row.rank) == (None, None, None)

@@ -81,13 +81,12 @@ def test_the_card_has_an_entry_for_every_eps_and_protocol(both: Path) -> None:
 def test_index_and_comparison_know_both(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sj_robust.hub.zoo.root", lambda: tmp_path / "zoo")
     entry = zoo.add(both, "snn")
-    assert entry.results is not None
-    assert [results.named for results in (entry.results, *entry.further)] == ["strong@1", "paper@1"]
+    assert [results.named for results in entry.results] == ["strong@1", "paper@1"]
     assert list_models() == [entry]
     entry.verify()
     strong = Report.from_json((both / "evaluation.json").read_text())
     record(entry.folder, report=under(strong, "quick@1", 9))
-    assert [results.named for results in zoo.find("snn").further] == ["paper@1", "quick@1"]
+    assert [results.named for results in zoo.find("snn").results] == ["strong@1", "paper@1", "quick@1"]
     zoo.find("snn").verify()
     shown = CliRunner().invoke(app, ["info", str(both)])
     assert "under strong" in shown.output and "joint robust 25.0 %" in shown.output

@@ -212,7 +212,7 @@ def test_the_whole_zoo(hub: Any) -> None:
     listed = {model.name: model for model in list_hub()}
     assert set(listed) == set(names)
     assert listed[f"lab/{ANN.name}"].kind == "ann"
-    measured = {entry.name: entry.results for entry in list_models()}[SNN.name]
+    measured = {entry.name: entry.strongest for entry in list_models()}[SNN.name]
     accuracies = listed[f"lab/{SNN.name}"].accuracies
     assert [accuracy.eps for accuracy in accuracies] == pytest.approx([0, *(point.eps for point in measured.robust)])
     recorded = [point.value for point in (measured.clean, *measured.robust)]

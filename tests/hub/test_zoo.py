@@ -39,12 +39,13 @@ def test_an_entry_holds_the_facts_of_its_checkpoint(filled_zoo: Path, reports: t
     assert (entry.kind, entry.architecture, entry.timesteps) == ("snn", "cifar_resnet20", 3)
     assert (entry.dataset, entry.threat, entry.method) == ("sample", "linf", "trades-rfgsm")
     assert entry.recipe == f"checkpoints/{NAME}/recipe.yaml"
-    assert entry.results is not None
-    assert entry.results.n == 16
-    assert entry.results.clean.value == reports[1].clean.value
-    assert (entry.results.microjoules, entry.results.ann_microjoules) == (reports[1].energy.microjoules, reports[0].energy.microjoules)
-    assert (entry.parameters, entry.results.short_protocol) == (reports[1].model.parameters, "fgsm, 2 views")
-    assert [(p.eps, p.value, p.low, p.high) for p in entry.results.robust] == [
+    (results,) = entry.results
+    assert entry.strongest == results
+    assert results.n == 16
+    assert results.clean.value == reports[1].clean.value
+    assert (results.microjoules, results.ann_microjoules) == (reports[1].energy.microjoules, reports[0].energy.microjoules)
+    assert (entry.parameters, results.short_protocol) == (reports[1].model.parameters, "fgsm, 2 views")
+    assert [(p.eps, p.value, p.low, p.high) for p in results.robust] == [
         (j.eps, j.accuracy.value, j.accuracy.low, j.accuracy.high) for j in reports[1].joint]
     plain = zoo.find("resnet20.sample_natural")
     assert (plain.timesteps, plain.threat, plain.method, plain.recipe) == (None, None, None, None)  # no training was recorded
@@ -54,11 +55,11 @@ def test_an_entry_holds_the_facts_of_its_checkpoint(filled_zoo: Path, reports: t
 def test_an_entry_of_before_parameters_and_energy_is_read(filled_zoo: Path) -> None:
     path = filled_zoo / f"{NAME}.yaml"
     content = yaml.safe_load(path.read_text())
-    del content["parameters"], content["results"]["microjoules"], content["results"]["ann_microjoules"]
+    del content["parameters"], content["results"][0]["microjoules"], content["results"][0]["ann_microjoules"]
     path.write_text(yaml.safe_dump(content))
     entry = zoo.find(NAME)
-    assert entry.results is not None
-    assert (entry.parameters, entry.results.microjoules, entry.results.ann_microjoules) == (None, None, None)
+    (results,) = entry.results
+    assert (entry.parameters, results.microjoules, results.ann_microjoules) == (None, None, None)
 
 
 def test_load_by_name_is_the_saved_model(filled_zoo: Path, saved: Path) -> None:
