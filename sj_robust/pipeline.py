@@ -160,8 +160,8 @@ class _Run:
 
     def all_stages(self) -> RunResult:
         recipe = self.recipe
-        self.train = self.team.after_first(lambda: load_dataset(self.data, "train", image_size=recipe.image_size))
-        self.test = self.team.after_first(lambda: load_dataset(self.data, "test", image_size=recipe.image_size))
+        self.train = self.team.after_first(lambda: load_dataset(self.data, "train", image_size=recipe.image_size, resize=recipe.resize))
+        self.test = self.team.after_first(lambda: load_dataset(self.data, "test", image_size=recipe.image_size, resize=recipe.resize))
         self.folder.mkdir(parents=True, exist_ok=True)
         ann = self.stage(
             "ann",

@@ -128,6 +128,7 @@ class Recipe(_Strict):
     license: str | None = Field(None, max_length=200, description="of the weights, for the card: mit, bsd-2-clause, ...")
     dataset: str
     image_size: int | None = Field(None, ge=1)
+    resize: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
     ann: AnnSettings
     convert: ConvertSettings = ConvertSettings()

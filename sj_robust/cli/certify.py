@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pick_device
-from sj_robust.cli.measure import BatchSize, ImageSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
-from sj_robust.cli.options import Args
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args, Resize, Size
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +29,8 @@ def certify(
     max_images: MaxImages = None,
     batch_size: BatchSize = 256,
     split: SplitName = "test",
-    image_size: ImageSize = None,
+    image_size: Size = None,
+    resize: Resize = None,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -45,7 +46,7 @@ def certify(
     from sj_robust.evaluate.certificate import certify as measure
 
     where = pick_device(device)
-    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     certificate = measure(
         classifier,
         dataset,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, numbers, pick_device, print_json, say
-from sj_robust.cli.options import Args, Builder, Mean, Norm, Pretrained, Reset, Size, Std, Weights, arguments, command_line, one_of
+from sj_robust.cli.options import Args, Builder, Mean, Norm, Pretrained, Reset, Resize, Size, Std, Weights, arguments, command_line, one_of
 
 INSPECTED = 64  # images the report looks at
 
@@ -61,6 +61,7 @@ def convert(
         Pooling, typer.Option("--pooling", help="Max pooling: kept (an OR of spikes), or made average pooling.")
     ] = Pooling.max,
     image_size: Size = None,
+    resize: Resize = None,
     seed: Seed = 0,
     device: Device = None,
     json: Json = False,
@@ -106,7 +107,7 @@ def convert(
     )
     check_out(out)
     where = pick_device(device)
-    dataset = load_dataset(data, "train", image_size=image_size)
+    dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     ann = open_ann(ann_settings, dataset, seed=seed)
     facts: dict[str, Any] = (
         facts_of(read_config(zoo.resolve(ann_settings.checkpoint)))

@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, usage, words
-from sj_robust.cli.measure import BatchSize, ImageSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
-from sj_robust.cli.options import Args
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args, Resize, Size
 
 
 def add_to(app: typer.Typer) -> None:
@@ -27,7 +27,8 @@ def corruptions(
     max_images: MaxImages = None,
     batch_size: BatchSize = 128,
     split: SplitName = "test",
-    image_size: ImageSize = None,
+    image_size: Size = None,
+    resize: Resize = None,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -44,7 +45,7 @@ def corruptions(
 
     where = pick_device(device)
     levels = [int(word) if word.isdecimal() else usage(f"--severities {word!r} is not a whole number") for word in words(severities)]
-    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     report = evaluate_corruptions(
         classifier,
         dataset,

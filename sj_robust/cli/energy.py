@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, usage
-from sj_robust.cli.measure import BatchSize, ImageSize, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
-from sj_robust.cli.options import Args, zoo_names
+from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args, Resize, Size, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.energy import Energy
@@ -30,7 +30,8 @@ def energy(
     max_images: Images = None,
     batch_size: BatchSize = 64,
     split: SplitName = "test",
-    image_size: ImageSize = None,
+    image_size: Size = None,
+    resize: Resize = None,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -48,7 +49,7 @@ def energy(
     if record and not checkpoint:
         usage("--record writes into a CHECKPOINT, and there is none: keep the result with --out")
     where = pick_device(device)
-    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
     write(measured, out)
     if record and checkpoint:
@@ -88,7 +89,8 @@ def latency(
     ] = None,
     batch_size: BatchSize = 64,
     split: SplitName = "test",
-    image_size: ImageSize = None,
+    image_size: Size = None,
+    resize: Resize = None,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -103,7 +105,7 @@ def latency(
     from sj_robust.evaluate.latency import measure_latency
 
     where = pick_device(device)
-    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     measured = measure_latency(
         classifier,
         dataset,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, usage, words
-from sj_robust.cli.measure import BatchSize, ImageSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
-from sj_robust.cli.options import Args, zoo_names
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.options import Args, Resize, Size, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.report import Report
@@ -64,7 +64,8 @@ def evaluate(
         bool, typer.Option("--every-view", help="Attack all images through every view, not only those still standing.")
     ] = False,
     split: SplitName = "test",
-    image_size: ImageSize = None,
+    image_size: Size = None,
+    resize: Resize = None,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -98,7 +99,7 @@ def evaluate(
     where = pick_device(device)
     if protocol is not None and attacks != "fgsm,pgd10":
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
-    classifier, dataset = load_both(checkpoint, data, split, image_size, model, arg)
+    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")

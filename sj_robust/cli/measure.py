@@ -26,7 +26,6 @@ MaybeCheckpoint = Annotated[
 MaxImages = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 SplitName = Annotated[str, typer.Option("--split", help="test or train.")]
-ImageSize = Annotated[int | None, typer.Option("--image-size", min=1)]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -39,7 +38,7 @@ Out = Annotated[Path | None, typer.Option("--out", help="Also write the result, 
 
 
 def load_both(
-    checkpoint: str | None, data: str, split: str, image_size: int | None, model: str | None, arg: list[str] | None
+    checkpoint: str | None, data: str, split: str, image_size: int | None, resize: int | None, model: str | None, arg: list[str] | None
 ) -> tuple[Any, Any]:
     """The classifier and the data set: of a checkpoint, or what the user's function returns."""
     from sj_robust.data import load_dataset
@@ -49,7 +48,7 @@ def load_both(
     one_of(checkpoint, model)
     built = call_builder(model, arguments(arg)) if model else None
     classifier = load(checkpoint, model=built) if checkpoint else built
-    return classifier, load_dataset(data, split, image_size=image_size)  # type: ignore[arg-type]
+    return classifier, load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
 
 
 def write(measured: Measurement, out: Path | None) -> None:

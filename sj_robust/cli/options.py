@@ -83,7 +83,10 @@ Held = Annotated[int | None, typer.Option("--validation", min=1, help="Training 
 PresetOption = Annotated[Preset, typer.Option("--preset", help="Settings that the other options change.")]
 MethodOption = Annotated[Method | None, typer.Option("--method", help="Loss and training attack.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.training; start it where there is none.")]
-Size = Annotated[int | None, typer.Option("--image-size", min=1, help="Resize and crop the images to this many pixels.")]
+Size = Annotated[int | None, typer.Option("--image-size", min=1, help="Cut out the centre square of so many pixels, after resizing.")]
+Resize = Annotated[
+    int | None, typer.Option("--resize", min=1, help="Pixels of the short side before, such as 256 for 224.  [default: --image-size]")
+]
 Weights = Annotated[Path | None, typer.Option("--weights", help="A weight file (.safetensors, .pt, .pth) to load.")]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download timm's own weights.")]
 Builder = Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="A function of yours that returns the network.")]

@@ -29,6 +29,7 @@ from sj_robust.cli.options import (
     PresetOption,
     Pretrained,
     Rate,
+    Resize,
     Resume,
     Size,
     Std,
@@ -77,6 +78,7 @@ def train_ann(
     precision: PrecisionOption = None,
     validation: Held = None,
     image_size: Size = None,
+    resize: Resize = None,
     resume: Resume = False,
     seed: Seed = 0,
     device: Device = None,
@@ -116,7 +118,7 @@ def train_ann(
     )
     check_out(out)
     where = pick_device(device)
-    dataset = load_dataset(data, "train", image_size=image_size)
+    dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     settings = from_text(
         architecture,
         model=model,
@@ -164,6 +166,7 @@ def finetune(
     precision: PrecisionOption = None,
     validation: Held = None,
     image_size: Size = None,
+    resize: Resize = None,
     model: Builder = None,
     arg: Args = None,
     resume: Resume = False,
@@ -214,7 +217,7 @@ def finetune(
     snn = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
     if not isinstance(snn, SpikingClassifier):
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
-    dataset = load_dataset(data, "train", image_size=image_size)
+    dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     result = train(snn, dataset, config, training_folder(out), resume=resume, device=where)
     if rank():
         return

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sj_robust.data.decode import Square
 from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source, split_in_name
 from sj_robust.data.stream import STREAM_FROM, EncodedImages
 from sj_robust.errors import SJRobustError
@@ -108,7 +109,8 @@ class ImageDataset:
 
 
 def load_dataset(
-    name_or_path: str | os.PathLike[str], split: Split = "train", *, image_size: int | None = None, stream: bool | None = None
+    name_or_path: str | os.PathLike[str], split: Split = "train", *, image_size: int | None = None, resize: int | None = None,
+    stream: bool | None = None,
 ) -> ImageDataset:
     """Load one split of a dataset, into memory unless `stream`.
 
@@ -117,9 +119,10 @@ def load_dataset(
     Parquet is the Hub's image layout: `img` or `image` = {bytes, path}, `label` or `fine_label` = int64.
 
     Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging Face Hub; `imagenet` is
-    never fetched. `image_size` resizes the short side to it (bilinear, antialiased) and cuts out the centre square: all of the short side
-    is seen. ImageNet is often evaluated on less, 224 pixels from the middle of a short side of 256, which this does not do. Training
-    with a random resized crop cuts from the whole image where images are decoded as they are used, and from that square elsewhere.
+    never fetched. `image_size` cuts out the centre square of so many pixels, after the short side was resized to `resize` (bilinear,
+    antialiased, as torchvision's Resize and CenterCrop; default: to `image_size`, so that all of the short side is seen). ImageNet is
+    mostly evaluated with image_size=224, resize=256. Training with a random resized crop cuts from the whole image where images are
+    decoded as they are used, and from that square elsewhere.
 
     `stream`: leave the images where they are and decode them as they are used, which needs `image_size`. None does so where decoded
     images would take more than STREAM_FROM (8 GiB). Parquet files are then copied once, still compressed, into the cache.
@@ -133,6 +136,9 @@ def load_dataset(
         raise SJRobustError(f"unknown split {split!r}: expected 'train' or 'test'")
     if image_size is not None and image_size < 1:
         raise SJRobustError(f"image_size={image_size}: expected a number of pixels, 1 or more")
+    if resize is not None and (image_size is None or resize < image_size):
+        raise SJRobustError(f"resize={resize}: expected image_size beside it, and at least as many pixels (image_size={image_size})")
+    square = None if image_size is None else Square(image_size, resize or image_size)
     name = known_name(str(name_or_path)) if isinstance(name_or_path, str) else None
     if name:
         source = _named(name, split)
@@ -144,10 +150,10 @@ def load_dataset(
             )
         source, name = _at_path(path, split), _name_of(path)
     if stream is None:
-        stream = image_size is not None and 3 * image_size**2 * len(source.labels) > STREAM_FROM
-    if stream and image_size is None:
+        stream = square is not None and 3 * square.size**2 * len(source.labels) > STREAM_FROM
+    if stream and square is None:
         raise SJRobustError("images that are decoded as they are used need an image_size: all are brought to it")
-    images = source.stream(image_size) if stream and image_size else torch.from_numpy(source.read(image_size))
+    images = source.stream(square) if stream and square else torch.from_numpy(source.read(square))
     return ImageDataset(images, torch.from_numpy(source.labels), source.classes, name, source.split)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,17 +30,24 @@ Crop = Callable[[int, int], Box]  # from an image's width and height to the part
 T = TypeVar("T")
 
 
+class Square(NamedTuple):
+    """How images of all sizes become size×size: the short side is resized to `short` (bilinear, antialiased), then the centre is cut out.
+    To the pixel as torchvision's Resize(short) and CenterCrop(size) do it."""
+
+    size: int
+    short: int
+
+
 def decode_images(
-    items: Iterable[Encoded], count: int, *, image_size: int | None, place: Callable[[int], str], crops: Sequence[Crop] | None = None
+    items: Iterable[Encoded], count: int, *, square: Square | None, place: Callable[[int], str], crops: Sequence[Crop] | None = None
 ) -> Pixels:
     """Decode `count` images (file contents or paths) to uint8 [count,3,H,W]; greyscale and palettes become RGB.
 
-    With `image_size` the short side is resized to it (bilinear, antialiased) and the centre square is cut out; with `crops`, one for each
-    image, its part of the image is cut out and resized to that square instead.
+    With `square` they are brought to it; with `crops` too, one for each image, that part of the image is resized to the square instead.
     `place(i)` names image i in the error raised where it cannot be decoded or has another size than the first.
     """
     def decode(i: int, item: Encoded) -> Pixels:
-        return _decode(item, image_size, place(i), crops[i] if crops else None)
+        return _decode(item, square, place(i), crops[i] if crops else None)
 
     pixels: Pixels | None = None
     row = 0
@@ -97,7 +104,7 @@ def _read(path: Path, count: int) -> Pixels | None:
     return pixels if hashlib.sha256(pixels.data).digest() == digest else None
 
 
-def _decode(item: Encoded, image_size: int | None, where: str, crop: Crop | None) -> Pixels:
+def _decode(item: Encoded, square: Square | None, where: str, crop: Crop | None) -> Pixels:
     if item is None:
         raise SJRobustError(f"{where} holds no image bytes")
     try:
@@ -108,20 +115,20 @@ def _decode(item: Encoded, image_size: int | None, where: str, crop: Crop | None
     except Exception as error:  # PIL raises nearly anything on damaged data
         detail = " ".join(str(error).split())
         raise SJRobustError(f"{where} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
-    if image_size is not None and crop is not None:
-        rgb = rgb.crop(crop(*rgb.size)).resize((image_size, image_size), Image.Resampling.BILINEAR)
-    elif image_size is not None:
-        rgb = _square(rgb, image_size)
+    if square is not None and crop is not None:
+        rgb = rgb.crop(crop(*rgb.size)).resize((square.size, square.size), Image.Resampling.BILINEAR)
+    elif square is not None:
+        rgb = _squared(rgb, square)
     return np.asarray(rgb).transpose(2, 0, 1)
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _squared(image: Image.Image, square: Square) -> Image.Image:
     short = min(image.size)
-    if short != size:
-        width, height = (max(size, round(side * size / short)) for side in image.size)
+    if short != square.short:
+        width, height = (int(square.short * side / short) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+    left, top = (round((side - square.size) / 2) for side in image.size)
+    return image.crop((left, top, left + square.size, top + square.size))
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sj_robust.data.decode import CACHE_FROM, Encoded, Pixels, cached, decode_images
+from sj_robust.data.decode import CACHE_FROM, Encoded, Pixels, Square, cached, decode_images
 from sj_robust.data.stream import EncodedImages, unpacked
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
@@ -28,13 +28,13 @@ _SUBFOLDERS = (".", "data", "plain_text", "cropped_digits", "cifar100")  # the l
 
 @dataclass(frozen=True)
 class Source:
-    """Labels and class names, read; and how to read the images: all uint8 [N,3,H,W] (argument: image_size), or one by one when used."""
+    """Labels and class names, read; and how to read the images: all uint8 [N,3,H,W], or one by one when used."""
 
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     split: str
-    read: Callable[[int | None], Pixels]
-    stream: Callable[[int], EncodedImages]
+    read: Callable[[Square | None], Pixels]
+    stream: Callable[[Square], EncodedImages]
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
@@ -99,17 +99,17 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
     if (wrong := np.flatnonzero((labels < 0) | (labels >= len(classes)))).size:
         raise SJRobustError(f"{place(wrong[0])} has label {labels[wrong[0]]}, expected 0 to {len(classes) - 1} ({len(classes)} classes)")
 
-    def read(image_size: int | None) -> Pixels:
+    def read(square: Square | None) -> Pixels:
         def decode() -> Pixels:
-            return decode_images(_blobs(opened, files, image), len(labels), image_size=image_size, place=place)
+            return decode_images(_blobs(opened, files, image), len(labels), square=square, place=place)
 
         if len(labels) < CACHE_FROM:
             return decode()
-        return cached(f"{[sha256(file) for file in files]}/{image}/{image_size}", len(labels), decode)
+        return cached(f"{[sha256(file) for file in files]}/{image}/{square}", len(labels), decode)
 
-    def stream(size: int) -> EncodedImages:
+    def stream(square: Square) -> EncodedImages:
         identity = f"{[sha256(file) for file in files]}/{image}"
-        return EncodedImages(unpacked(identity, lambda: _blobs(opened, files, image), len(labels)), size, identity, place)
+        return EncodedImages(unpacked(identity, lambda: _blobs(opened, files, image), len(labels)), square, identity, place)
 
     return Source(labels, classes, split, read, stream)
 
@@ -142,12 +142,12 @@ def folder_source(folder: Path, split: str) -> Source:
     def place(row: int) -> str:
         return str(files[min(row, len(files) - 1)])
 
-    def read(image_size: int | None) -> Pixels:
-        return decode_images(iter(files), len(files), image_size=image_size, place=place)
+    def read(square: Square | None) -> Pixels:
+        return decode_images(iter(files), len(files), square=square, place=place)
 
-    def stream(size: int) -> EncodedImages:  # names and lengths stand for contents, which may take an hour to read
+    def stream(square: Square) -> EncodedImages:  # names and lengths stand for contents, which may take an hour to read
         facts = "".join(f"{file.relative_to(root)}/{file.stat().st_size}/" for file in files)
-        return EncodedImages(files, size, hashlib.sha256(facts.encode()).hexdigest(), place)
+        return EncodedImages(files, square, hashlib.sha256(facts.encode()).hexdigest(), place)
 
     return Source(np.array(labels, np.int64), tuple(classes), "all" if whole else split, read, stream)
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sj_robust.data.decode import Crop, Encoded, decode_images
+from sj_robust.data.decode import Crop, Encoded, Square, decode_images
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_path, cache_folder
 
@@ -30,20 +30,20 @@ Rows = npt.NDArray[np.int64]
 
 
 class EncodedImages:
-    """Stands in the place of a tensor uint8 [N,3,S,S]: indexing with positions gives that tensor's rows, decoded and resized to S×S.
+    """Stands in the place of a tensor uint8 [N,3,S,S]: indexing with positions gives that tensor's rows, decoded, S×S.
 
     `identity` stands for the content of `items`, in fingerprints; `place(i)` names item i in errors.
     """
 
     def __init__(
-        self, items: Sequence[Encoded], size: int, identity: str, place: Callable[[int], str], rows: Rows | None = None
+        self, items: Sequence[Encoded], square: Square, identity: str, place: Callable[[int], str], rows: Rows | None = None
     ) -> None:
-        self._items, self._size, self._identity, self._place = items, size, identity, place
+        self._items, self._square, self._identity, self._place = items, square, identity, place
         self._rows = np.arange(len(items)) if rows is None else rows
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((len(self._rows), 3, self._size, self._size))
+        return torch.Size((len(self._rows), 3, self._square.size, self._square.size))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,7 +55,7 @@ class EncodedImages:
         """All of them, the part of each that `crops` say instead of its centre square."""
         rows = self._rows
         pixels = decode_images(
-            (self._items[row] for row in rows), len(rows), image_size=self._size, crops=crops,
+            (self._items[row] for row in rows), len(rows), square=self._square, crops=crops,
             place=lambda i: self._place(rows[min(i, len(rows) - 1)]),
         )  # fmt: skip
         return torch.from_numpy(pixels)
@@ -63,11 +63,11 @@ class EncodedImages:
     def subset(self, positions: Tensor | slice) -> EncodedImages:
         """Those at `positions`, still encoded."""
         rows = self._rows[positions if isinstance(positions, slice) else positions.numpy()]
-        return EncodedImages(self._items, self._size, self._identity, self._place, rows)
+        return EncodedImages(self._items, self._square, self._identity, self._place, rows)
 
     def digest(self) -> Any:
         """A hash object fed with what tells these images from others: the stored files, the size they are brought to, the rows."""
-        return hashlib.sha256(f"encoded/{self._identity}/{self._size}/".encode() + self._rows.astype("<i8").tobytes())
+        return hashlib.sha256(f"encoded/{self._identity}/{self._square}/".encode() + self._rows.astype("<i8").tobytes())
 
 
 class Blobs(Sequence[Encoded]):

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, Resize
 
 from sj_robust import SJRobustError
 from sj_robust.data import ImageDataset, load_dataset
@@ -157,6 +158,25 @@ def test_image_size_resizes_the_short_side_and_cuts_the_centre(tmp_path: Path, n
     assert loaded.images[0, :, :, 1:7].min() == 255
     assert np.array_equal(loaded.images[1].permute(1, 2, 0), noise(1, 40, 8)[0, 16:24])
     assert np.array_equal(loaded.images[2].permute(1, 2, 0), noise(1, 8, 8)[0])
+
+
+@pytest.mark.parametrize(("image_size", "resize"), [(20, 23), (20, 20), (31, 40), (7, 9)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_resize_and_crop_are_those_of_torchvision(tmp_path: Path, noise: Noise, image_size: int, resize: int, stream: bool) -> None:
+    sizes = [(31, 50), (50, 31), (40, 40), (23, 37), (64, 25)]
+    originals = [noise(1, *size)[0] for size in sizes]
+    by_class(tmp_path, {f"class{i}": pixels[None] for i, pixels in enumerate(originals)})
+    loaded = load_dataset(tmp_path, image_size=image_size, resize=resize, stream=stream)
+    transform = Compose([Resize(resize), CenterCrop(image_size)])
+    for found, pixels in zip(loaded.floats().mul(255).round(), originals, strict=True):
+        assert np.array_equal(found.permute(1, 2, 0), np.asarray(transform(Image.fromarray(pixels))))
+
+
+def test_resize_wants_an_image_size_that_fits_into_it(tmp_path: Path, noise: Noise) -> None:
+    by_class(tmp_path, {"a": noise(1, 8, 8)})
+    for wrong in ({"resize": 8}, {"resize": 7, "image_size": 8}):
+        with pytest.raises(SJRobustError, match=f"resize={wrong['resize']}: expected image_size beside it"):
+            load_dataset(tmp_path, **wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("damage", "message"), [

@@ -78,7 +78,8 @@ def test_the_fingerprint_tells_rows_sizes_and_labels_apart(both: tuple[ImageData
     same = streamed.subset(range(len(streamed)))
     assert same.fingerprint == streamed.fingerprint
     other = load_dataset(folder, "train", image_size=20, stream=True)
-    assert len({each.fingerprint for each in (streamed, streamed.first(39), streamed.subset(range(39, -1, -1)), other)}) == 4
+    cut = load_dataset(folder, "train", image_size=16, resize=20, stream=True)
+    assert len({each.fingerprint for each in (streamed, streamed.first(39), streamed.subset(range(39, -1, -1)), other, cut)}) == 5
 
 
 def test_training_does_not_see_the_difference(both: tuple[ImageDataset, ImageDataset], tmp_path: Path) -> None:
