@@ -21,7 +21,7 @@ from sj_robust.data import MEAN_STD
 from sj_robust.train import TrainConfig
 
 
-def network(widths: tuple[int, ...] = (32, 64, 128, 128), classes: int = 10) -> nn.Sequential:
+def network(widths: tuple[int, ...] = (16, 32, 64, 64), classes: int = 10) -> nn.Sequential:
     """Images of 32×32, [T, N, 3, 32, 32] → [T, N, K]; every convolution but the first halves the size."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(zip((3, *widths), widths, strict=False)):
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/own_network"))
-    parser.add_argument("--epochs", type=float, default=4.0)
+    parser.add_argument("--epochs", type=float, default=3.0)
     parser.add_argument("--images", type=int, default=250)
     options = parser.parse_args()
     torch.manual_seed(0)

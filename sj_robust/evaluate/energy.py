@@ -22,7 +22,7 @@ from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import Bench, check_fit, device_of, image_count, true_forward
 from sj_robust.evaluate.latency import IMAGES, aligned
 from sj_robust.evaluate.report import Activity, EnergyEstimate, Facts, Measurement
-from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingModel
 from sj_robust.progress import Bar, bar
 
 ESTIMATED_ON = 64  # images, for the figure in a report
@@ -187,9 +187,7 @@ class Operations:
 def count_operations(bench: Bench, total: int, show_progress: bool | None) -> Operations:
     """Of one inference on the first `total` images, or on one for an ANN. The model is in eval mode and emits spikes already."""
     model, tallies, activity = bench.model, None, None
-    if isinstance(model, SpikingJellyClassifier) and model.input == "images":
-        raise SJRobustError("a network that makes its own time steps has no single pass to compare with: give it sequences or steps")
-    with model.gradient("activation") if isinstance(model, SpikingModel) else nullcontext():
+    with model.as_ann() if isinstance(model, SpikingModel) else nullcontext():
         dense = _count(bench, 1, Bar())
     if isinstance(model, SpikingModel):
         with count_spikes(model) as spikes, bar("energy", total, show=show_progress) as progress:

@@ -35,9 +35,13 @@ class SpikingModel(NormalizedClassifier, ABC):
         """Within the block the network spikes as it does by itself, whatever view is shown outside of it."""
         return self.gradient(Surrogate("PCW"))  # any: all of them spike
 
+    def as_ann(self) -> AbstractContextManager[SpikingModel]:
+        """Within the block the network is the ANN of its shape: ReLUs in the nodes' places, and one pass in place of T steps."""
+        return self.gradient("activation")
+
     @abstractmethod
     def forward_sequence(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the "activation" view)."""
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K]; T may be 1 where all steps would be the same."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] in [0,1] → logits [N, K], the mean over time."""

@@ -64,10 +64,9 @@ class SpikingJellyClassifier(SpikingModel):
     def _run(self, x: Tensor) -> Any:
         if self.input == "images":
             return self.backbone(x)
-        steps = 1 if any(node.is_relu for node in self._shown) else self.timesteps  # a ReLU does the same at every step
         if self.input == "sequence":
-            return self.backbone(x.unsqueeze(0).repeat(steps, *(1,) * x.dim()))
-        return torch.stack([self.backbone(x) for _ in range(steps)])
+            return self.backbone(x.unsqueeze(0).repeat(self.timesteps, *(1,) * x.dim()))
+        return torch.stack([self.backbone(x) for _ in range(self.timesteps)])
 
     @contextmanager
     def gradient(self, view: View) -> Iterator[SpikingJellyClassifier]:
@@ -81,6 +80,18 @@ class SpikingJellyClassifier(SpikingModel):
 
     def true_spikes(self) -> AbstractContextManager[SpikingJellyClassifier]:
         return self.gradient("own")  # not by way of another backend's rounding
+
+    @contextmanager
+    def as_ann(self) -> Iterator[SpikingJellyClassifier]:
+        """Raises SJRobustError for a network that makes its own time steps, and so has no single pass."""
+        if self.input == "images":
+            raise SJRobustError("a network that makes its own time steps has no single pass to count: give it sequences or steps")
+        timesteps, self.timesteps = self.timesteps, 1
+        try:
+            with self.gradient("activation"):
+                yield self
+        finally:
+            self.timesteps = timesteps
 
     @contextmanager
     def _showing(self, nodes: list[NodeInView]) -> Iterator[None]:

@@ -71,11 +71,6 @@ class NodeInView:
         self._before: Any = None
         self.restart()
 
-    @property
-    def is_relu(self) -> bool:
-        """Whether it computes what a ReLU does, at each step by itself."""
-        return self._view == "activation"
-
     def restart(self) -> None:
         """Forget the last pass; its graph keeps what it needs."""
         self._spike.calls = 0
