@@ -39,7 +39,7 @@ def evaluate(
         typer.Option("--attacks", metavar="A,A", help="fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, squareN, noiseN."),
     ] = "fgsm,pgd10",
     views: Annotated[
-        str, typer.Option("--views", metavar="V,V", help="Gradient views such as PCW:1,ASSG,rate,activation, or all (19).")
+        str, typer.Option("--views", metavar="V,V", help="Gradient views such as PCW:1,ASSG,rate,activation,own, or all (19).")
     ] = "all",
     transfer: Annotated[
         list[str] | None,

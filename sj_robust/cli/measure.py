@@ -19,7 +19,7 @@ MaybeCheckpoint = Annotated[
     typer.Argument(
         help="A checkpoint folder or zoo name, spiking or not; none where --model builds all.",
         autocompletion=zoo_names,
-        metavar="[CHECKPOINT]",
+        metavar="CHECKPOINT",
         show_default=False,
     ),
 ]
