@@ -26,7 +26,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             help="Checkpoint folders, zoo names, Hub ids (owner/name), or reports (.json) of evaluate --out.",
-            metavar="[NAME...]",
+            metavar="NAME",
             autocompletion=zoo_names,
         ),
     ] = None,

@@ -30,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 def convert(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="A checkpoint folder, zoo name, owner/name of the Hub, or timm name."),
+        typer.Argument(metavar="SOURCE", help="A checkpoint folder, zoo name, owner/name of the Hub, or timm name."),
     ] = None,
     *,
     data: Data,

@@ -51,7 +51,7 @@ def add_to(app: typer.Typer) -> None:
 
 def train_ann(
     architecture: Annotated[
-        str | None, typer.Argument(metavar="[ARCH]", help="A timm architecture, or the checkpoint of an ANN to go on from.")
+        str | None, typer.Argument(metavar="ARCH", help="A timm architecture, or the checkpoint of an ANN to go on from.")
     ] = None,
     *,
     data: Data,
