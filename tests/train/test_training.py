@@ -177,7 +177,7 @@ def test_weights_that_are_not_finite_are_never_saved(toy, tmp_path):
 
 
 def test_wrong_use_is_an_error_in_one_line(toy, tmp_path):
-    with pytest.raises(SJRobustError, match="convert the network first"):
+    with pytest.raises(SJRobustError, match="finetune takes a spiking network"):
         finetune(toy.ann(), toy.patterns(), toy.config(), tmp_path)
     with pytest.raises(SJRobustError, match="use finetune"):
         train_ann(toy.snn(), toy.patterns(), toy.config(), tmp_path)
