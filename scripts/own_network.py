@@ -18,6 +18,7 @@ from torch import nn
 
 import sj_robust
 from sj_robust.data import MEAN_STD
+from sj_robust.files import write_atomic
 from sj_robust.train import TrainConfig
 
 
@@ -49,7 +50,7 @@ def main() -> None:
         path = options.out / f"{name}.json"
         report = sj_robust.evaluate(snn, test, eps=[4 / 255, 8 / 255], max_images=options.images, batch_size=50,
                                     journal=path.with_suffix(".partial"), **settings)  # type: ignore[arg-type]
-        path.write_text(report.to_json())
+        write_atomic(path, report.to_json())
         print(report.summary())
 
 

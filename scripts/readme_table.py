@@ -15,7 +15,7 @@ from pathlib import Path
 from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
 from sj_robust.hub.config import STRONGEST_FIRST
-from sj_robust.hub.results import Point, protocol_of
+from sj_robust.hub.results import Point, Results, protocol_of
 from sj_robust.hub.zoo import Entry, list_models
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -28,22 +28,22 @@ def table(entries: Sequence[Entry]) -> str:
     Protocols that a model was measured under on other images have a row of their own. By data set, the ANNs before the spiking networks.
     """
     entries = sorted(entries, key=lambda entry: (entry.dataset or "", entry.kind, entry.name))
-    found = {(_radius(point), results.short_protocol) for entry in entries for results in entry.results for point in results.robust}
-    columns = sorted(found, key=lambda column: (column[0], STRONGEST_FIRST.index(protocol_of(column[1])) if "@" in column[1] else 99))
-    rows = [["model", "clean", *(f"{radius:g}/255, {protocol}" for radius, protocol in columns), "images"]]
+    columns = sorted({_column(results, point) for entry in entries for results in entry.results for point in results.robust})
+    rows = [["model", "clean", *(f"{radius:g}/255, {protocol}" for radius, _, protocol in columns), "images"]]
     rows.append(["---"] * len(rows[0]))
     for entry in entries:
         name = f"`{entry.name}` ({f'T={entry.timesteps}' if entry.kind == 'snn' else 'ANN'})"
         if not entry.results:
             rows.append([name, *["–"] * (len(columns) + 1), ""])
         for (images, dataset, clean), together in groupby(entry.results, lambda results: (results.n, results.dataset, str(results.clean))):
-            at = {(_radius(point), results.short_protocol): str(point) for results in together for point in results.robust}
+            at = {_column(results, point): str(point) for results in together for point in results.robust}
             rows.append([name, clean, *(at.get(column, "–") for column in columns), f"{images:,} of {dataset}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _radius(point: Point) -> float:
-    return round(255 * point.eps, 6)
+def _column(results: Results, point: Point) -> tuple[float, int, str]:
+    """Where a figure stands: by radius in 255ths, the strongest protocol first."""
+    return round(255 * point.eps, 6), STRONGEST_FIRST.index(protocol_of(results.named)), results.short_protocol
 
 
 def rewritten(text: str, entries: Sequence[Entry]) -> str:

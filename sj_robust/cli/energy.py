@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, usage
-from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
+from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, load_both, recorded_in, show, write
 from sj_robust.cli.options import Args, Resize, Size, zoo_names
 
 if TYPE_CHECKING:
@@ -46,14 +46,13 @@ def energy(
     """
     from sj_robust.evaluate.energy import measure_energy
 
-    if record and not checkpoint:
-        usage("--record writes into a CHECKPOINT, and there is none: keep the result with --out")
+    target = recorded_in(checkpoint, record)
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
     write(measured, out)
-    if record and checkpoint:
-        _record(checkpoint, measured)
+    if target:
+        _record(target, measured)
     show(measured, as_json)
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, usage, words
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, recorded_in, show, write
 from sj_robust.cli.options import Args, Resize, Size, zoo_names
 
 if TYPE_CHECKING:
@@ -94,8 +94,7 @@ def evaluate(
     from sj_robust.hub import record as record_in
     from sj_robust.model import SpikingModel
 
-    if record and not checkpoint:
-        usage("--record writes into a CHECKPOINT, and there is none: keep the report with --out")
+    target = recorded_in(checkpoint, record)
     where = pick_device(device)
     if protocol is not None and attacks != "fgsm,pgd10":
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
@@ -103,7 +102,7 @@ def evaluate(
     chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")
-    folder = zoo.resolve(checkpoint) if record and checkpoint else None
+    folder = zoo.resolve(target) if target else None
     kept = out or (folder and folder / "evaluation.json")
     journal = kept and Path(f"{kept}.partial")
     report = measure(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import say
+from sj_robust.cli.common import say, usage
 from sj_robust.cli.options import arguments, one_of, zoo_names
 
 if TYPE_CHECKING:
@@ -49,6 +49,13 @@ def load_both(
     built = call_builder(model, arguments(arg)) if model else None
     classifier = load(checkpoint, model=built) if checkpoint else built
     return classifier, load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
+
+
+def recorded_in(checkpoint: str | None, record: bool) -> str | None:
+    """The checkpoint that --record writes into, None without it; wrong usage where there is none."""
+    if record and not checkpoint:
+        usage("--record writes into a CHECKPOINT, and there is none: keep the result with --out")
+    return checkpoint if record else None
 
 
 def write(measured: Measurement, out: Path | None) -> None:

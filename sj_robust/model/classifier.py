@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sj_robust.distributed import pooled_batches
 from sj_robust.errors import SJRobustError
-from sj_robust.model.spiking import SpikingModel
+from sj_robust.model.spiking import SpikingModel, check_timesteps
 from sj_robust.neuron import Surrogate, ThresholdLIF, View
 
 
@@ -108,8 +108,7 @@ class SpikingClassifier(SpikingModel):
 
     @timesteps.setter
     def timesteps(self, value: int) -> None:
-        if not (isinstance(value, int) and value >= 1):
-            raise SJRobustError(f"timesteps must be a whole number of at least 1, got {value!r}")
+        check_timesteps(value)
         self._timesteps = value
         self.settings["timesteps"] = value
         for activation in self.activations().values():

@@ -9,8 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sj_robust.errors import SJRobustError
 from sj_robust.model.normalized import NormalizedClassifier
-from sj_robust.neuron import Surrogate, View
+from sj_robust.neuron import View
+
+
+def check_timesteps(value: object) -> None:
+    """Raise SJRobustError unless `value` is T ≥ 1."""
+    if not (isinstance(value, int) and value >= 1):
+        raise SJRobustError(f"timesteps must be a whole number of at least 1, got {value!r}")
 
 
 class SpikingModel(NormalizedClassifier, ABC):
@@ -33,7 +40,7 @@ class SpikingModel(NormalizedClassifier, ABC):
 
     def true_spikes(self) -> AbstractContextManager[SpikingModel]:
         """Within the block the network spikes as it does by itself, whatever view is shown outside of it."""
-        return self.gradient(Surrogate("PCW"))  # any: all of them spike
+        return self.gradient("own")
 
     def as_ann(self) -> AbstractContextManager[SpikingModel]:
         """Within the block the network is the ANN of its shape: ReLUs in the nodes' places, and one pass in place of T steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,7 +11,7 @@ from spikingjelly.activation_based import functional
 from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
-from sj_robust.model.spiking import SpikingModel
+from sj_robust.model.spiking import SpikingModel, check_timesteps
 from sj_robust.neuron import View
 from sj_robust.neuron.foreign import NodeInView, find_nodes
 
@@ -24,8 +24,7 @@ class SpikingJellyClassifier(SpikingModel):
     def __init__(self, network: nn.Module, *, timesteps: int, mean: Sequence[float], std: Sequence[float], input: Input | None = None,
                  num_classes: int | None = None) -> None:
         super().__init__(network, mean, std)
-        if not (isinstance(timesteps, int) and timesteps >= 1):
-            raise SJRobustError(f"timesteps must be a whole number of at least 1, got {timesteps!r}")
+        check_timesteps(timesteps)
         if input not in (None, *get_args(Input)):
             raise SJRobustError(f"input is {input!r}: expected one of {', '.join(get_args(Input))}")
         self._nodes = (find_nodes(network),)  # in a tuple: they are the network's modules, not a second time ours
@@ -77,9 +76,6 @@ class SpikingJellyClassifier(SpikingModel):
         nodes = [] if view == "own" else [NodeInView(name, node, view) for name, node in self.nodes().items()]
         with self._showing(nodes):
             yield self
-
-    def true_spikes(self) -> AbstractContextManager[SpikingJellyClassifier]:
-        return self.gradient("own")  # not by way of another backend's rounding
 
     @contextmanager
     def as_ann(self) -> Iterator[SpikingJellyClassifier]:
