@@ -104,7 +104,7 @@ def check_out(folder: str | os.PathLike[str]) -> None:
 
 
 def save_trained(
-    model: NormalizedClassifier | SpikingClassifier,
+    model: NormalizedClassifier,
     folder: Path,
     dataset: ImageDataset,
     result: TrainResult | dict[str, Any] | None = None,

@@ -29,7 +29,7 @@ def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> 
     spiking already, no known mean and std, or others than the given ones.
     """
     from sj_robust.hub import load
-    from sj_robust.model import NormalizedClassifier, SpikingClassifier, load_weights
+    from sj_robust.model import NormalizedClassifier, SpikingModel, load_weights
     from sj_robust.model.weights import check_normalisation
 
     stored = None
@@ -43,7 +43,7 @@ def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> 
         if settings.weights:
             stored = load_weights(network, settings.weights)
     name = settings.checkpoint or settings.model or settings.architecture
-    if isinstance(network, SpikingClassifier):
+    if isinstance(network, SpikingModel):
         raise SJRobustError(f"{name} is a spiking network already: expected an ANN")
     if isinstance(network, NormalizedClassifier):
         check_normalisation(str(name), (network.mean.flatten().tolist(), network.std.flatten().tolist()), settings.mean, settings.std)

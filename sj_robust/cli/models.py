@@ -83,7 +83,7 @@ def info(
     if as_json:
         print_json({"folder": str(folder), "config": config.model_dump(mode="json"), "results": found})
         return
-    settings = {key: value for key, value in config.settings.items() if key not in ("mean", "std")}
+    settings = {key: value for key, value in config.settings.items() if key not in ("mean", "std", "nodes")}
     facts = {
         "folder": folder,
         "name": config.name,
@@ -95,6 +95,7 @@ def info(
         "weights": f"sha256 {config.weights.sha256[:16]}…",
         "settings": _pairs(settings),
         "thresholds": _pairs(config.thresholds or {}),
+        "nodes": "; ".join(f"{', '.join(layers)}: {text}" for text, layers in config.layers_by_node.items()),
         "made with": _pairs(config.created_with),
         **{f"under {protocol_of(results['named'])}": _measured(results) for results in found},
     }

@@ -183,7 +183,7 @@ def finetune(
     from sj_robust.distributed import rank
     from sj_robust.errors import SJRobustError
     from sj_robust.hub import load
-    from sj_robust.model import SpikingClassifier
+    from sj_robust.model import SpikingModel
     from sj_robust.pipeline import check_out, save_trained, training_folder
     from sj_robust.source import call_builder
     from sj_robust.train import finetune as train
@@ -215,7 +215,7 @@ def finetune(
     check_out(out)
     where = pick_device(device)
     snn = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
-    if not isinstance(snn, SpikingClassifier):
+    if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     result = train(snn, dataset, config, training_folder(out), resume=resume, device=where)

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import Attack, GradientView, evaluation_mode, parse_attack
 from sj_robust.data import ImageDataset
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.bench import Bench, check_ball, check_fit, device_of, image_count, true_forward
 from sj_robust.evaluate.ensemble import noise_seed
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement, eps_name
-from sj_robust.model import SpikingClassifier
+from sj_robust.model import SpikingJellyClassifier, SpikingModel
 from sj_robust.neuron import View, parse_view, view_name
 from sj_robust.progress import Bar, bar
 
@@ -84,7 +84,7 @@ def measure_latency(
     on its own, with its own gradients and the same noise, and judged by its own spikes.
 
     Args:
-        snn: a SpikingClassifier. Its timesteps and training flags are restored whatever happens.
+        snn: a converted network, or one of `from_spikingjelly`. Its timesteps and training flags are restored whatever happens.
         eps: radii in units of [0, 1]; none, no attack. The cost of each is that of the attack times (T + 1) / 2.
         attack, view: names as in `evaluate`.
         max_images: the first so many images; default 256, or all where there are fewer.
@@ -93,11 +93,12 @@ def measure_latency(
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError for a model that is not spiking, if data and model do not fit, and on settings out of range.
+    Raises SJRobustError for a model that is not spiking or whose steps see later ones, if data and model do not fit, and on settings
+    out of range.
     """
     started = time.monotonic()
-    if not isinstance(snn, SpikingClassifier):
-        raise SJRobustError(f"a {type(snn).__name__} has no time steps: latency is measured of a converted network")
+    if not isinstance(snn, SpikingModel):
+        raise SJRobustError(f"a {type(snn).__name__} has no time steps: latency is measured of a spiking network")
     total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)
     attacked = min(ROBUST_IMAGES, total) if robust_images is None else robust_images
     if not 1 <= attacked <= total:
@@ -112,6 +113,7 @@ def measure_latency(
     bench = Bench(snn.to(where), dataset, where, batch_size)
     with keep_large_blocks(), evaluation_mode(snn), true_forward(snn):
         num_classes = check_fit(bench, total)
+        _check_truncation(bench, snn)
         answers = _answers(bench, snn, total, show_progress)
         correct = answers == dataset.labels[:total].cpu()
         work = len(attacks) * sum(t * int(right[:attacked].sum()) for t, right in enumerate(correct, start=1))
@@ -136,7 +138,7 @@ def measure_latency(
 
 
 @contextmanager
-def truncated(snn: SpikingClassifier, timesteps: int) -> Iterator[None]:
+def truncated(snn: SpikingModel, timesteps: int) -> Iterator[None]:
     """Read `snn` after so many steps while the block runs."""
     before = snn.timesteps
     try:
@@ -146,7 +148,27 @@ def truncated(snn: SpikingClassifier, timesteps: int) -> Iterator[None]:
         snn.timesteps = before
 
 
-def _answers(bench: Bench, snn: SpikingClassifier, total: int, show_progress: bool | None) -> Tensor:
+def _check_truncation(bench: Bench, snn: SpikingModel) -> None:
+    """Raise SJRobustError unless fewer steps are the first ones of all steps; ours are by construction."""
+    if not isinstance(snn, SpikingJellyClassifier) or snn.timesteps == 1:
+        return
+    _, x, _ = next(iter(bench.batches(torch.arange(1))))
+    with torch.no_grad():
+        every = snn.forward_sequence(x)
+        if snn.input == "images" or len(every) != snn.timesteps:
+            raise SJRobustError("this network returns no logits of every step: latency needs one that is given steps and returns [T, N, K]")
+        for t in {1, snn.timesteps - 1}:
+            try:
+                with truncated(snn, t):
+                    first = snn.forward_sequence(x)
+            except (RuntimeError, ValueError, IndexError) as error:
+                reason = first_line(error)
+                raise SJRobustError(f"this network does not run for {t} steps ({reason}): its latency cannot be measured") from None
+            if first.shape != every[:t].shape or not torch.allclose(first, every[:t], rtol=1e-4, atol=1e-4):
+                raise SJRobustError("the steps of this network see later ones, or how many there are: its latency cannot be measured")
+
+
+def _answers(bench: Bench, snn: SpikingModel, total: int, show_progress: bool | None) -> Tensor:
     """Classes int64 [T, total] after each step, on the CPU."""
     found = []
     with bar("clean", total, show=show_progress) as progress, torch.no_grad():
@@ -162,7 +184,7 @@ def _answers(bench: Bench, snn: SpikingClassifier, total: int, show_progress: bo
 
 
 def _robust(
-    bench: Bench, snn: SpikingClassifier, seen: GradientView, attack: Attack, correct: Tensor, seed: int, progress: Bar
+    bench: Bench, snn: SpikingModel, seen: GradientView, attack: Attack, correct: Tensor, seed: int, progress: Bar
 ) -> RobustLatency:
     """`correct` bool [T, n]: clean outcomes of the first n images; only what is right as it is gets attacked."""
     view, accuracy = view_name(seen.view), []

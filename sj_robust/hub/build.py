@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import warnings
 from collections.abc import Mapping
 
 import timm
@@ -14,9 +15,9 @@ import sj_robust.model  # noqa: F401  registers the CIFAR architectures with tim
 from sj_robust.convert import rebuild
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import Config
-from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, from_spikingjelly
 
-Classifier = SpikingClassifier | NormalizedClassifier
+Classifier = SpikingModel | NormalizedClassifier
 
 
 def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -48,10 +49,14 @@ def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
 def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> Classifier:
     """The classifier described by `config` around `backbone`, holding `tensors`, in eval mode.
 
-    Raises SJRobustError, naming `origin`, where settings or tensors do not fit the network; the misfits are listed.
+    Raises SJRobustError, naming `origin`, where settings or tensors do not fit the network; the misfits are listed. Warns where
+    SpikingJelly's nodes have other constants or surrogate functions than those that were saved.
     """
     classifier: Classifier
-    if config.kind == "snn":
+    if config.layers_by_node:
+        settings = {key: config.settings.get(key) for key in ("timesteps", "mean", "std", "input")}
+        classifier = from_spikingjelly(backbone, **settings, num_classes=config.num_classes)  # type: ignore[arg-type]
+    elif config.kind == "snn":
         try:
             with torch.random.fork_rng(devices=[]):
                 classifier = rebuild(backbone, dict(config.settings), source=dict(config.source))
@@ -63,13 +68,15 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
     if problems := mismatches(holder.state_dict(), tensors):
         raise SJRobustError(f"{origin} does not fit {_called(config, backbone)}: {few(problems)}")
     holder.load_state_dict(dict(tensors))
+    if isinstance(classifier, SpikingJellyClassifier):
+        _compare_nodes(config.settings["nodes"], classifier.settings["nodes"], origin)
     # layouts take different kernels, which round differently
     return classifier.to(memory_format=getattr(torch, config.memory_format)).eval()
 
 
 def weights_of(model: Classifier) -> nn.Module:
     """The module whose state_dict is stored: a spiking classifier itself, an ANN's raw backbone so that timm knows the names."""
-    return model if isinstance(model, SpikingClassifier) else model.backbone
+    return model if isinstance(model, SpikingModel) else model.backbone
 
 
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
@@ -82,6 +89,17 @@ def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> l
         elif expected[key].dtype != found[key].dtype:
             problems.append(f"{key} is {found[key].dtype}, expected {expected[key].dtype}")
     return sorted(problems)
+
+
+def _compare_nodes(saved: Mapping[str, str], found: Mapping[str, str], origin: str) -> None:
+    """The tensors do not tell a node's time constant or threshold; its text does."""
+    for name in [*saved, *(found.keys() - saved.keys())]:
+        before, now = saved.get(name, "no node"), found.get(name, "no node")
+        if before.partition("(")[0] != now.partition("(")[0]:
+            raise SJRobustError(f"{origin} does not fit the network: {name} was {before} when it was saved, now it is {now}")
+        if before != now:
+            warnings.warn(f"{name} of {origin} was {before} when it was saved, now it is {now}: what was measured may not hold",
+                          stacklevel=4)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -77,25 +77,26 @@ def render(config: Config, reports: Sequence[Report], source: Report | None, cur
     environment.filters.update(line=_line, spoken=_spoken)
     training = config.training or {}
     scratch = bool(training) and _from_scratch(recipe)
-    channels = len(config.settings["mean"])
+    channels, nodes = len(config.settings["mean"]), config.layers_by_node
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name, config=config, scratch=scratch, report=report, results=found, further=further, source=source, plot=PLOT,
         training=training, columns=list(curves), rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "",
         layers=_layers(config, report), energy=_energy(report),
-        settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan")},
+        settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan", "nodes")},
+        nodes=nodes,
         per_channel=bool(config.settings.get("channels")), commands=_commands(config, recipe),
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
     measured = [found, *(other for _, other in further)] if found else []
-    content = f"---\n{_metadata(config, measured, name, scratch).to_yaml()}\n---\n\n{body}"
+    content = f"---\n{_metadata(config, measured, name, converted=not scratch and not nodes).to_yaml()}\n---\n\n{body}"
     return str(ModelCard(content))
 
 
-def _metadata(config: Config, found: Sequence[Results], name: str, scratch: bool) -> ModelCardData:
+def _metadata(config: Config, found: Sequence[Results], name: str, *, converted: bool) -> ModelCardData:
     training = config.training or {}
     trained_on = HUB_DATASETS.get(str(training.get("dataset")))
-    kind_tags = ["timm"] if config.kind == "ann" else SPIKING_TAGS if scratch else [*SPIKING_TAGS, "ann2snn"]
+    kind_tags = ["timm"] if config.kind == "ann" else [*SPIKING_TAGS, "ann2snn"] if converted else SPIKING_TAGS
     relation = None if config.base_model is None else "finetune" if config.training else "quantized"
     return ModelCardData(
         license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
@@ -158,7 +159,7 @@ def _layers(config: Config, report: Report | None) -> list[tuple[str, str, str, 
     active = report.activity.layers if report is not None and report.activity is not None else {}
     thresholds = config.thresholds or {}
     rows = []
-    for layer in dict.fromkeys([*thresholds, *active]):
+    for layer in dict.fromkeys([*config.settings.get("nodes", {}), *thresholds, *active]):
         threshold = f"{thresholds[layer]:.4g}" if layer in thresholds else "not recorded"
         measured = active.get(layer)
         neurons, spikes = (str(measured.neurons), f"{measured.spikes_per_neuron:.3f}") if measured else ("not measured", "not measured")

@@ -23,7 +23,7 @@ from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVAL
 from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs, protocol_of, read_report
-from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier
+from sj_robust.model import NormalizedClassifier
 
 
 def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: Any = None, training: Any = None, name: str | None = None,
@@ -31,7 +31,8 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
          builder: str | None = None, license: str | None = None, base_model: str | None = None) -> Config:
     """Write a model as a checkpoint folder, whole or not at all; an older checkpoint there is replaced.
 
-    model: a SpikingClassifier, or the NormalizedClassifier of an ANN (whose folder `timm.create_model("local-dir:...")` reads too).
+    model: a SpikingClassifier, one of `from_spikingjelly`, or the NormalizedClassifier of an ANN (whose folder
+    `timm.create_model("local-dir:...")` reads too).
     recipe: what `sj-robust run` was given (text, path, mapping or pydantic model). report: the `evaluate` Report of this very
     model; source_report: that of the ANN it came from. training: a TrainResult or a mapping of facts. name: for the card, the
     folder's name when absent. classes: names by label. input_size: [C,H,W], known for a timm network. builder: "module:function"
@@ -42,10 +43,9 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
     Raises SJRobustError where the folder holds anything that is not a checkpoint of ours, the weights are not finite, or the
     report is of another model.
     """
-    if not isinstance(model, NormalizedClassifier):  # a SpikingClassifier is one too
-        raise SJRobustError(f"save got a {type(model).__name__}, expected a SpikingClassifier or NormalizedClassifier(network, mean, std)")
-    if isinstance(model, SpikingJellyClassifier):
-        raise SJRobustError("a network of SpikingJelly's own nodes is evaluated, not saved: keep its state_dict, and its report as JSON")
+    if not isinstance(model, NormalizedClassifier):  # spiking ones are, too
+        raise SJRobustError(f"save got a {type(model).__name__}, expected what convert or from_spikingjelly returned, or "
+                            "NormalizedClassifier(network, mean, std)")
     target = Path(folder)
     check_replaceable(target)
     tensors = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in weights_of(model).state_dict().items()}

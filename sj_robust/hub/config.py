@@ -100,7 +100,8 @@ class Config(_Strict):
     """Everything needed to rebuild a model beside its weights. `kind` tells a spiking network ("snn") from its source ("ann").
 
     `architecture` is a timm name built with `model_args` and `num_classes`; it is null for a user's own class, where `model`
-    names the "module:function" that built it, for the reader's information only.
+    names the "module:function" that built it, for the reader's information only. The settings of a network of SpikingJelly's
+    nodes (`from_spikingjelly`) say what these `nodes` are.
     """
 
     format_version: Literal[1]
@@ -135,6 +136,9 @@ class Config(_Strict):
             raise ValueError("std must be as long as mean and positive")
         if "timesteps" in settings and not (_integer(settings["timesteps"]) and 1 <= settings["timesteps"] <= 1024):
             raise ValueError(f"timesteps is {_short(settings['timesteps'])}, expected an integer from 1 to 1024")
+        nodes = settings.get("nodes", {})
+        if not (isinstance(nodes, dict) and all(isinstance(text, str) for text in nodes.values())):
+            raise ValueError(f"nodes is {_short(nodes)}, expected a text for each")
         counts = (settings.get("channels") or {}).values()
         if not all(_integer(count) and 1 <= count <= 65536 for count in counts):
             raise ValueError("channels are expected to be integers from 1 to 65536")
@@ -152,6 +156,14 @@ class Config(_Strict):
     def timesteps(self) -> int | None:
         """Time steps T of a spiking network, None for an ANN."""
         return self.settings["timesteps"] if self.kind == "snn" else None
+
+    @property
+    def layers_by_node(self) -> dict[str, list[str]]:
+        """{what a node is: the layers that are such nodes} of a network that was not converted; else empty."""
+        found: dict[str, list[str]] = {}
+        for layer, text in self.settings.get("nodes", {}).items():
+            found.setdefault(text, []).append(layer)
+        return found
 
 
 def read_config(folder: Path) -> Config:

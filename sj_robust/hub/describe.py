@@ -19,7 +19,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.facts import weights_sha256
 from sj_robust.hub.build import Classifier, assemble, build_backbone, probe
 from sj_robust.hub.config import FORMAT_VERSION, LIBRARY, Architecture, Config, ModelArgs, first_error
-from sj_robust.model import SpikingClassifier
+from sj_robust.model import SpikingModel
 
 _ARCHITECTURE: TypeAdapter[str] = TypeAdapter(Architecture)
 _MODEL_ARGS: TypeAdapter[dict[str, Any]] = TypeAdapter(ModelArgs)
@@ -45,7 +45,7 @@ def describe(model: Classifier, tensors: Mapping[str, Tensor], content: bytes, *
         "weights": {"sha256": hashlib.sha256(content).hexdigest(), "state_sha256": weights_sha256(model), "bytes": len(content),
                     "tensors": len(tensors), "parameters": sum(parameter.numel() for parameter in model.parameters())},
         **facts}
-    if isinstance(model, SpikingClassifier):
+    if isinstance(model, SpikingModel):
         described |= {"kind": "snn", "settings": model.settings, "thresholds": model.thresholds()}
     else:
         described |= {"kind": "ann", "settings": {"mean": mean, "std": std}, "pretrained_cfg": {

@@ -97,10 +97,6 @@ class SpikingClassifier(SpikingModel):
         """The nodes by the name of the activation they replaced."""
         return {name: activation.node for name, activation in self.activations().items()}
 
-    def thresholds(self) -> dict[str, float]:
-        """The firing threshold of every node (the mean, where it has one per channel)."""
-        return {name: float(node.v_threshold.detach().mean()) for name, node in self.nodes().items()}
-
     @property
     def timesteps(self) -> int:
         """T, the number of time steps. Setting it changes the latency of the network, not its weights."""

@@ -27,12 +27,18 @@ class SpikingModel(NormalizedClassifier, ABC):
     """
 
     timesteps: Any  # T, an int; a property of some
-    settings: dict[str, Any]
+    settings: Any  # a dict; a property of some
     source: dict[str, Any]
 
     @abstractmethod
     def nodes(self) -> Mapping[str, nn.Module]:
         """The spiking nodes by name; what a node returns are its spikes."""
+
+    def thresholds(self) -> dict[str, float]:
+        """The firing threshold of every node that has one (the mean, where it has one per channel)."""
+        values = {name: getattr(node, "v_threshold", None) for name, node in self.nodes().items()}
+        return {name: float(value.detach().mean() if isinstance(value, Tensor) else value) for name, value in values.items()
+                if isinstance(value, int | float | Tensor)}
 
     @abstractmethod
     def gradient(self, view: View) -> AbstractContextManager[SpikingModel]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sj_robust.errors import SJRobustError
 from sj_robust.model.spiking import SpikingModel, check_timesteps
 from sj_robust.neuron import View
-from sj_robust.neuron.foreign import NodeInView, find_nodes
+from sj_robust.neuron.foreign import NodeInView, described, find_nodes
 
 Input = Literal["sequence", "step", "images"]
 
@@ -34,8 +34,12 @@ class SpikingJellyClassifier(SpikingModel):
         self._num_classes = num_classes
         self._shown: list[NodeInView] = []
         self.source = {}
-        self.settings = {"timesteps": timesteps, "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(),
-                         "input": self.input, "nodes": {name: type(node).__name__ for name, node in self.nodes().items()}}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How it computes; what its nodes are is read off them, because training may have changed it."""
+        return {"timesteps": self.timesteps, "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(),
+                "input": self.input, "nodes": {name: described(node) for name, node in self.nodes().items()}}
 
     @property
     def num_classes(self) -> int:

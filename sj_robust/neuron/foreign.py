@@ -6,6 +6,7 @@ around its spikes (rate, rate-temporal); "activation" replaces its forward pass 
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from weakref import ref
 
@@ -54,6 +55,15 @@ def _check_steps(function: Any, where: str) -> None:
     if not torch.equal(spikes, (u >= 0).to(u)):
         values = [round(value, 3) for value in spikes.tolist()]
         raise SJRobustError(f"{where} makes {values} of u = {[round(value, 2) for value in u.tolist()]}: expected 1 where u ≥ 0, else 0")
+
+
+def described(node: nn.Module) -> str:
+    """What a node computes, in one line: class, constants, surrogate function. How it is run (mode, backend) is left out."""
+    function = {**vars(node), **dict(node.named_children())}.get("surrogate_function")
+    name = repr(function) if isinstance(function, nn.Module) else getattr(function, "__name__", type(function).__name__)
+    facts = [part for part in map(str.strip, node.extra_repr().split(",")) if part and not part.startswith(("step_mode", "backend"))]
+    text = f"{type(node).__name__}({', '.join([*facts, *([] if function is None else [name])])})"
+    return re.sub(r"\d+\.\d{6,}(e[+-]?\d+)?", lambda number: f"{float(number[0]):.5g}", " ".join(text.split()))
 
 
 class NodeInView:

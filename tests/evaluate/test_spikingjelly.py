@@ -10,10 +10,11 @@ from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from torch import nn
 from torch.nn import functional as F
 
-from sj_robust import SJRobustError, convert, finetune, from_spikingjelly, save, train_ann
+from sj_robust import SJRobustError, convert, finetune, from_spikingjelly, train_ann
 from sj_robust.data import MEAN_STD, ImageDataset
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.energy import measure_energy
+from sj_robust.evaluate.latency import measure_latency
 from sj_robust.model import SpikingJellyClassifier
 from sj_robust.train import TrainConfig
 
@@ -74,7 +75,8 @@ def test_the_report_says_what_it_is(state: dict[str, torch.Tensor], dataset: Ima
     report = evaluate(snn, dataset, protocol="strong", eps=[8 / 255], max_images=16, check_images=0)
     assert (report.model.kind, report.model.timesteps, report.model.architecture) == ("snn", 4, "Sequential")
     assert report.model.settings is not None
-    assert report.model.settings["nodes"] == {"2": "LIFNode", "5": "LIFNode"}
+    node = "LIFNode(v_threshold=1.0, v_reset=0.0, detach_reset=False, tau=2.0, Sigmoid(alpha=4.0, spiking=True))"
+    assert report.model.settings["nodes"] == {"2": node, "5": node}
     assert report.activity is not None
     assert {name: facts.neurons for name, facts in report.activity.layers.items()} == {"2": 12 * 64, "5": 16 * 16}
     assert report.energy is not None
@@ -125,10 +127,40 @@ def test_finetune_trains_it_through_its_own_surrogate(dataset: ImageDataset, tmp
         finetune(snn, dataset, config.model_copy(update={"consistency": 1.0}), tmp_path / "other")
 
 
+@pytest.mark.parametrize("mode", ["m", "s"])
+def test_reading_early_is_running_fewer_steps(state: dict[str, torch.Tensor], dataset: ImageDataset, mode: str) -> None:
+    snn, short = trained(state, mode), trained(state, mode)
+    found = measure_latency(snn, dataset, eps=[4 / 255], attack="fgsm", max_images=32, robust_images=8)
+    assert (len(found.clean), snn.timesteps) == (4, 4)
+    for t in (1, 3):
+        short.timesteps = t
+        at = evaluate(short, dataset, attacks=["fgsm"], views=["PCW:1"], eps=[4 / 255], max_images=8, check_images=0)
+        assert found.robust[0].accuracy[t - 1] == at.joint[0].accuracy
+        assert found.clean[t - 1].value == float((short(dataset.floats()[:32]).argmax(1) == dataset.labels[:32]).float().mean())
+
+
+def test_steps_that_cannot_be_cut_off_have_no_latency(state: dict[str, torch.Tensor], dataset: ImageDataset) -> None:
+    parallel = network()
+    parallel[2] = neuron.PSN(4)  # one weight for each pair of steps
+    seeing = network()
+    seeing[0] = nn.Sequential(seeing[0], Backwards())
+    for net, message in ((parallel, "does not run for 1 steps"), (seeing, "steps of this network see later ones")):
+        with pytest.raises(SJRobustError, match=message):
+            measure_latency(from_spikingjelly(net.eval(), timesteps=4, mean=MEAN, std=STD), dataset, max_images=4)
+    own = from_spikingjelly(OwnSteps(trained(state).backbone), timesteps=4, mean=MEAN, std=STD, input="images")
+    with pytest.raises(SJRobustError, match="returns no logits of every step"):
+        measure_latency(own, dataset, max_images=4)
+
+
+class Backwards(nn.Module):
+    """Each step sees the mean of those after it too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.arange(len(x), 0, -1).view(-1, *(1,) * (x.dim() - 1))
+
+
 def test_what_is_for_converted_networks_says_so(state: dict[str, torch.Tensor], dataset: ImageDataset, tmp_path: Path) -> None:
     snn = trained(state)
-    with pytest.raises(SJRobustError, match="is evaluated, not saved"):
-        save(snn, tmp_path / "folder")
     with pytest.raises(SJRobustError, match="spiking already"):
         convert(snn, [dataset.floats()[:8]], timesteps=4)
     with pytest.raises(SJRobustError, match="use finetune for a spiking one"):

@@ -157,7 +157,7 @@ def test_somebody_elses_folder_is_never_overwritten(tmp_path: Path, checkpoint: 
 
 
 def test_what_cannot_be_saved_says_so(ann: Any, tmp_path: Path) -> None:
-    with pytest.raises(SJRobustError, match="expected a SpikingClassifier or NormalizedClassifier"):
+    with pytest.raises(SJRobustError, match="expected what convert or from_spikingjelly returned, or NormalizedClassifier"):
         save(ann.backbone, tmp_path / "m")
     broken = NormalizedClassifier(create_ann("cifar_resnet20"), (0.5,) * 3, (0.25,) * 3)
     with torch.no_grad():
