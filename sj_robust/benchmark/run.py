@@ -75,7 +75,7 @@ def _settings(given: dict[str, Any]) -> BenchSettings:
 
 @contextmanager
 def _workers(settings: BenchSettings) -> Iterator[tuple[dict[str, Connection], int]]:
-    context = multiprocessing.get_context("spawn")
+    context = _context()
     pipes, processes = {}, []
     try:
         for side in settings.sides:
@@ -90,6 +90,15 @@ def _workers(settings: BenchSettings) -> Iterator[tuple[dict[str, Connection], i
             process.terminate()
         for process in processes:
             process.join()
+
+
+def _context() -> Any:
+    """Fresh processes, which wait for the imports once where they can be forked off one that did nothing else."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__package__])
+    return context
 
 
 def _answer(pipe: Connection, side: str) -> Any:

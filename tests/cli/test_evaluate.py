@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import sj_robust
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -44,3 +48,32 @@ def test_a_network_of_ones_own_is_evaluated_and_compared(cli: Cli, tmp_path: Pat
         assert (done.returncode, done.stdout) == (code, "")
         assert message in " ".join(done.stderr.split())
         assert "Traceback" not in done.stderr
+
+
+def test_its_checkpoint_goes_through_the_commands(cli: Cli, workplace: Path, tmp_path: Path) -> None:
+    name, data, source = "my_network_of_colours:build", workplace / "colours", BUILDER.replace("8 * 15 * 15, 10", "8 * 3 * 3, 2")
+    module: dict[str, Any] = {}
+    (tmp_path / "my_network_of_colours.py").write_text(source)
+    exec(source, module)
+    sj_robust.save(module["build"](), tmp_path / "mine", builder=name)
+    run = partial(cli, cwd=tmp_path)
+    for command in (
+        ("finetune", "mine", "--epochs", "0.5", "--batch-size", "8", "--validation", "8", "--out", "tuned"),
+        ("evaluate", "tuned", "--attacks", "fgsm", "--views", "own,PCW:1", "--eps", "4/255", "--check-images", "0", "--record"),
+        ("latency", "tuned", "--eps", "4/255", "--attack", "fgsm"),
+    ):
+        done = run(*command, "--data", data, "--model", name)
+        assert done.returncode == 0, done.stderr
+    done = run("card", "tuned")
+    assert done.returncode == 0, done.stderr
+    assert "fgsm" in (tmp_path / "tuned/README.md").read_text()
+    done = run("info", "tuned")
+    assert "nodes" in done.stdout and "1: LIFNode(v_threshold=1.0" in done.stdout
+    for wrong, message in [
+        (("evaluate", "tuned", "--data", data), f"holds your own network (it was made by '{name}')"),
+        (("convert", "tuned", "--model", name, "--data", data, "--timesteps", "2", "--out", "again"), "is a spiking network already"),
+        (("export", "tuned", "--model", name, "--format", "nir", "--out", "tuned.nir"), "is exported by SpikingJelly"),
+    ]:
+        done = run(*wrong)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert message in done.stderr
