@@ -102,7 +102,7 @@ def test_where_there_are_or_were_batch_norms_the_weights_stay(images: Tensor, no
 def test_a_folded_network_is_saved_and_loaded(images: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(0)
     ann = create_ann("cifar_vgg11", 10).eval()
-    snn = converted(ann, images, timesteps=4, norm="fuse", calibration_timesteps=8)
+    snn = converted(ann, images, timesteps=4, norm="fuse", calibration_timesteps=2)
     assert snn.folded
     save(snn, tmp_path / "model")
     again = load(tmp_path / "model")

@@ -90,7 +90,7 @@ def test_notes_of_another_evaluation_or_damaged_ones_count_for_nothing(
 @pytest.mark.skipif(os.name == "nt", reason="kill -9")
 def test_a_killed_command_goes_on_and_leaves_nothing_but_its_report(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from sj_robust.cli import main; main()", "evaluate", "resnet20.cifar10_linf_pgd", "--data", "sample",
-               "--eps", "2/255", "--attacks", "fgsm,pgd3,pgd20", "--max-images", "32", "--batch-size", "16",
+               "--eps", "2/255", "--attacks", "fgsm,pgd3,pgd10", "--max-images", "16", "--batch-size", "8",
                "--check-images", "0", "--out", str(tmp_path / "report.json")]  # fmt: skip
     journal = tmp_path / "report.json.partial"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
@@ -101,7 +101,7 @@ def test_a_killed_command_goes_on_and_leaves_nothing_but_its_report(tmp_path: Pa
     subprocess.run(command, check=True, capture_output=True)
     assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
     whole = evaluate(sj_robust.load("resnet20.cifar10_linf_pgd"), sj_robust.load_dataset("sample", "test"), eps=[2 / 255],
-                     attacks=["fgsm", "pgd3", "pgd20"], batch_size=16, max_images=32)  # fmt: skip
+                     attacks=["fgsm", "pgd3", "pgd10"], batch_size=8, max_images=16)  # fmt: skip
     assert facts(Report.from_json((tmp_path / "report.json").read_text())) == facts(whole)
 
 

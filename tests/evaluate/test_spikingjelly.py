@@ -72,7 +72,7 @@ def test_a_surrogate_too_narrow_to_attack_through_hides_nothing(state: dict[str,
 
 def test_the_report_says_what_it_is(state: dict[str, torch.Tensor], dataset: ImageDataset) -> None:
     snn = trained(state)
-    report = evaluate(snn, dataset, protocol="strong", eps=[8 / 255], max_images=16, check_images=0)
+    report = evaluate(snn, dataset, protocol="quick", eps=[8 / 255], max_images=16, check_images=0)
     assert (report.model.kind, report.model.timesteps, report.model.architecture) == ("snn", 4, "Sequential")
     assert report.model.settings is not None
     node = "LIFNode(v_threshold=1.0, v_reset=0.0, detach_reset=False, tau=2.0, Sigmoid(alpha=4.0, spiking=True))"
