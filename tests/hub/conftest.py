@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from made_up import make, three  # noqa: F401  fixtures
 
 from sj_robust import convert, evaluate, load_dataset
 from sj_robust.hub import save
