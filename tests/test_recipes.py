@@ -19,7 +19,7 @@ from sj_robust.recipe import Recipe, read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "zoo" / "recipes").glob("*.yaml"))
 CLASSES_AND_SIZE = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "tiny-imagenet": (200, 64), "imagenet": (1000, 224)}
-ANN_NAME = re.compile(r"(?P<arch>[a-z0-9_]+)\.(?P<dataset>[a-z0-9-]+)_(?P<threat>none|linf)_(?P<method>[a-z_]+)")
+ANN_NAME = re.compile(r"(?P<arch>[a-z0-9_]+)\.(?P<dataset>[a-z0-9-]+)_(?P<threat>none|linf)_(?P<method>[a-z0-9_]+)")
 SNN_NAME = re.compile(ANN_NAME.pattern.replace(r"\.", r"-snn-t(?P<timesteps>[0-9]+)\.", 1))
 
 

@@ -40,16 +40,22 @@ class Unit:
                 self.seconds + other.seconds, self.forward + other.forward, self.backward + other.backward)
 
 
+Units = dict[str, Unit]
+
+
 @dataclass
 class Journal:
     """Units by name. `key` is everything that decides the outcome: a file with another key, or a damaged one, counts for nothing.
 
-    Without a path nothing is kept. Each process of several writes `path`.rankN beside it.
+    Without a path nothing is kept. Each process of several writes `path`.rankN beside it, and into it what it did itself in this session
+    or an earlier one, so that no cost is in two files. `units` is all that is known, `done` what this process did since it opened.
     """
 
     path: Path | None
     key: dict[str, Any]
-    units: dict[str, Unit] = field(default_factory=dict)
+    units: Units = field(default_factory=dict)
+    done: Units = field(default_factory=dict)
+    _before: Units = field(default_factory=dict)
     _saved: float = 0.0
 
     @classmethod
@@ -61,12 +67,15 @@ class Journal:
                 with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                     found = json.loads(file.read_text())
                     if found["key"] == key:
-                        journal.merge({str(name): Unit(**unit) for name, unit in found["units"].items()})
+                        units = {str(name): Unit(**unit) for name, unit in found["units"].items()}
+                        journal.merge(units)
+                        if file == journal.path:
+                            journal._before = units
         return journal
 
-    def merge(self, units: dict[str, Unit]) -> None:
-        for name, unit in units.items():
-            self.units.setdefault(name, Unit()).add(unit)
+    def merge(self, units: Units) -> None:
+        """Put in what another process or session did."""
+        _merge(self.units, units)
 
     def unit(self, name: str) -> Unit:
         return self.units.setdefault(name, Unit())
@@ -82,16 +91,25 @@ class Journal:
         for chosen, x, y in batches:
             started, before = time.monotonic(), (passes.forward, passes.backward)
             hit = attack(chosen, x, y)
-            unit.add(Unit(chosen.tolist(), chosen[hit].tolist(), time.monotonic() - started,
-                          passes.forward - before[0], passes.backward - before[1]))
+            piece = Unit(chosen.tolist(), chosen[hit].tolist(), time.monotonic() - started,
+                         passes.forward - before[0], passes.backward - before[1])  # fmt: skip
+            unit.add(piece)
+            self.done.setdefault(name, Unit()).add(piece)
             if time.monotonic() - self._saved > _SAVE_SECONDS:
                 self.save()
 
     def save(self) -> None:
         if self.path is not None:
-            units = {name: vars(unit) for name, unit in self.units.items() if unit.seen}
-            write_atomic(self.path, json.dumps({"key": self.key, "units": units}))
+            own: Units = {}
+            for units in (self._before, self.done):
+                _merge(own, units)
+            write_atomic(self.path, json.dumps({"key": self.key, "units": {name: vars(unit) for name, unit in own.items() if unit.seen}}))
         self._saved = time.monotonic()
+
+
+def _merge(units: Units, others: Units) -> None:
+    for name, unit in others.items():
+        units.setdefault(name, Unit()).add(unit)
 
 
 def remove_journal(path: Path) -> None:

@@ -123,6 +123,7 @@ def evaluate(
             "transfer": {name: facts.weights_sha256(other) for name, other in (transfer or {}).items()},
             "survivors_only": survivors_only, "seed": seed,
         }, shard.rank if shard.count > 1 else None)  # fmt: skip
+        shard.gather(None)  # nobody writes before all have read
         if extend is not None:
             notes.merge(taken_over(extend, plan, described, data, predicted.tolist(), seed, survivors_only))
         earlier = sum(unit.seconds for unit in notes.units.values())
@@ -135,8 +136,8 @@ def evaluate(
                 attack_ensemble(correct, plan, notes, search, survivors_only=survivors_only, mine=mine)
             finally:
                 notes.save()
-        for units in shard.gather(notes.units):
-            notes.merge(units)
+        for done in shard.gather(notes.done):
+            notes.merge(done)
         outcome = attack_ensemble(correct, plan, notes, None, survivors_only=survivors_only)
         spent = [sum(unit.forward for unit in notes.units.values()) + total, sum(unit.backward for unit in notes.units.values())]
         found = run_checks(bench, plan, outcome, correct, images=check_images, seed=seed) if check_images and shard.rank == 0 else []

@@ -21,6 +21,8 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report
 from sj_robust.evaluate import evaluate as evaluate_and_check
+from sj_robust.evaluate.bench import Passes
+from sj_robust.evaluate.journal import Journal
 from sj_robust.model import SpikingClassifier
 
 evaluate = partial(evaluate_and_check, check_images=0)  # test_checks has the checks; here they would only take time
@@ -103,6 +105,32 @@ def test_a_killed_command_goes_on_and_leaves_nothing_but_its_report(tmp_path: Pa
     whole = evaluate(sj_robust.load("resnet20.cifar10_linf_pgd"), sj_robust.load_dataset("sample", "test"), eps=[2 / 255],
                      attacks=["fgsm", "pgd3", "pgd10"], batch_size=8, max_images=16)  # fmt: skip
     assert facts(Report.from_json((tmp_path / "report.json").read_text())) == facts(whole)
+
+
+def test_what_processes_did_is_counted_once_however_often_they_were_stopped(tmp_path: Path) -> None:
+    def piece(images: list[int], passes: Passes) -> torch.Tensor:
+        passes.forward, passes.backward = passes.forward + 2 * len(images), passes.backward + len(images)
+        return torch.tensor([image % 2 == 0 for image in images])
+
+    def session(work: dict[int, list[int]]) -> list[Journal]:
+        """Every process opens its journal, attacks its images, two a batch, and learns what the others did."""
+        opened = {rank: Journal.open(tmp_path / "notes", {"a": 1}, rank) for rank in work}
+        for rank, images in work.items():
+            passes, given = Passes(), opened[rank].missing("unit", torch.tensor(images))
+            batches = [(batch, batch, batch) for batch in given.split(2)]
+            opened[rank].work("unit", batches, passes, lambda chosen, x, y, passes=passes: piece(chosen.tolist(), passes))
+            opened[rank].save()
+        done = [journal.done for journal in opened.values()]
+        for journal in opened.values():
+            for units in done:
+                journal.merge(units)
+        return list(opened.values())
+
+    session({0: [0, 2], 1: [1]})
+    session({0: [0, 2, 4], 1: [1, 3]})
+    for journal in [*session({0: [0, 2, 4, 6], 1: [1, 3, 5]}), Journal.open(tmp_path / "notes", {"a": 1})]:
+        unit = journal.unit("unit")
+        assert (sorted(unit.seen), sorted(unit.fallen), unit.forward, unit.backward) == (list(range(7)), [0, 2, 4, 6], 14, 7)
 
 
 class Counted(PGD):
