@@ -87,14 +87,13 @@ class Journal:
     def work(self, name: str, batches: Iterable[tuple[Tensor, Tensor, Tensor]], passes: Passes,
              attack: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         """Run `attack(indices, x, y)` → which fell, bool [n], batch by batch, and note each. `passes` counts what it costs."""
-        unit = self.unit(name)
         for chosen, x, y in batches:
             started, before = time.monotonic(), (passes.forward, passes.backward)
             hit = attack(chosen, x, y)
             piece = Unit(chosen.tolist(), chosen[hit].tolist(), time.monotonic() - started,
                          passes.forward - before[0], passes.backward - before[1])  # fmt: skip
-            unit.add(piece)
-            self.done.setdefault(name, Unit()).add(piece)
+            for units in (self.units, self.done):
+                _merge(units, {name: piece})
             if time.monotonic() - self._saved > _SAVE_SECONDS:
                 self.save()
 

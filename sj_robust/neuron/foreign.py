@@ -32,7 +32,7 @@ def find_nodes(network: nn.Module) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
         where = f"{name or 'the network'} ({type(module).__name__})"
-        function = {**vars(module), **dict(module.named_children())}.get("surrogate_function")
+        function = _function(module)
         if isinstance(module, ThresholdLIF):
             found[name] = module
         elif callable(function):
@@ -47,6 +47,11 @@ def find_nodes(network: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
+def _function(node: nn.Module) -> Any:
+    """The node's own surrogate_function, a module or not; None where it has none."""
+    return {**vars(node), **dict(node.named_children())}.get("surrogate_function")
+
+
 def _check_steps(function: Any, where: str) -> None:
     parameter = next(function.parameters(), None) if isinstance(function, nn.Module) else None
     u = torch.tensor([-2.0, -0.01, 0.0, 0.01, 2.0], device=None if parameter is None else parameter.device)
@@ -59,7 +64,7 @@ def _check_steps(function: Any, where: str) -> None:
 
 def described(node: nn.Module) -> str:
     """What a node computes, in one line: class, constants, surrogate function. How it is run (mode, backend) is left out."""
-    function = {**vars(node), **dict(node.named_children())}.get("surrogate_function")
+    function = _function(node)
     name = repr(function) if isinstance(function, nn.Module) else getattr(function, "__name__", type(function).__name__)
     facts = [part for part in map(str.strip, node.extra_repr().split(",")) if part and not part.startswith(("step_mode", "backend"))]
     text = f"{type(node).__name__}({', '.join([*facts, *([] if function is None else [name])])})"
