@@ -1,4 +1,4 @@
-"""VGG-11 with batch norm and average pooling, for small images, registered with timm (Simonyan & Zisserman 2015)."""
+"""VGG-11 and a wide, shallow VGG-5, with batch norm and average pooling, registered with timm (Simonyan & Zisserman 2015)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sj_robust.errors import SJRobustError
 from sj_robust.model.base import Classifier, config, init_weights, linear_or_identity
 
+SHALLOW_LAYERS = (48, "A", 96, "A", 192, 192, "A")
 CIFAR_LAYERS = (64, "A", 128, 256, "A", 512, 512, 512, "A", 512, 512)
 TINY_LAYERS = (64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512)
 
@@ -21,7 +22,7 @@ class VGG(Classifier):
 
     Args:
         layers: output channels of each 3×3 convolution, "A" for a pool.
-        hidden: widths of the hidden linear layers.
+        hidden: widths of the hidden linear layers; none where the classifier reads the features.
         pooled: average the last feature map over its pixels, so that any image size will do; else all of it goes to the linear layers.
         img_size: height and width of the images where they are not pooled: it fixes the size of the first linear layer.
         num_classes: logits; 0 for features alone.
@@ -44,7 +45,7 @@ class VGG(Classifier):
         drop_rate: float = 0.0,
     ) -> None:
         super().__init__(num_classes, in_chans, num_features=[width for width in layers if isinstance(width, int)][-1])
-        self.head_hidden_size = hidden[-1]
+        self.head_hidden_size = hidden[-1] if hidden else self.num_features
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size = None if pooled else (height, width)
         pools = sum(layer == "A" for layer in layers)
@@ -56,7 +57,7 @@ class VGG(Classifier):
         for before, after in pairwise((self.num_features * pixels, *hidden)):
             head += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(drop_rate)]
         self.features = nn.Sequential(*_features(layers, in_chans))
-        self.classifier = nn.Sequential(*head, linear_or_identity(hidden[-1], num_classes))
+        self.classifier = nn.Sequential(*head, linear_or_identity(self.head_hidden_size, num_classes))
         self.classifier_name = f"classifier.{len(head)}"
         init_weights(self)
 
@@ -90,10 +91,18 @@ def _features(layers: Sequence[int | str], in_channels: int) -> list[nn.Module]:
 
 default_cfgs = generate_default_cfgs(
     {
+        "cifar_vgg5": config(32, first_conv="features.0", classifier="classifier.2"),
         "cifar_vgg11": config(32, fixed_input_size=True, first_conv="features.0", classifier="classifier.7"),
         "tiny_vgg11": config(64, num_classes=200, first_conv="features.0", classifier="classifier.5"),
     }
 )
+
+
+@register_model
+def cifar_vgg5(pretrained: bool = False, **options: Any) -> nn.Module:
+    """A shallow, wide VGG for 32×32 images: 4 convolutions and a global average pool, 0.54 M parameters, made to be converted: spiking
+    layers add quantisation noise with depth, width and the average pooling of their spikes take it out again."""
+    return build_model_with_cfg(VGG, "cifar_vgg5", pretrained, layers=SHALLOW_LAYERS, hidden=(), pooled=True, **options)
 
 
 @register_model
