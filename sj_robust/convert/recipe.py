@@ -21,6 +21,7 @@ from sj_robust.convert.watch import recorded_calls
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier, SpikingModel
 from sj_robust.model.classifier import SpikingActivation
+from sj_robust.model.layout import layout_of
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
 
 _ADDED = ("replace_activation", "pooling", "folded", "worth", "plan")  # left out of a network's settings where they are the default
@@ -160,8 +161,11 @@ class ThresholdBalancing(ModuleConversionRecipe):
     def convert_module(self, converter: ModuleConverter, ann: nn.Module) -> nn.Module:
         """Return the SpikingClassifier; `ann` is copied, not changed."""
         settings = self.settings
-        batches = [batch.to(converter.device) for batch in self.batches]
-        backbone = copy.deepcopy(ann).to(converter.device).eval()
+        # Layouts round differently, a spike flips, and after 100 steps a threshold is off by a percent:
+        # one layout for all, so that it does not matter how the network was opened.
+        dense, layout = torch.contiguous_format, layout_of(ann)
+        batches = [batch.to(converter.device, memory_format=dense) for batch in self.batches]
+        backbone = copy.deepcopy(ann).to(converter.device).to(memory_format=dense).eval()
         sample = NormalizedClassifier(backbone, settings.mean, settings.std).to(converter.device).normalize(batches[0][:2])
         prepare_norms(backbone, settings.norm, sample)
         replace_pooling(backbone, settings.pooling)
@@ -195,7 +199,7 @@ class ThresholdBalancing(ModuleConversionRecipe):
             for module in model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.reset_running_stats()
-        return model.requires_grad_(True).eval()
+        return model.requires_grad_(True).to(memory_format=layout).eval()
 
 
 def _structure(backbone: nn.Module, settings: ConversionSettings, repeat_at: str, source: dict[str, Any]) -> SpikingClassifier:

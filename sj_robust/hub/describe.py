@@ -20,6 +20,7 @@ from sj_robust.evaluate.facts import weights_sha256
 from sj_robust.hub.build import Classifier, assemble, build_backbone, probe
 from sj_robust.hub.config import FORMAT_VERSION, LIBRARY, Architecture, Config, ModelArgs, first_error
 from sj_robust.model import SpikingModel
+from sj_robust.model.layout import layout_of
 
 _ARCHITECTURE: TypeAdapter[str] = TypeAdapter(Architecture)
 _MODEL_ARGS: TypeAdapter[dict[str, Any]] = TypeAdapter(ModelArgs)
@@ -41,7 +42,7 @@ def describe(model: Classifier, tensors: Mapping[str, Tensor], content: bytes, *
         "model": builder or source.get("model"), "input_size": size, "classes": classes or source.get("classes"),
         "source": source, "created_with": versions(),
         "training": training.model_dump(mode="json") if isinstance(training, BaseModel) else training,
-        "memory_format": _memory_format(model),
+        "memory_format": str(layout_of(model)).removeprefix("torch."),
         "weights": {"sha256": hashlib.sha256(content).hexdigest(), "state_sha256": weights_sha256(model), "bytes": len(content),
                     "tensors": len(tensors), "parameters": sum(parameter.numel() for parameter in model.parameters())},
         **facts}
@@ -99,11 +100,6 @@ def _rebuilds(model: Classifier, config: Config, tensors: Mapping[str, Tensor]) 
     original, images = copy.deepcopy(model).cpu().eval(), probe(config.input_size)
     with torch.no_grad():
         return torch.allclose(original(images), rebuilt(images), rtol=1e-3, atol=1e-3)
-
-
-def _memory_format(model: nn.Module) -> str:
-    last = any(p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous() for p in model.parameters())
-    return "channels_last" if last else "contiguous_format"
 
 
 def _validated(facts: dict[str, Any]) -> Config:

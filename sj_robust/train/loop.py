@@ -17,6 +17,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.distributed import ALONE, Team, process_count, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.files import only_one
+from sj_robust.model.layout import layout_of, settle_layout
 from sj_robust.progress import bar
 from sj_robust.train import average
 from sj_robust.train.checkpoint import Groups, Progress, Validation, check_same_run, exists, load_state, restore, save_state
@@ -55,7 +56,8 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
     plan = Plan.make(dataset, config)
     fresh = Progress(kind=kind, config=config, fingerprint=dataset.fingerprint, total_steps=plan.total)
     progress, saved = team.from_first(_begin(folder, resume, fresh) if team.first else (fresh, {}))
-    model.to(device).to(memory_format=torch.channels_last).train()
+    settle_layout(model.to(device), plan.held_out.floats(torch.arange(min(2, len(plan.held_out)))).to(device))
+    model.train()
     weights = _weights(model)
     if team.count > 1:
         average.copy(team.from_first({name: tensor.cpu() for name, tensor in weights.items()}), weights)
@@ -127,7 +129,7 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch
     """One update of `model`, by the whole team; the loss terms and accuracies on this batch, left on the device: nothing waits for it."""
     device = next(model.parameters()).device
     ids, x, y = (team.share(part).to(device) for part in batch)
-    x = x.contiguous(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=layout_of(model))
     seed = plan.seed(step)
     torch.manual_seed((seed + team.rank * 0x632BE59B) % 2**63)  # whatever draws global random numbers (dropout) depends on the step alone
     for group in optimizer.param_groups:
@@ -168,13 +170,13 @@ def validate(model: nn.Module, held_out: ImageDataset, config: TrainConfig, step
     own gradient. The noise is that of the images, the same at every validation. The team shares the images. None where `interrupted`
     says stop."""
     attack = PGD(eps=config.eps, steps=config.validation_steps)
-    device = next(model.parameters()).device
+    device, layout = next(model.parameters()).device, layout_of(model)
     clean = robust = stop = 0.0
     with evaluation_mode(model):
         for ids in torch.arange(len(held_out)).split(config.batch_size // team.count)[team.rank::team.count]:
             if stop := interrupted():
                 break
-            x, y = held_out.floats(ids).to(device, memory_format=torch.channels_last), held_out.labels[ids].to(device)
+            x, y = held_out.floats(ids).to(device, memory_format=layout), held_out.labels[ids].to(device)
             right = _right(model, x, y)
             clean += int(right.sum())
             if config.method != "natural":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import itertools
 
 import numpy as np
 import pytest
@@ -249,6 +250,20 @@ def test_a_failure_in_the_middle_ends_all_threads(images: Tensor) -> None:
     with pytest.raises(ValueError, match="on purpose"):
         conversion(Broken(), images)
     gc.collect()
+
+
+def test_the_layout_a_network_comes_in_changes_no_threshold(ann: nn.Module, images: Tensor) -> None:
+    """Kernels round differently in each layout, and over 100 steps a spike that flips moves a threshold by a percent."""
+    networks = []
+    for layout, other in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        batches = [batch.contiguous(memory_format=other) for batch in images]
+        network = copy.deepcopy(ann).to(memory_format=layout)
+        networks.append(conversion(network, batches, calibration_timesteps=100))
+    first = networks[0].state_dict()
+    for network in networks[1:]:
+        assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
+    weights = [network.get_parameter("backbone.layer1.0.conv1.weight") for network in networks]
+    assert [weight.is_contiguous() for weight in weights] == [True, True, False, False]  # each stays in its ANN's
 
 
 @pytest.mark.parametrize("q", [0.0, 50.0, 99.0, 99.7, 99.99, 100.0])

@@ -40,6 +40,22 @@ def test_an_snn_learns(toy, tmp_path, method):
     assert accuracy(model, toy.patterns(seed=5)) > 0.8
 
 
+class Flatten(nn.Module):
+    """As users write it; a feature map in channels_last cannot be viewed so."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(len(x), -1)
+
+
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_a_network_that_views_its_feature_maps_is_trained(toy, tmp_path, kind):
+    model = getattr(toy, kind)()
+    model.backbone[-3 if kind == "ann" else -2] = Flatten()
+    train = train_ann if kind == "ann" else finetune
+    result = train(model, toy.patterns(), toy.config("ann" if kind == "ann" else "finetune", epochs=0.25), tmp_path)
+    assert result.steps == 2
+
+
 def two_kinds_of_features(count: int = 600, seed: int = 0) -> ImageDataset:
     """After Tsipras et al. 2019: one large patch right for 90 % of the images, and a faint pattern always right but inside eps."""
     generator = torch.Generator().manual_seed(seed)
