@@ -9,6 +9,7 @@ from typing import Any
 
 from sj_robust.cli.app import app
 from sj_robust.cli.common import several_processes
+from sj_robust.secrets import masked
 
 __all__ = ["app", "main"]
 
@@ -30,7 +31,7 @@ def main() -> None:
 
 def _one_line(message: Warning | str, *details: Any, **more: Any) -> str:
     """A warning as a user reads it: without the line of our code that gave it."""
-    return f"sj-robust: warning: {' '.join(str(message).split())}\n"
+    return f"sj-robust: warning: {masked(' '.join(str(message).split()))}\n"
 
 
 def _unsaid(message: Warning | str, *details: Any, **more: Any) -> str:

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sj_robust.errors import SJRobustError, first_line
+from sj_robust.secrets import masked
 
 
 def fraction(text: str) -> float:
@@ -94,8 +95,8 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
         if not first_to_fail():
             raise typer.Exit(1)
     if error is not None and os.environ.get("SJ_ROBUST_DEBUG"):
-        traceback.print_exception(error)
-    print(f"sj-robust: {message}", file=sys.stderr)
+        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(f"sj-robust: {masked(message)}", file=sys.stderr)
     raise typer.Exit(1)
 
 
@@ -106,12 +107,12 @@ def several_processes() -> bool:
 
 def usage(message: str) -> NoReturn:
     """End as wrong usage: `message` on stderr, exit code 2."""
-    raise typer.BadParameter(message)
+    raise typer.BadParameter(masked(message))
 
 
 def say(text: str) -> None:
     """One line of news on stderr, where it does not mix with results."""
-    print(text, file=sys.stderr, flush=True)
+    print(masked(text), file=sys.stderr, flush=True)
 
 
 def print_json(value: Any) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import typer
 
 from sj_robust.cli.common import Json, command, print_json
 from sj_robust.errors import SJRobustError
+from sj_robust.secrets import masked
 
 PACKAGES = (
     "sj-robust",
@@ -42,7 +43,7 @@ def doctor(as_json: Json = False) -> None:
 
     It never shows a token, and never fails: what cannot be found out is said in its line.
     """
-    facts = _facts()
+    facts = json.loads(masked(json.dumps(_facts())))
     if as_json:
         print_json(facts)
         return
@@ -77,7 +78,7 @@ def _facts() -> dict[str, Any]:
         "zoo": _place(zoo_root),
         "cache": _place(cache_folder),
         "hub cache": _place(lambda: Path(constants.HF_HUB_CACHE)),
-        "hub": re.sub(r"//[^/@\s]+@", "//", f"{hub['endpoint']}: {hub['state']}"),  # an address may hold a password
+        "hub": f"{hub['endpoint']}: {hub['state']}",
         "hub login": hub["login"],
         "packages": {name: _version(name) for name in PACKAGES},
     }

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sj_robust.cli.common import budget, usage
+from sj_robust.secrets import masked
 
 
 class Method(StrEnum):
@@ -133,5 +134,5 @@ def one_of(name: str | None, model: str | None) -> None:
 
 
 def command_line() -> str:
-    """The command as it was typed, for the record."""
-    return "sj-robust " + shlex.join(sys.argv[1:])
+    """The command as it was typed, for the record, without the secrets in it."""
+    return masked("sj-robust " + shlex.join(sys.argv[1:]))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,8 @@ from sj_robust.files import atomic_folder, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CONFIG, EVALUATIONS, MAX_CONFIG_BYTES, MAX_TEXT_BYTES, ORIGIN, WEIGHTS, Config, read_config
 from sj_robust.hub.origin import Origin, check_replaceable, copy_own_files, git_blob_sha1, is_own, own_files, write_origin
-from sj_robust.hub.remote import ASKING, COMMIT, HubName, client, endpoint, explain, explained, line, parse_name, unreachable
+from sj_robust.hub.remote import ASKING, COMMIT, HubName, address, client, explain, explained, line, parse_name, unreachable
+from sj_robust.hub.traffic import LimitError, SlowError, Traffic
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -139,7 +139,7 @@ def _pull(name: HubName, token: str | None, weights: bool = True) -> tuple[Path,
     if is_offline_mode():
         return _cached(name, "HF_HUB_OFFLINE is set")
     api = client(token)
-    with explained(name), _quiet_client():
+    with explained(name) as traffic:
         try:
             listing = list_files(api, name)
         except SJRobustError:
@@ -148,10 +148,10 @@ def _pull(name: HubName, token: str | None, weights: bool = True) -> tuple[Path,
             if not unreachable(error):
                 raise
             found = _cached(name, explain(error, name))
-            warnings.warn(f"{endpoint()} cannot be asked ({line(error)}): {name} is taken from the cache", stacklevel=4)
+            warnings.warn(f"{address()} cannot be asked ({line(error)}): {name} is taken from the cache", stacklevel=4)
             return found
         _clear_litter(name)
-        folder = _fetch_all(api, name, listing, weights)
+        folder = _fetch_all(api, traffic, name, listing, weights)
         if name.revision != listing.commit:
             # what huggingface_hub itself notes for a branch, so that the branch is found offline
             with suppress(OSError):
@@ -159,11 +159,11 @@ def _pull(name: HubName, token: str | None, weights: bool = True) -> tuple[Path,
     return folder, _origin(name, listing.commit)
 
 
-def _fetch_all(api: HfApi, name: HubName, listing: Listing, with_weights: bool) -> Path:
+def _fetch_all(api: HfApi, traffic: Traffic, name: HubName, listing: Listing, with_weights: bool) -> Path:
     """All listed files, verified: the config first, for it tells what the weights have to be, and the weights last, so that a folder
     with weights is complete; or config and evaluation alone. Returns the snapshot's folder in the Hub's cache."""
     called = f"{name.repo}@{listing.commit[:8]}"
-    folder = _fetch(api, name, listing, CONFIG).parent
+    folder = _fetch(api, traffic, name, listing, CONFIG).parent
     try:
         expected = read_config(folder).weights
     except SJRobustError as error:
@@ -172,20 +172,21 @@ def _fetch_all(api: HfApi, name: HubName, listing: Listing, with_weights: bool) 
     if weights.size != expected.bytes or (weights.sha256 or expected.sha256) != expected.sha256:
         raise SJRobustError(f"{called} holds another {WEIGHTS} than its {CONFIG} records: it was put together wrongly, do not use it")
     for path in sorted(listing.files.keys() - {CONFIG, WEIGHTS} if with_weights else listing.files.keys() & set(EVALUATIONS)):
-        _fetch(api, name, listing, path)
+        _fetch(api, traffic, name, listing, path)
     if not with_weights:
         return folder
-    _fetch(api, name, listing, WEIGHTS)
+    _fetch(api, traffic, name, listing, WEIGHTS)
     check_record(folder, called)
     return folder
 
 
-def _fetch(api: HfApi, name: HubName, listing: Listing, path: str) -> Path:
+def _fetch(api: HfApi, traffic: Traffic, name: HubName, listing: Listing, path: str) -> Path:
     """One file in the cache, its content verified; fetched once more where it differs or did not arrive."""
     listed, bad = listing.files[path], None
     for last in (False, True):
         try:
-            found = Path(api.hf_hub_download(name.repo, path, revision=listing.commit, force_download=bad is not None))
+            with traffic.file(listed.size):
+                found = Path(api.hf_hub_download(name.repo, path, revision=listing.commit, force_download=bad is not None))
         except Exception as error:
             if last or not _passing(error):
                 raise
@@ -195,7 +196,7 @@ def _fetch(api: HfApi, name: HubName, listing: Listing, path: str) -> Path:
         # a link keeps the blob behind it when it is fetched again, but a copy in the link's place would stay
         bad = found
         _discard(found)
-    raise SJRobustError(f"{path} of {name.repo}@{listing.commit[:8]} arrived twice with another content than {endpoint()} lists: "
+    raise SJRobustError(f"{path} of {name.repo}@{listing.commit[:8]} arrived twice with another content than {address()} lists: "
                         "something on the way alters it (a proxy, a cache?); it was not kept")
 
 
@@ -219,7 +220,7 @@ def _cached(name: HubName, why: str) -> tuple[Path, Origin]:
 
 
 def _origin(name: HubName, commit: str) -> Origin:
-    return Origin(endpoint=endpoint(), repo=name.repo, revision=name.revision or "main", commit=commit)
+    return Origin(endpoint=address(), repo=name.repo, revision=name.revision or "main", commit=commit)
 
 
 def _discard(path: Path) -> None:
@@ -242,10 +243,12 @@ def _clear_litter(name: HubName) -> None:
 
 
 def _passing(error: Exception) -> bool:
-    """Whether a second try may help: an answer of the wrong length, or a server out of order. A lost connection the client itself
-    takes up again, several times."""
+    """Whether a second try may help: an answer of the wrong length, or a server out of order. A lost connection the client itself takes
+    up again, several times."""
     from huggingface_hub.errors import HfHubHTTPError
 
+    if isinstance(error, LimitError):
+        return not isinstance(error, SlowError)
     return "Consistency check failed" in str(error) or (isinstance(error, HfHubHTTPError) and unreachable(error))
 
 
@@ -254,15 +257,3 @@ def _not_ours(name: HubName, names: list[str]) -> str:
     if pickles and not any(path.endswith(".safetensors") for path in names):
         return f"{name} holds its weights as a pickle only ({pickles[0]!r}), which sj-robust never opens: expected {CONFIG} and {WEIGHTS}"
     return f"{name} is not a checkpoint of sj-robust: it has no {WEIGHTS if CONFIG in names else CONFIG}"
-
-
-@contextmanager
-def _quiet_client() -> Iterator[None]:
-    """While it is held, the client does not log each retry: what cannot be helped ends in one error."""
-    logger = logging.getLogger("huggingface_hub.file_download")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

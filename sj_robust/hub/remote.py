@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sj_robust.errors import SJRobustError
+from sj_robust.hub.traffic import MAX_ANSWER, SILENCE, LimitError, SlowError, Traffic, asked_to_wait
+from sj_robust.secrets import harmless, masked, remember, without_login
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -19,8 +23,7 @@ _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>.+))?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./+\-]{0,199}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-# Seconds to connect, and then without a byte (read, write), after which a request fails. The client itself sets no limit to most of
-# its requests: a Hub that falls silent would be waited for without end.
+# Seconds to connect, and then without a byte (read, write), after which a request fails.
 ASKING: Any = (5.0, 20.0)  # the first question, before any work; its parameter in the client is typed as one number
 WORKING = (5.0, 60.0, 60.0)
 
@@ -56,40 +59,69 @@ def endpoint() -> str:
     """The Hub's address: $HF_ENDPOINT as it is now, else what huggingface_hub took when it was imported."""
     from huggingface_hub import constants
 
-    return (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    return (os.environ.get("HF_ENDPOINT", "").strip() or constants.ENDPOINT).rstrip("/")
+
+
+def address() -> str:
+    """`endpoint()` as it is shown and recorded: without the user and password that it may hold."""
+    return without_login(endpoint())
 
 
 def client(token: str | None = None) -> HfApi:
-    """huggingface_hub's client for `endpoint()`; without a token it takes $HF_TOKEN or the login stored by `hf auth login`."""
+    """huggingface_hub's client for `endpoint()`; without a token it takes $HF_TOKEN or the login stored by `hf auth login`.
+
+    Raises SJRobustError, which does not show it, for a token that cannot be one.
+    """
     from huggingface_hub import HfApi
 
     import sj_robust
 
-    return HfApi(endpoint=endpoint(), token=token, library_name="sj-robust", library_version=sj_robust.__version__)
+    return HfApi(endpoint=endpoint(), token=_clean(token), library_name="sj-robust", library_version=sj_robust.__version__)
+
+
+def _clean(token: str | None) -> str | None:
+    """A token without the white space around it, such as the newline at the end of a file; None for a blank one."""
+    from huggingface_hub import get_token
+
+    try:
+        found = (get_token() if token is None else token) or ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SJRobustError(f"the stored login cannot be read ({line(error)}): log in again with `hf auth login`") from None
+    found = found.strip()
+    remember(found)
+    if not re.fullmatch(r"[!-~]*", found):
+        raise SJRobustError("the token (not shown) holds a space, a line break or a character that none has: copy it again")
+    return found if token is not None and found else None
 
 
 @contextmanager
-def explained(name: HubName, doing: str = "pull", patience: Any = None) -> Iterator[None]:
-    """Whatever the client raises inside becomes one SJRobustError that says what is wrong and what to do; a request that hears nothing
-    for as long as `patience` says (WORKING) fails."""
-    from huggingface_hub.utils import get_session
+def explained(name: HubName, doing: str = "pull", patience: Any = None, answer: int = MAX_ANSWER) -> Iterator[Traffic]:
+    """Whatever the client raises inside becomes one SJRobustError that says what is wrong and what to do; and the Hub is held to limits.
 
-    session, limits = get_session(), dict(zip(("connect", "read", "write"), patience or WORKING, strict=False))
+    patience: seconds without a byte after which a request fails (WORKING). answer: the most bytes of an answer that is no file.
+    """
+    timeouts = dict(zip(("connect", "read", "write"), patience or WORKING, strict=False))
+    traffic = Traffic(timeouts, f"{urlsplit(endpoint()).path}/api/", answer)
+    with _quiet_client(), traffic.held():
+        try:
+            yield traffic
+        except SJRobustError:
+            raise
+        except Exception as error:
+            told = SlowError(f"does not answer within {SILENCE:.0f} seconds") if traffic.too_silent else error
+            raise SJRobustError(explain(told, name, doing)) from harmless(error)
 
-    def limit(request: Any) -> None:  # some of the client's requests ask for no limit at all, which a default would not change
-        asked = request.extensions.get("timeout") or {}
-        request.extensions["timeout"] = asked | {what: asked.get(what) or seconds for what, seconds in limits.items()}
 
-    before = session.event_hooks
-    session.event_hooks = before | {"request": [*before.get("request", []), limit]}
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """While it is held, the client does not log each retry, with the address it asks: what cannot be helped ends in one error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
     try:
         yield
-    except SJRobustError:
-        raise
-    except Exception as error:
-        raise SJRobustError(explain(error, name, doing)) from error
     finally:
-        session.event_hooks = before
+        logger.setLevel(level)
 
 
 def unreachable(error: BaseException) -> bool:
@@ -105,7 +137,10 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
     """One line on an error of huggingface_hub or of the connection. No URL of a request and no token gets into it."""
     from huggingface_hub import errors
 
-    hub = endpoint()
+    hub = address()
+    if isinstance(error, LimitError):
+        advice = "check the network, then run it again" if isinstance(error, SlowError) else "a wrong HF_ENDPOINT, or a proxy?"
+        return f"{hub} {error}: {advice}"
     if isinstance(error, errors.GatedRepoError):
         return f"{name.repo} is gated: ask for access at {hub}/{name.repo}, then log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -118,9 +153,13 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
     if isinstance(error, errors.HFValidationError):
         return f"{name.repo!r} is not a name the Hub accepts: expected owner/name of letters, digits, '-', '_' and '.'"
     if isinstance(error, errors.HfHubHTTPError):
-        return _explain_status(error.response.status_code, name, doing)
+        return _explain_status(error.response.status_code, name, doing, asked_to_wait(error.response))
     if isinstance(error, errors.OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set, so that {name} cannot be asked for at {hub}: unset it, or {doing} where there is a network"
+    if type(error).__name__ == "TooManyRedirects":
+        return f"{hub} redirects without end: a wrong HF_ENDPOINT, or a proxy?"
+    if type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
+        return f"{hub} is not an address to ask ({line(error)}): set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
     if unreachable(error):
         return f"{hub} cannot be reached ({type(error).__name__}): check the network and HF_ENDPOINT, then run it again"
     if error.__cause__ is not None and isinstance(error, errors.LocalEntryNotFoundError | ValueError | RuntimeError):
@@ -130,8 +169,8 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
     return f"{doing} of {name} failed: {line(error)}"
 
 
-def _explain_status(status: int, name: HubName, doing: str) -> str:
-    hub = endpoint()
+def _explain_status(status: int, name: HubName, doing: str, wait: float | None) -> str:
+    hub = address()
     if status == 401:
         return f"{hub} refused the login: log in again with `hf auth login`, or set or unset HF_TOKEN"
     if status == 403:
@@ -140,14 +179,21 @@ def _explain_status(status: int, name: HubName, doing: str) -> str:
     if status in (409, 412):
         return f"{name.repo} was changed by somebody else at this moment: run it again"
     if status == 429:
-        return f"{hub} asks to slow down (429): wait a few minutes and run it again"
-    later = ": try again later" if status >= 500 else ""
+        return f"{hub} asks to slow down (429): wait {_spoken(wait) if wait else 'a few minutes'} and run it again"
+    later = f": try again {f'in {_spoken(wait)}' if wait else 'later'}" if status >= 500 else ""
     return f"{hub} answered {status} to a {doing} of {name}{later}"
+
+
+def _spoken(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}" if seconds < 1000 * size else f"more than 1000 {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def line(error: BaseException, longest: int = 160) -> str:
     """Type and text of an error in one line, without addresses, which may carry signatures."""
-    text = re.sub(r"https?://\S+", "(address)", " ".join(str(error).split()))
+    text = masked(re.sub(r"https?://\S+", "(address)", " ".join(str(error).split())))
     text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= longest else text[:longest - 3] + "..."
 

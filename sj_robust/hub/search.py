@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
-from sj_robust.hub.remote import ASKING, HubName, client, endpoint, explained, parse_name
+from sj_robust.hub.remote import ASKING, HubName, address, client, endpoint, explained, parse_name
 from sj_robust.hub.results import Fraction, Microjoules, protocol_name
+from sj_robust.hub.traffic import MAX_PAGE
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -86,7 +87,7 @@ def list_hub(dataset: str | None = None, kind: Kind | None = None, author: str |
     dataset: a name of `load_dataset`, or a repository of the Hub; kind: "ann" or "snn"; author: an account or organisation.
     Raises SJRobustError where the Hub cannot be asked.
     """
-    with explained(HubName("the list of models"), "listing", ASKING):
+    with explained(HubName("the list of models"), "listing", ASKING, MAX_PAGE):
         tags = [TAG, SPIKING_TAG] if kind == "snn" else [TAG]
         _ask(10.0)  # the client itself tries an address that does not answer for half a minute
         infos = client(token).list_models(filter=tags, author=author, expand=_PROPERTIES)
@@ -99,22 +100,26 @@ def identity(token: str | None = None, timeout: float = 3.0) -> dict[str, str]:
     """How the Hub answers from here, and as whom: {"endpoint", "state", "login"}; never raises, never holds a token."""
     from huggingface_hub import get_token, is_offline_mode
 
-    login = "no token" if token is None and get_token() is None else "a token, not tried"
+    try:
+        api = client(token)
+        login = "no token" if api.token is None and get_token() is None else "a token, not tried"
+    except SJRobustError as error:
+        api, login = None, str(error)
     if is_offline_mode():
-        return {"endpoint": endpoint(), "state": "not asked: HF_HUB_OFFLINE is set", "login": login}
+        return {"endpoint": address(), "state": "not asked: HF_HUB_OFFLINE is set", "login": login}
     name = HubName("the Hub")
     try:
         with explained(name, "question", ASKING):
             _ask(timeout)
     except SJRobustError as error:
-        return {"endpoint": endpoint(), "state": str(error), "login": login}
-    if login != "no token":
+        return {"endpoint": address(), "state": str(error), "login": login}
+    if api is not None and login != "no token":
         try:
             with explained(name, "question", ASKING):
-                login = f"logged in as {client(token).whoami()['name']}"
+                login = f"logged in as {api.whoami()['name']}"
         except SJRobustError as error:
             login = str(error)
-    return {"endpoint": endpoint(), "state": "reachable", "login": login}
+    return {"endpoint": address(), "state": "reachable", "login": login}
 
 
 def _ask(timeout: float) -> None:

@@ -16,7 +16,8 @@ from sj_robust.hub.config import Config, read_config
 from sj_robust.hub.download import Listed, check_record
 from sj_robust.hub.origin import Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
-from sj_robust.hub.remote import ASKING, COMMIT, HubName, client, endpoint, explain, explained, parse_name, unreachable
+from sj_robust.hub.remote import ASKING, COMMIT, HubName, address, client, explain, explained, parse_name, unreachable
+from sj_robust.secrets import harmless, without_login
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -94,9 +95,9 @@ def push(folder: str | Path, repo: str, private: bool = False, revision: str | N
                 if not (dry_run and unreachable(error)):
                     raise
                 _check_loads(staged, config, str(source))
-                raise SJRobustError(f"{explain(error, name, 'push')}; {_checked_here(staged)}") from error
+                raise SJRobustError(f"{explain(error, name, 'push')}; {_checked_here(staged)}") from harmless(error)
             if private and remote.head and not remote.private:
-                where = f"{endpoint()}/{name.repo}/settings"
+                where = f"{address()}/{name.repo}/settings"
                 raise SJRobustError(f"{name.repo} is public already: make it private at {where}, or leave private (--private) out")
             changes = _changes(staged, remote)
             _check_not_newer(source, name, remote, changes, force)
@@ -105,7 +106,7 @@ def push(folder: str | Path, repo: str, private: bool = False, revision: str | N
             return _result(name, config, None, changes, created=remote.head is None, dry_run=True)
         with explained(name, "push"):
             commit = _send(api, name, staged, config, remote, changes, private)
-    origin = Origin(endpoint=endpoint(), repo=name.repo, revision=name.revision or "main", commit=commit)
+    origin = Origin(endpoint=address(), repo=name.repo, revision=name.revision or "main", commit=commit)
     with suppress(OSError):  # a folder that cannot be written to: the next push then compares contents only
         write_origin(origin_path(source, name), origin)
     return _result(name, config, commit, changes, created=remote.head is None, dry_run=False)
@@ -211,7 +212,7 @@ def _check_not_newer(source: Path, name: HubName, remote: _Remote, changes: tupl
     if force or all(change.state in ("new", "same") for change in changes):
         return
     origin = read_origin(origin_path(source, name))
-    if origin is not None and (origin.endpoint, origin.repo, origin.commit) == (endpoint(), name.repo, remote.head):
+    if origin is not None and (without_login(origin.endpoint), origin.repo, origin.commit) == (address(), name.repo, remote.head):
         return
     same = origin is not None and origin.repo == name.repo
     known = f"this folder is of {origin.commit[:8]}" if origin is not None and same else "this folder was not pulled from there"
@@ -247,5 +248,5 @@ def _tag(config: Config) -> str:
 
 
 def _result(name: HubName, config: Config, commit: str | None, changes: tuple[Change, ...], *, created: bool, dry_run: bool) -> PushResult:
-    return PushResult(repo=name.repo, url=f"{endpoint()}/{name.repo}", revision=name.revision or "main", commit=commit, tag=_tag(config),
+    return PushResult(repo=name.repo, url=f"{address()}/{name.repo}", revision=name.revision or "main", commit=commit, tag=_tag(config),
                       created=created, dry_run=dry_run, changes=changes)
