@@ -13,15 +13,24 @@ from typing import TYPE_CHECKING
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_folder, sha256, write_atomic
 from sj_robust.hub import zoo
-from sj_robust.hub.config import CONFIG, EVALUATIONS, MAX_CONFIG_BYTES, MAX_TEXT_BYTES, ORIGIN, WEIGHTS, Config, read_config
-from sj_robust.hub.origin import Origin, check_replaceable, copy_own_files, git_blob_sha1, is_own, own_files, write_origin
+from sj_robust.hub.config import CONFIG, EVALUATIONS, ORIGIN, WEIGHTS, Config, read_config
+from sj_robust.hub.origin import (
+    MAX_FILES,
+    Origin,
+    check_replaceable,
+    copy_own_files,
+    git_blob_sha1,
+    is_own,
+    most_bytes,
+    own_files,
+    write_origin,
+)
 from sj_robust.hub.remote import ASKING, COMMIT, HubName, address, client, explain, explained, line, parse_name, unreachable
 from sj_robust.hub.traffic import LimitError, SlowError, Traffic
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-MAX_FILES = 32  # of a checkpoint: a dozen, and its figures
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _LITTER_SECONDS = 3600
 
@@ -78,7 +87,7 @@ def pull(name: str | Path, to: str | Path | None = None, revision: str | None = 
     if target.resolve() == folder.resolve():
         return target
     with atomic_folder(target) as temporary:
-        copy_own_files(folder, temporary)
+        copy_own_files(folder, temporary, leave=True)
         if origin is not None:
             write_origin(temporary / ORIGIN, origin)
     return target
@@ -127,8 +136,7 @@ def list_files(api: HfApi, name: HubName) -> Listing:
     if len(files) > MAX_FILES:
         raise SJRobustError(f"{name} lists {len(files)} files of a checkpoint, which has {MAX_FILES} at most: do not use this repository")
     for path, listed in files.items():
-        limit = {CONFIG: MAX_CONFIG_BYTES, WEIGHTS: 1 << 38}.get(path, MAX_TEXT_BYTES)
-        if listed.size > limit:
+        if listed.size > (limit := most_bytes(path)):
             raise SJRobustError(f"{name} lists {path} with {listed.size} bytes, no such file is written by sj-robust (at most {limit})")
     return Listing(info.sha, files)
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Literal
 from sj_robust.errors import SJRobustError
 from sj_robust.hub import zoo
 from sj_robust.hub.config import Config, read_config
+from sj_robust.hub.contents import check_contents
 from sj_robust.hub.download import Listed, check_record
-from sj_robust.hub.origin import Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
+from sj_robust.hub.origin import MAX_FILES, Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
 from sj_robust.hub.remote import ASKING, COMMIT, HubName, address, client, explain, explained, parse_name, unreachable
 from sj_robust.secrets import harmless, without_login
@@ -139,14 +140,17 @@ def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Pat
     """A copy of the checkpoint as it goes up, checked: card and evaluation are of these weights."""
     from sj_robust.hub.results import check_belongs, read_reports
 
-    config = check_record(source, str(source))
     with tempfile.TemporaryDirectory(prefix="sj_robust_push_") as temporary:
         staged = Path(temporary) / name.repo.split("/")[1]
         staged.mkdir()
-        copy_own_files(source, staged)
+        copy_own_files(source, staged, leave=zoo.holds(source))  # the zoo's files belong to the package, and are verified
+        if (count := len(own_files(staged))) > MAX_FILES:
+            raise SJRobustError(f"{source} holds {count} files of a checkpoint, which has {MAX_FILES} at most: remove some figures")
+        config = check_record(staged, str(source))  # of the copy, from here on: it is what goes up
         if base_model is not None:
             set_base_model(staged, base_model)
         with _named(staged, str(source)):
+            check_contents(staged)
             for report in read_reports(staged):
                 check_belongs(report, config.weights.state_sha256, config.timesteps, str(source))
         prepare_card(staged, name)
