@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -51,12 +52,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; put it in place of `path` when the block succeeds, delete it when not.
 
     On Linux the two folders are exchanged in one system call, so that `path` is complete at every moment. Elsewhere the
-    old one is moved aside first, under a name beginning with a dot, and removed last.
+    old one is moved aside first, under a name beginning with a dot, and removed last. Where `path` is a link, the folder behind it
+    is replaced and the link stays. What earlier calls left beside `path` when they were killed is removed.
     """
-    target = Path(path)
+    target = behind_links(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
-    temporary.chmod(0o777 & ~_umask())
+    _clear_left(target)
+    temporary, lock = _begin(target)
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -71,6 +73,71 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old version
+        if lock is not None:
+            os.close(lock)
+
+
+def behind_links(folder: str | os.PathLike[str]) -> Path:
+    """Where a folder really lies, or will. A link may lead to nothing yet, but not into a folder that is not there: a disk that is not
+    mounted must not be made up. Raises SJRobustError for such a link, and for links in a circle."""
+    found = Path(os.path.realpath(folder))
+    if Path(folder).is_symlink() and (found.is_symlink() or not found.parent.is_dir()):
+        what = "to itself" if found.is_symlink() else f"into {found.parent}, which is no folder"
+        raise SJRobustError(f"{folder} is a link {what}: correct it, or choose another folder")
+    return found
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raise SJRobustError where `atomic_folder` could not write, before there is any work to lose."""
+    try:
+        target = behind_links(folder)
+        above = next(parent for parent in target.parents if os.path.lexists(parent))
+        with tempfile.TemporaryDirectory(dir=above, prefix=f".{target.name}.", suffix=".part"):
+            pass
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SJRobustError(f"{str(folder)!r} cannot be written ({reason}): choose another folder") from None
+
+
+def _begin(target: Path) -> tuple[Path, int | None]:
+    """A temporary folder beside `target`, and a descriptor that tells other processes that it is at work."""
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
+    temporary.chmod(0o777 & ~_umask())
+    lock = _lock(temporary)
+    if lock is None or temporary.exists():
+        return temporary, lock
+    os.close(lock)  # another process took it for a left one, in the moment before it was locked
+    return _begin(target)
+
+
+def _clear_left(target: Path) -> None:
+    """Remove the temporary folders of killed processes beside `target`, and put back an old version that was moved aside for nothing."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
+        if path.suffix not in (".part", ".old") or path.is_symlink() or (lock := _lock(path)) is None:
+            continue
+        try:
+            if path.suffix == ".old" and not target.exists():
+                os.replace(path, target)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds `folder` against other processes until it is closed, which the system does however this one ends; None
+    where another holds it, or where folders cannot be locked."""
+    if fcntl is None:
+        return None
+    handle = None
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if handle is not None:
+            os.close(handle)
+        return None
+    return handle
 
 
 @contextmanager

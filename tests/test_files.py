@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sj_robust.errors import SJRobustError
-from sj_robust.files import atomic_folder, atomic_path, only_one, sha256, write_atomic
+from sj_robust.files import atomic_folder, atomic_path, check_folder, only_one, sha256, write_atomic
 
 HOLDER = '''
 import sys, time
@@ -73,6 +73,75 @@ def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert sorted(path.name for path in target.iterdir()) == ["a", "b", "c"]
+
+
+WRITER = '''
+import sys, time
+from sj_robust.files import atomic_folder
+with atomic_folder(sys.argv[1]) as folder:
+    (folder / "half").write_text("half")
+    print(folder, flush=True)
+    time.sleep(600)
+'''
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_makes_is_not(tmp_path: Path) -> None:
+    target, other = tmp_path / "model", tmp_path / ".model.x.abcdefgh.part"
+    other.mkdir()  # of a folder called model.x
+    command = [sys.executable, "-c", WRITER, str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        left = Path(first.stdout.readline().strip())
+        with atomic_folder(target) as folder:
+            (folder / "whole").write_text("whole")
+            assert left.is_dir()
+        assert left.is_dir()
+        first.kill()
+    assert left.is_dir()
+    with atomic_folder(target) as folder:
+        (folder / "newer").write_text("newer")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "model"]
+    assert [path.name for path in target.iterdir()] == ["newer"]
+
+
+def test_an_old_version_moved_aside_by_a_killed_process_comes_back(tmp_path: Path) -> None:
+    old = tmp_path / ".model.abcdefgh.old"
+    old.mkdir()
+    (old / "only").write_text("only")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "model"):
+        raise RuntimeError
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["only"]
+    assert not old.exists()
+
+
+def test_a_folder_is_written_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "real").mkdir()
+    for name, target in (("link", "disk/real"), ("chain", "link"), ("dangling", "disk/new")):
+        (tmp_path / name).symlink_to(target)
+        with atomic_folder(tmp_path / name) as folder:
+            (folder / name).write_text(name)
+        assert (tmp_path / name).is_symlink()
+        assert [path.name for path in (tmp_path / name).iterdir()] == [name]
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "real"]
+
+
+@pytest.mark.parametrize(("target", "fragment"), [("gone/new", "is no folder"), ("loop", "to itself"), ("file/new", "is no folder")])
+def test_a_link_that_leads_nowhere_is_refused_before_the_work(tmp_path: Path, target: str, fragment: str) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(target)
+    for write in (check_folder, lambda folder: atomic_folder(folder).__enter__()):
+        with pytest.raises(SJRobustError, match=fragment):
+            write(tmp_path / "loop")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
+@pytest.mark.parametrize("name", ["file/new", "x" * 300, "a/b\0c"])
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SJRobustError, match="cannot be written"):
+        check_folder(tmp_path / name)
 
 
 def test_sha256_of_a_known_file(tmp_path: Path) -> None:

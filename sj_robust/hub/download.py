@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sj_robust.errors import SJRobustError
-from sj_robust.files import atomic_folder, sha256, write_atomic
+from sj_robust.files import atomic_folder, check_folder, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CONFIG, EVALUATIONS, ORIGIN, WEIGHTS, Config, read_config
 from sj_robust.hub.origin import (
@@ -62,8 +62,9 @@ def pull(name: str | Path, to: str | Path | None = None, revision: str | None = 
     """The verified checkpoint folder that `name` means, fetched from the Hub if need be.
 
     name: `owner/name[@revision]` on the Hub, the name of a zoo model (which needs no network), or a folder; a folder comes first.
-    to: a folder to write the checkpoint to, whole or not at all; an older checkpoint there is replaced. revision: a branch, tag or
-    full commit hash, the main branch by default. token: for a private or gated repository, by default $HF_TOKEN or the stored login.
+    to: a folder, or a link to one, to write the checkpoint to, whole or not at all; an older checkpoint there is replaced. revision: a
+    branch, tag or full commit hash, the main branch by default. token: for a private or gated repository, by default $HF_TOKEN or the
+    stored login.
 
     Returns `to`, or the folder the files lie in. What comes from the Hub is pinned to a commit: its hash is the name of the
     returned folder of the Hub's cache, and stands in `.sj_robust.json` of `to`. Only a checkpoint's own files are fetched, and the
@@ -73,6 +74,7 @@ def pull(name: str | Path, to: str | Path | None = None, revision: str | None = 
     """
     target = None if to is None else Path(to)
     if target is not None:
+        check_folder(target)
         check_replaceable(target)
     hub_name = parse_name(name, revision) if isinstance(name, str) and not Path(name).is_dir() else None
     if hub_name is None:
@@ -86,10 +88,13 @@ def pull(name: str | Path, to: str | Path | None = None, revision: str | None = 
         return folder
     if target.resolve() == folder.resolve():
         return target
-    with atomic_folder(target) as temporary:
-        copy_own_files(folder, temporary, leave=True)
-        if origin is not None:
-            write_origin(temporary / ORIGIN, origin)
+    try:
+        with atomic_folder(target) as temporary:
+            copy_own_files(folder, temporary, leave=True)
+            if origin is not None:
+                write_origin(temporary / ORIGIN, origin)
+    except OSError as error:
+        raise SJRobustError(f"{target} cannot be written ({error.strerror}): choose another folder") from None
     return target
 
 

@@ -287,6 +287,33 @@ def test_somebodys_folder_is_kept(hub: Any, remote: Any, tmp_path: Path) -> None
     assert same(pull(NAME, tmp_path / "old"))
 
 
+def test_pull_writes_through_a_link(hub: Any, remote: Any, tmp_path: Path) -> None:
+    shutil.copytree(ANN, tmp_path / "disk" / "real")
+    (tmp_path / "link").symlink_to("disk/real")
+    (tmp_path / "dangling").symlink_to("disk/new")
+    for link, real in (("link", "real"), ("dangling", "new"), ("link", "real")):
+        assert pull(NAME, tmp_path / link) == tmp_path / link
+        assert (tmp_path / link).is_symlink()
+        assert same(tmp_path / "disk" / real)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "real"]
+
+
+@pytest.mark.parametrize(("to", "fragments"), [
+    ("file", ["is a file"]), ("to-file", ["is a file"]), ("file/sub", ["cannot be written"]), ("unmounted", ["is no folder"]),
+    ("loop", ["to itself"]), ("to-thesis", ["thesis.tex", "kept"]), ("/dev/null", ["is a file"]), ("/proc/x", ["cannot be written"]),
+    ("x" * 300, ["cannot be written"])])
+def test_where_a_pull_cannot_write_is_told_before_anything_is_fetched(hub: Any, tmp_path: Path, to: str, fragments: list[str]) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "thesis" / "thesis.tex").write_text("mine")
+    for link, target in (("to-file", "file"), ("unmounted", "mnt/disk/model"), ("loop", "loop"), ("to-thesis", "thesis")):
+        (tmp_path / link).symlink_to(target)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    refuses(NAME, *fragments, to=tmp_path / to)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert ((tmp_path / "file").read_text(), hub.requests) == ("mine", [])
+
+
 def test_a_killed_pull_leaves_nothing_half(hub: Any, remote: Any, tmp_path: Path) -> None:
     slow = hub.fault("slow", "/lfs/objects", after=100_000, seconds=0.5, times=None)
     command, environment = child(f"import sj_robust; sj_robust.pull({NAME!r}, {str(tmp_path / 'to')!r})")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 HTML = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>Checking your browser</body></html>\n"
 
@@ -18,8 +18,12 @@ class Fault:
     short:     the announced length is `after` too, so that the answer looks complete
     flip:      one bit of one byte in the middle is flipped; the length is right
     html:      a page in place of the content; html-equal: padded or cut to its length
-    status:    `status` in place of an answer
+    status:    `status`, with `headers`, in place of an answer
+    answer:    `body` in place of the content, and `headers` beside it, {endpoint} in them standing for the server
     slow:      the content comes in pieces of `after` bytes with a pause of `seconds` between them
+    drip:      the headers come letter by letter with a pause of `seconds` between them
+    long:      the content goes on with zeros, `after` bytes in all, which are announced
+    endless:   the same without any length announced
     """
 
     kind: str
@@ -29,6 +33,9 @@ class Fault:
     after: int = 1000
     seconds: float = 30.0
     status: int = 503
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    sent: int = 0  # bytes of content that the client took, of the last answer
     spared: int = 0  # so many matching requests are answered well first
     met: int = 0
 
@@ -52,4 +59,4 @@ class Fault:
             return HTML
         if self.kind == "html-equal":
             return (HTML * (len(content) // len(HTML) + 1))[:len(content)]
-        return content
+        return self.body if self.kind == "answer" else content

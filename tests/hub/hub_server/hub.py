@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault and fault.kind == "status":
-            self._send(Answer({"error": "injected"}, status=fault.status), None)
+            self._send(Answer({"error": "injected"}, status=fault.status, headers=fault.headers), None)
             return
         try:
             with self.hub.store.lock:
@@ -89,13 +89,24 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Answer, fault: Fault | None) -> None:
         content = reply.content if isinstance(reply.content, bytes) else json.dumps(reply.content).encode()
         content = fault.content(content) if fault else content
+        if fault and fault.kind == "answer":
+            reply.status, reply.length = 200 if fault.status == 503 else fault.status, None
+            reply.headers.update({key: value.format(endpoint=self.hub.endpoint) for key, value in fault.headers.items()})
+        if fault and fault.kind == "long":
+            reply.length = fault.after
         try:
+            if fault and fault.kind == "drip":
+                self._drip(fault.seconds)
+                return
             self.send_response(reply.status)
             for key, value in reply.headers.items():
                 self.send_header(key, value)
             if "Content-Type" not in reply.headers:
                 self.send_header("Content-Type", "application/octet-stream" if isinstance(reply.content, bytes) else "application/json")
-            self.send_header("Content-Length", str(reply.length if reply.length is not None else len(content)))
+            if fault and fault.kind == "endless":
+                self.send_header("Connection", "close")
+            else:
+                self.send_header("Content-Length", str(reply.length if reply.length is not None else len(content)))
             self.end_headers()
             if self.command != "HEAD":
                 self._write(content, fault)
@@ -103,8 +114,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _write(self, content: bytes, fault: Fault | None) -> None:
-        if fault is None or fault.kind not in ("truncate", "stall", "slow"):
+        if fault is None or fault.kind not in ("truncate", "stall", "slow", "long", "endless"):
             self.wfile.write(content)
+            return
+        if fault.kind in ("long", "endless"):
+            self.close_connection, fault.sent = True, 0
+            while fault.sent < fault.after and not self.hub.stopping.is_set():
+                part = content[fault.sent:fault.sent + 65536] or bytes(min(65536, fault.after - fault.sent))
+                self.wfile.write(part)
+                fault.sent += len(part)
             return
         if fault.kind == "slow":
             for start in range(0, len(content), fault.after):
@@ -118,6 +136,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.kind == "stall":
             self.hub.stopping.wait(fault.seconds)
         self.close_connection = True
+
+    def _drip(self, seconds: float) -> None:
+        self.close_connection = True
+        for letter in b"HTTP/1.1 200 OK\r\nX-Padding: " + b"x" * 1000:
+            self.wfile.write(bytes([letter]))
+            self.wfile.flush()
+            if self.hub.stopping.wait(seconds):
+                return
 
     def _chunked(self) -> bool:
         return "chunked" in (self.headers.get("Transfer-Encoding") or "")
