@@ -160,8 +160,9 @@ def _pull(name: HubName, token: str | None, weights: bool = True) -> tuple[Path,
         except Exception as error:
             if not unreachable(error):
                 raise
-            found = _cached(name, explain(error, name))
-            warnings.warn(f"{address()} cannot be asked ({line(error)}): {name} is taken from the cache", stacklevel=4)
+            told = traffic.told(error)
+            found = _cached(name, explain(told, name))
+            warnings.warn(f"{address()} cannot be asked ({line(told)}): {name} is taken from the cache", stacklevel=4)
             return found
         _clear_litter(name)
         folder = _fetch_all(api, traffic, name, listing, weights)
@@ -198,7 +199,7 @@ def _fetch(api: HfApi, traffic: Traffic, name: HubName, listing: Listing, path: 
     listed, bad = listing.files[path], None
     for last in (False, True):
         try:
-            with traffic.file(listed.size):
+            with traffic.file(path, listed.size):
                 found = Path(api.hf_hub_download(name.repo, path, revision=listing.commit, force_download=bad is not None))
         except Exception as error:
             if last or not _passing(error):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sj_robust.errors import SJRobustError
-from sj_robust.hub.traffic import MAX_ANSWER, SILENCE, LimitError, SlowError, Traffic, asked_to_wait
+from sj_robust.hub.traffic import MAX_ANSWER, LimitError, SlowError, Traffic, asked_to_wait
 from sj_robust.secrets import harmless, masked, remember, without_login
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def explained(name: HubName, doing: str = "pull", patience: Any = None, answer: 
         except SJRobustError:
             raise
         except Exception as error:
-            told = SlowError(f"does not answer within {SILENCE:.0f} seconds") if traffic.too_silent else error
-            raise SJRobustError(explain(told, name, doing)) from harmless(error)
+            raise SJRobustError(explain(traffic.told(error), name, doing)) from harmless(error)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 MAX_ANSWER = 8 << 20  # bytes of an answer about one repository: the names of some 30,000 files
 MAX_PAGE = 32 << 20  # of one page of a list of models, with their cards
@@ -39,7 +39,7 @@ class Traffic:
         self.bytes, self.seconds = 0, 0.0  # of the current window
         self.too_silent = False
         self._owner = threading.get_ident()
-        self._size: int | None = None
+        self._path, self._size = "", cast(int | None, None)
         self._watch: threading.Timer | None = None
 
     @contextmanager
@@ -57,13 +57,17 @@ class Traffic:
             session.event_hooks = {kind: [hook for hook in session.event_hooks[kind] if hook != own] for kind, own in ours.items()}
 
     @contextmanager
-    def file(self, size: int) -> Iterator[None]:
-        """While it is held, files have at most `size` bytes."""
-        self._size = size
+    def file(self, path: str, size: int) -> Iterator[None]:
+        """While it is held, what comes is the file called `path`, of `size` bytes."""
+        self._path, self._size = path, size
         try:
             yield
         finally:
-            self._size = None
+            self._path, self._size = "", None
+
+    def told(self, error: Exception) -> Exception:
+        """What `error` comes from, where a request was ended here."""
+        return SlowError(f"does not answer within {SILENCE:g} seconds") if self.too_silent else error
 
     def _ask(self, request: Any) -> None:
         asked = request.extensions.get("timeout") or {}  # some requests ask for no limit at all, which a default would not change
@@ -96,7 +100,7 @@ class Traffic:
             if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                 raise LimitError("sends its answer packed, which was not asked for")
             if announced.isdecimal() and (len(announced) > 18 or int(announced) > most):
-                raise LimitError(f"announces {announced[:18]} bytes where at most {most} were expected")
+                raise LimitError(f"announces {announced[:18]} bytes{self._of} where at most {most} were expected")
             response.stream = _stream(response.stream, self._counted(response.stream, most))
         self._check_wait(response)
 
@@ -104,6 +108,10 @@ class Traffic:
         if owned and self._size is not None:
             return self._size
         return self.answer if path.startswith(self.questions) else MAX_FILE
+
+    @property
+    def _of(self) -> str:
+        return f" of {self._path}" if self._path else ""
 
     def _check_wait(self, response: Any) -> None:
         """Raise the client's own error where the Hub asks for a longer wait than we are ready for: the client would sleep it out."""
@@ -123,7 +131,7 @@ class Traffic:
             self.seconds += time.monotonic() - begun
             total, self.bytes = total + len(part), self.bytes + len(part)
             if total > most:
-                raise LimitError(f"sends more than the {most} bytes that were expected")
+                raise LimitError(f"sends more than the {most} bytes{self._of} that were expected")
             if self.seconds > WINDOW:
                 if self.bytes < MIN_RATE * self.seconds:
                     raise SlowError(f"sends less than {MIN_RATE} bytes a second ({self.bytes} in {self.seconds:.0f} s)")

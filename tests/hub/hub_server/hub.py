@@ -89,8 +89,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, reply: Answer, fault: Fault | None) -> None:
         content = reply.content if isinstance(reply.content, bytes) else json.dumps(reply.content).encode()
         content = fault.content(content) if fault else content
+        if fault and fault.kind in ("answer", "long", "endless") and fault.status != 503:
+            reply.status = fault.status
         if fault and fault.kind == "answer":
-            reply.status, reply.length = 200 if fault.status == 503 else fault.status, None
+            reply.length = None
             reply.headers.update({key: value.format(endpoint=self.hub.endpoint) for key, value in fault.headers.items()})
         if fault and fault.kind == "long":
             reply.length = fault.after
