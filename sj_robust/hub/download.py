@@ -154,13 +154,14 @@ def _pull(name: HubName, token: str | None, weights: bool = True) -> tuple[Path,
     api = client(token)
     with explained(name) as traffic:
         try:
-            listing = list_files(api, name)
+            listing: Listing | None = list_files(api, name)
         except SJRobustError:
             raise
         except Exception as error:
             if not unreachable(error):
                 raise
-            told = traffic.told(error)
+            listing, told = None, traffic.told(error)
+        if listing is None:  # outside of the handler, so that no traceback shows what the client said
             found = _cached(name, explain(told, name))
             warnings.warn(f"{address()} cannot be asked ({line(told)}): {name} is taken from the cache", stacklevel=4)
             return found

@@ -110,7 +110,7 @@ def test_an_answer_without_end_is_not_read_to_its_end(hub: Any, remote: Any, kin
 
 
 def test_what_an_error_says_without_end_is_not_read_to_its_end(hub: Any, remote: Any) -> None:
-    fault = hub.fault("endless", "/lfs/objects", after=3 * GIB, status=404, times=None)
+    fault = hub.fault("endless", "/resolve/.*/config.json", after=3 * GIB, status=404, times=None)
     fails(lambda: pull(NAME), "answered 404")
     assert 0 < fault.sent < 100 << 20
 
