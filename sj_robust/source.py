@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from torch import nn
 
@@ -17,6 +19,7 @@ from sj_robust.data import MEAN_STD, ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
 from sj_robust.hub.config import Config, read_config
+from sj_robust.hub.near import did_you_mean
 from sj_robust.hub.remote import explained, parse_name, unreachable
 from sj_robust.recipe import AnnSettings, checked
 
@@ -91,7 +94,13 @@ def from_text(text: str | None, **fields: Any) -> AnnSettings:
     from sj_robust.hub import list_models
 
     if text is not None:
-        known = Path(text).is_dir() or text in {entry.name for entry in list_models()} or parse_name(text)
+        names = {entry.name for entry in list_models()}
+        known = os.path.isdir(text) or text in names or parse_name(text) or ("/" in text and ":" not in text)
+        if not (known or ":" in text or timm.is_model(text.split(".")[0])):
+            near = did_you_mean(text, [*names, *timm.list_models()]) or "timm.list_models() and `sj-robust list` show the names"
+            raise SJRobustError(
+                f"unknown architecture {text!r}: it is neither a name of timm, a zoo model nor a folder in {Path.cwd()}: {near}"
+            )
         fields["checkpoint" if known else "architecture"] = text
     return checked(AnnSettings, fields)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +57,7 @@ def compare(
         usage("expected NAME..., or --hub for every model on the Hub")
     if dataset and not hub:
         usage("--dataset chooses among the models of --hub")
-    if hub or any("/" in name and not Path(name).is_dir() for name in names or ()):
+    if hub or any("/" in name and not os.path.isdir(name) for name in names or ()):
         calm()
     on_hub = [model.name for model in list_hub(dataset)] if hub else []
     comparison = compare_models(names or [], on_hub, left_out=say, protocol=protocol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_folder, check_folder, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CONFIG, EVALUATIONS, ORIGIN, WEIGHTS, Config, read_config
+from sj_robust.hub.near import suggestion
 from sj_robust.hub.origin import (
     MAX_FILES,
     Origin,
@@ -76,7 +78,7 @@ def pull(name: str | Path, to: str | Path | None = None, revision: str | None = 
     if target is not None:
         check_folder(target)
         check_replaceable(target)
-    hub_name = parse_name(name, revision) if isinstance(name, str) and not Path(name).is_dir() else None
+    hub_name = parse_name(name, revision) if isinstance(name, str) and not os.path.isdir(name) else None
     if hub_name is None:
         if revision is not None:
             raise SJRobustError(f"{name} is not on the Hub and has no revision {revision!r}: only owner/name has revisions")
@@ -221,7 +223,7 @@ def _cached(name: HubName, why: str) -> tuple[Path, Origin]:
 
     config = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
     if not isinstance(config, str):
-        raise SJRobustError(f"{name} is not in the cache: {why}")
+        raise SJRobustError(f"{name} is not in the cache: {why}" + ("" if "did you mean" in why else suggestion(name.repo)))
     folder = Path(config).parent
     if not (folder / WEIGHTS).is_file():
         raise SJRobustError(f"{WEIGHTS} of {name} is not in the cache, only a part of it is: {why}")

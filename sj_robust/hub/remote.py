@@ -8,10 +8,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from sj_robust.errors import SJRobustError
+from sj_robust.hub.near import suggestion
 from sj_robust.hub.traffic import MAX_ANSWER, LimitError, SlowError, Traffic, asked_to_wait
 from sj_robust.secrets import harmless, masked, remember, without_login
 
@@ -143,8 +145,8 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
     if isinstance(error, errors.GatedRepoError):
         return f"{name.repo} is gated: ask for access at {hub}/{name.repo}, then log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):
-        return (f"{name.repo} is neither a folder here nor a repository that {hub} shows you: check the spelling, "
-                "or log in (`hf auth login`, HF_TOKEN) if it is private")
+        return (f"{name.repo} is neither a folder in {Path.cwd()} nor a repository that {hub} shows you: check the spelling, "
+                f"or log in (`hf auth login`, HF_TOKEN) if it is private{suggestion(name.repo)}")
     if isinstance(error, errors.RevisionNotFoundError):
         return f"{name.repo} has no revision {name.revision or 'main'!r}: expected a branch, a tag or a full commit hash"
     if isinstance(error, errors.DisabledRepoError):
@@ -160,12 +162,18 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
     if type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
         return f"{hub} is not an address to ask ({line(error)}): set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
     if unreachable(error):
-        return f"{hub} cannot be reached ({type(error).__name__}): check the network and HF_ENDPOINT, then run it again"
+        advice = f"check the network and HF_ENDPOINT, then run it again{_looked_for(name, doing)}"
+        return f"{hub} cannot be reached ({type(error).__name__}): {advice}"
     if error.__cause__ is not None and isinstance(error, errors.LocalEntryNotFoundError | ValueError | RuntimeError):
         return explain(error.__cause__, name, doing)
     if isinstance(error, errors.FileMetadataError | errors.LocalEntryNotFoundError | ValueError | KeyError | TypeError | AttributeError):
         return f"{hub} answered with something that is not the Hub's: a proxy's page, or a wrong HF_ENDPOINT? ({line(error)})"
     return f"{doing} of {name} failed: {line(error)}"
+
+
+def _looked_for(name: HubName, doing: str) -> str:
+    """Why the Hub was asked at all: what looks like owner/name may be a misspelt folder."""
+    return f" (it was asked for {name.repo}, which is no folder in {Path.cwd()}{suggestion(name.repo)})" if doing == "pull" else ""
 
 
 def _explain_status(status: int, name: HubName, doing: str, wait: float | None) -> str:

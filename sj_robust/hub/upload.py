@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from sj_robust.hub import zoo
 from sj_robust.hub.config import Config, read_config
 from sj_robust.hub.contents import check_contents
 from sj_robust.hub.download import Listed, check_record
+from sj_robust.hub.near import missing_folder
 from sj_robust.hub.origin import MAX_FILES, Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
 from sj_robust.hub.remote import ASKING, COMMIT, HubName, address, client, explain, explained, parse_name, unreachable
@@ -128,10 +130,10 @@ def push_all(namespace: str, private: bool = False, dry_run: bool = False, force
 
 
 def _source(folder: str | Path) -> Path:
-    if Path(folder).is_dir():
+    if os.path.isdir(folder):
         return Path(folder)
     if isinstance(folder, Path) or "/" in folder:
-        raise SJRobustError(f"{folder} is not a folder: expected a checkpoint folder or the name of a zoo model")
+        raise SJRobustError(missing_folder(folder))
     return zoo.resolve(folder)
 
 

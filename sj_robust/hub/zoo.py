@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +27,7 @@ from sj_robust.hub.config import (
     read_bounded,
     read_config,
 )
+from sj_robust.hub.near import did_you_mean, missing_folder, zoo_names
 from sj_robust.hub.results import Results, read_results
 
 VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, RECIPE)  # the card and its figures are derived from these
@@ -106,7 +107,8 @@ def find(name: str) -> Entry:
     path = root() / f"{name}.yaml"
     if path.parent == root() and path.name in {entry.name for entry in root().glob("*.yaml")}:
         return _read(path)
-    raise SJRobustError(f"{name!r} is neither a checkpoint folder nor a zoo model: {_near(name)}")
+    looked = f"looked in {Path.cwd()} and {root()}"
+    raise SJRobustError(f"{name!r} is neither a checkpoint folder nor a zoo model ({looked}): {_nearest(name)}")
 
 
 def resolve(folder_or_name: str | Path) -> Path:
@@ -115,17 +117,17 @@ def resolve(folder_or_name: str | Path) -> Path:
     A zoo model's files are verified against the index, the Hub's against what the repository lists. A path comes first.
     """
     path = Path(folder_or_name)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path.is_dir false for a name that no file can have
         return path
-    if isinstance(folder_or_name, str) and not path.is_file():
+    if isinstance(folder_or_name, str) and not os.path.isfile(path):
         from sj_robust.hub.remote import parse_name
 
         if parse_name(folder_or_name):
             from sj_robust.hub.download import pull  # imports this module, and huggingface_hub, which is slow
 
             return pull(folder_or_name)
-    if isinstance(folder_or_name, Path) or path.is_file() or "/" in folder_or_name:
-        raise SJRobustError(f"{str(folder_or_name)!r} is not a folder: expected one, a zoo model's name or owner/name ({_near(path.name)})")
+    if isinstance(folder_or_name, Path) or os.path.isfile(path) or "/" in folder_or_name or folder_or_name[:1] in (".", "~"):
+        raise SJRobustError(missing_folder(folder_or_name))
     entry = find(folder_or_name)
     entry.verify()
     return entry.folder
@@ -194,9 +196,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _near(name: str) -> str:
-    names = sorted(path.stem for path in root().glob("*.yaml"))
+def _nearest(name: str) -> str:
+    names = zoo_names()
     if not names:
         return "the zoo is empty"
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
-    return f"did you mean {', '.join(near)}?" if near else f"the zoo has {', '.join(names[:8])}" + (", ..." if len(names) > 8 else "")
+    some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return did_you_mean(name, [*names, *(path.name for path in Path().iterdir() if path.is_dir())], cutoff=0.4) or f"the zoo has {some}"
