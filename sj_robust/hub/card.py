@@ -18,6 +18,7 @@ from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CARD, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
+from sj_robust.hub.readme import BEGIN, END, keep_own
 from sj_robust.hub.results import Point, Results, check_belongs, protocol_of, read_report, read_reports, results
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -31,14 +32,16 @@ HUB_DATASETS = {
     "tiny-imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"), "imagenet": ("ILSVRC/imagenet-1k", "ImageNet-1k")}
 TAGS = ["sj-robust", "adversarial-robustness"]
 SPIKING_TAGS = ["spiking-neural-network", "snn", "spikingjelly"]
+OUR_TAGS = frozenset({*TAGS, *SPIKING_TAGS, "timm", "ann2snn"})
 
 
 def write_card(folder: str | Path) -> Path:
     """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder; returns the card's path.
 
     Every statement comes from config.json, the evaluations, evaluation_source.json and recipe.yaml; what they do not hold is
-    called "not recorded" or "not measured". The front matter is the Hub's metadata. Raises SJRobustError where one of these
-    files is damaged, or the evaluation is not of these weights.
+    called "not recorded" or "not measured". The front matter is the Hub's metadata. A card that is there keeps what was written by hand
+    around the generated part, and further metadata. Raises SJRobustError where one of these files is damaged, or the evaluation is not
+    of these weights.
     """
     target = Path(folder)
     config = read_config(target)
@@ -52,8 +55,11 @@ def write_card(folder: str | Path) -> Path:
     if reports:
         plot_accuracy(curves, target / PLOT)
     text = render(config, reports, source, curves, name=_name(target, config), recipe=_recipe(target))
-    write_atomic(target / CARD, text)
-    return target / CARD
+    card = target / CARD
+    if card.exists():
+        text = keep_own(read_bounded(card, MAX_CONFIG_BYTES), text, OUR_TAGS)
+    write_atomic(card, text)
+    return card
 
 
 def collect_cards(folder: str | Path) -> list[Path]:
@@ -89,7 +95,7 @@ def render(config: Config, reports: Sequence[Report], source: Report | None, cur
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
     measured = [found, *(other for _, other in further)] if found else []
-    content = f"---\n{_metadata(config, measured, name, converted=not scratch and not nodes).to_yaml()}\n---\n\n{body}"
+    content = f"---\n{_metadata(config, measured, name, converted=not scratch and not nodes).to_yaml()}\n---\n\n{BEGIN}\n{body}\n{END}\n"
     return str(ModelCard(content))
 
 

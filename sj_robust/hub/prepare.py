@@ -7,14 +7,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sj_robust.errors import SJRobustError, first_line
+from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
 from sj_robust.hub.config import CARD, CONFIG, MAX_CONFIG_BYTES, Config, read_bounded, read_config
+from sj_robust.hub.readme import WEIGHTS_ROW, join, parts, split
 from sj_robust.hub.remote import HubName
-
-_WEIGHTS_ROW = re.compile(r"sha256 of model\.safetensors \| `([0-9a-f]{64})`")
 
 
 def set_base_model(folder: Path, base_model: str) -> None:
@@ -40,30 +37,17 @@ def prepare_card(folder: Path, name: HubName) -> None:
 
         write_card(folder)
     text = read_bounded(path, MAX_CONFIG_BYTES)
-    found = _WEIGHTS_ROW.search(text)
+    metadata, body = split(text)
+    before, generated, after = parts(body) or ("", body, "")  # what somebody wrote around it may speak of other models
+    found = WEIGHTS_ROW.search(generated)
     if found and found[1] != config.weights.sha256:
         raise SJRobustError(f"{CARD} is the card of other weights: write it again with `sj-robust card FOLDER`")
-    metadata, body = _split(text)
     if "sj-robust" not in (metadata.get("tags") or []):
         raise SJRobustError(f"{CARD} lacks the tag sj-robust, by which models are found: write it again with `sj-robust card FOLDER`")
     metadata = _with_base_model(metadata, config)
-    body = re.sub(r'sj_robust\.load\("[^"\n]*"', f'sj_robust.load("{name.repo}"', body)
-    body = re.sub(r'create_model\("local-dir:[^"\n]*"', f'create_model("hf-hub:{name.repo}"', body)
-    front = yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True, width=1000)
-    write_atomic(path, f"---\n{front}---\n{body}")
-
-
-def _split(text: str) -> tuple[dict[str, Any], str]:
-    """Metadata and body of a card."""
-    match = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
-    try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = first_line(error)
-        raise SJRobustError(f"the metadata of {CARD} is not valid YAML ({reason}): write it again with `sj-robust card FOLDER`") from None
-    if match is None or not isinstance(metadata, dict):
-        raise SJRobustError(f"{CARD} has no metadata between two lines of ---: write it again with `sj-robust card FOLDER`")
-    return metadata, text[match.end():]
+    generated = re.sub(r'sj_robust\.load\("[^"\n]*"', f'sj_robust.load("{name.repo}"', generated)
+    generated = re.sub(r'create_model\("local-dir:[^"\n]*"', f'create_model("hf-hub:{name.repo}"', generated)
+    write_atomic(path, join(metadata, before + generated + after))
 
 
 def _with_base_model(metadata: dict[str, Any], config: Config) -> dict[str, Any]:
