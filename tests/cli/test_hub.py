@@ -148,3 +148,22 @@ def test_doctor_names_the_folders_and_no_password(hub: Any, cli: Cli, monkeypatc
     assert facts["hub"].startswith(hub.endpoint)
     assert "hf_secret" not in done.stdout + done.stderr + cli("doctor").stdout
     assert "hf_alice" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("doctor", "--json"), ("pull", "bob/none"), ("list", "--hub"), ("info", "bob/none"),
+                                     ("push", SNN.name, "alice/snn"), ("push", SNN.name, "alice/snn", "--dry-run", "--json"),
+                                     ("pull", "http://carol:Geheim99x@hub/owner/name"), ("compare", "bob/none")])
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_no_command_shows_a_password_or_a_token(hub: Any, cli: Cli, command: tuple[str, ...], debug: str) -> None:
+    secrets = {"HF_ENDPOINT": hub.endpoint.replace("//", "//carol:Geheim99x@"), "HF_TOKEN": "hf_alice\n", "SJ_ROBUST_DEBUG": debug}
+    done = cli(*command, env=secrets)
+    assert "Geheim99x" not in done.stdout + done.stderr
+    assert "hf_alice" not in done.stdout + done.stderr
+    if not debug:
+        assert len(done.stderr.splitlines()) <= 12
+
+
+def test_a_broken_token_is_one_line_for_each_command(hub: Any, cli: Cli) -> None:
+    for command in (("pull", "bob/none"), ("list", "--hub"), ("push", SNN.name, "alice/snn")):
+        assert "the token (not shown) holds" in failure(cli(*command, env={"HF_TOKEN": "hf_secret\nX: 1"}))
+    assert "the token (not shown) holds" in cli("doctor", env={"HF_TOKEN": "hf_secret\nX: 1"}).stdout
