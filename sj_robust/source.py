@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sj_robust.hub.config import Config, read_config
 from sj_robust.hub.near import did_you_mean
 from sj_robust.hub.remote import explained, parse_name, unreachable
 from sj_robust.recipe import AnnSettings, checked
+from sj_robust.traffic import limited
 
 
 def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> Any:
@@ -71,7 +71,7 @@ def _create(settings: AnnSettings, dataset: ImageDataset) -> nn.Module:
     name, classes = settings.architecture, settings.num_classes or len(dataset.classes)
     args: dict[str, Any] = {**settings.args, "pretrained": True} if settings.brings_weights else dict(settings.args)
     hub_name = parse_name(name.removeprefix("hf-hub:")) if name.startswith("hf-hub:") else None
-    with explained(hub_name) if hub_name else nullcontext():
+    with explained(hub_name) if hub_name else limited():
         try:
             network = create_ann(name, classes, **args)
         except SJRobustError as error:

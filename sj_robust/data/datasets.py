@@ -18,6 +18,8 @@ from sj_robust.data.sources import Source, folder_source, parquet_files, parquet
 from sj_robust.data.stream import STREAM_FROM, EncodedImages
 from sj_robust.errors import SJRobustError
 from sj_robust.files import zoo_root
+from sj_robust.secrets import harmless
+from sj_robust.traffic import LimitError, limited
 
 Split = Literal["train", "test"]
 
@@ -186,12 +188,14 @@ def _download(name: str, repository: str, file: str) -> Path:
     from huggingface_hub import hf_hub_download  # slow to import, and not needed for local data
 
     try:
-        return Path(hf_hub_download(repository, file, repo_type="dataset"))
+        with limited():
+            return Path(hf_hub_download(repository, file, repo_type="dataset"))
     except Exception as error:  # network, HTTP, disk and client errors share no base class
+        reason = f"which {error}" if isinstance(error, LimitError) else type(error).__name__
         raise SJRobustError(
-            f"could not download {name} ({repository} on the Hugging Face Hub; {type(error).__name__}): "
+            f"could not download {name} ({repository} on the Hugging Face Hub; {reason}): "
             f"pass the path of your copy, or set SJ_ROBUST_DATA to the folder that holds {name}/"
-        ) from error
+        ) from harmless(error)
 
 
 def _at_path(path: Path, split: Split) -> Source:

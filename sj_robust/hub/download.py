@@ -28,7 +28,7 @@ from sj_robust.hub.origin import (
     write_origin,
 )
 from sj_robust.hub.remote import ASKING, COMMIT, HubName, address, client, explain, explained, line, parse_name, unreachable
-from sj_robust.hub.traffic import LimitError, SlowError, Traffic
+from sj_robust.traffic import LimitError, SlowError, Traffic
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

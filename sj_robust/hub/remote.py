@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.near import suggestion
-from sj_robust.hub.traffic import MAX_ANSWER, LimitError, SlowError, Traffic, asked_to_wait
 from sj_robust.secrets import harmless, masked, remember, without_login
+from sj_robust.traffic import MAX_ANSWER, WORKING, LimitError, SlowError, Traffic, asked_to_wait
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -25,9 +25,7 @@ _NAME = re.compile(rf"(?P<repo>{_PART}/{_PART})(?:@(?P<revision>.+))?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./+\-]{0,199}")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-# Seconds to connect, and then without a byte (read, write), after which a request fails.
-ASKING: Any = (5.0, 20.0)  # the first question, before any work; its parameter in the client is typed as one number
-WORKING = (5.0, 60.0, 60.0)
+ASKING: Any = (5.0, 20.0)  # as WORKING, for the first question, before any work; its parameter in the client is typed as one number
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.remote import ASKING, HubName, address, client, endpoint, explained, parse_name
 from sj_robust.hub.results import Fraction, Microjoules, protocol_name
-from sj_robust.hub.traffic import MAX_PAGE
+from sj_robust.traffic import MAX_PAGE
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server.fixtures import SNN, upload
+from hub_server.fixtures import SNN, child, upload
 
-from sj_robust import SJRobustError
-from sj_robust.hub import list_hub, pull, push, traffic
+from sj_robust import SJRobustError, traffic
+from sj_robust.hub import list_hub, pull, push
 
 NAME = "bob/snn"
 GIB = 1 << 30
@@ -197,3 +198,16 @@ def test_conversations_at_once_keep_to_their_own_limits_and_leave_the_session_as
         thread.join()
     assert failed == []
     assert get_session().event_hooks == before
+
+
+@pytest.mark.parametrize(("fault", "said"), [
+    (dict(kind="status", status=429, headers={"Retry-After": "86400"}), "HfHubHTTPError"),
+    (dict(kind="answer", status=200, body=b"x", headers={"Content-Encoding": "gzip"}), "packed")])
+def test_the_download_of_a_data_set_is_held_to_limits_too(hub: Any, fault: dict[str, Any], said: str) -> None:
+    hub.fault("answer", "/datasets/", method="HEAD", status=200, headers={"X-Repo-Commit": "0" * 40, "ETag": '"abc"'}, times=None)
+    hub.fault(path="/datasets/", times=None, **fault)
+    command, environment = child("import sj_robust; sj_robust.load_dataset('cifar10')")  # the client's address is read at its import
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert "could not download cifar10" in done.stderr
+    assert said in done.stderr.splitlines()[-1]
+    assert hub.asked("GET", "/datasets/") == 1

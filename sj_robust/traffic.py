@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 MAX_ANSWER = 8 << 20  # bytes of an answer about one repository: the names of some 30,000 files
@@ -16,6 +16,10 @@ MAX_REQUESTS = 400  # a checkpoint of 32 files takes 96, and as many again where
 MAX_WAIT = 60.0  # seconds, all in all, that a Hub may ask us to wait before we ask again
 SILENCE = 60.0  # seconds until an answer has to begin
 WINDOW, MIN_RATE = 30.0, 2048  # an answer that has begun has to bring so many bytes a second, in each so many seconds of waiting for it
+
+
+# Seconds to connect, and then without a byte (read, write), after which a request fails.
+WORKING = (5.0, 60.0, 60.0)
 
 
 class LimitError(Exception):
@@ -150,6 +154,11 @@ class Traffic:
 
         self.too_silent = True
         close_session()
+
+
+def limited() -> AbstractContextManager[Traffic]:
+    """While it is held, whatever the client fetches keeps to the limits: for data sets, and weights that timm fetches for itself."""
+    return Traffic(dict(zip(("connect", "read", "write"), WORKING, strict=True))).held()
 
 
 def asked_to_wait(response: Any) -> float | None:
