@@ -204,7 +204,8 @@ def test_conversations_at_once_keep_to_their_own_limits_and_leave_the_session_as
     (dict(kind="status", status=429, headers={"Retry-After": "86400"}), "HfHubHTTPError"),
     (dict(kind="answer", status=200, body=b"x", headers={"Content-Encoding": "gzip"}), "packed")])
 def test_the_download_of_a_data_set_is_held_to_limits_too(hub: Any, fault: dict[str, Any], said: str) -> None:
-    hub.fault("answer", "/datasets/", method="HEAD", status=200, headers={"X-Repo-Commit": "0" * 40, "ETag": '"abc"'}, times=None)
+    found = {"X-Repo-Commit": "0" * 40, "ETag": '"abc"'}
+    hub.fault("answer", "/datasets/", method="HEAD", status=200, body=bytes(10), headers=found, times=None)
     hub.fault(path="/datasets/", times=None, **fault)
     command, environment = child("import sj_robust; sj_robust.load_dataset('cifar10')")  # the client's address is read at its import
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
