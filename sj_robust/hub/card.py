@@ -8,15 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from sj_robust.errors import SJRobustError, first_line
+from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Report, energy_name, eps_name
-from sj_robust.files import write_atomic
+from sj_robust.files import MAX_RECIPE_BYTES, parse_yaml, write_atomic
 from sj_robust.hub import zoo
-from sj_robust.hub.config import CARD, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
+from sj_robust.hub.config import CARD, FIGURES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
 from sj_robust.hub.results import Point, Results, check_belongs, protocol_of, read_report, read_reports, results
 
@@ -196,10 +195,7 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     path = folder / RECIPE
     if not path.exists():
         return None
-    try:
-        content = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SJRobustError(f"{path} is not valid YAML ({first_line(error)}): save the checkpoint again") from None
+    content = parse_yaml(read_bounded(path, MAX_RECIPE_BYTES), path, "save the checkpoint again")
     if not isinstance(content, dict):
         raise SJRobustError(f"{path} holds no mapping, expected a recipe: save the checkpoint again")
     return content

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from sj_robust.errors import SJRobustError, first_line
-from sj_robust.files import write_atomic
-from sj_robust.hub.config import CARD, CONFIG, MAX_CONFIG_BYTES, Config, read_bounded, read_config
+from sj_robust.errors import SJRobustError
+from sj_robust.files import parse_yaml, write_atomic
+from sj_robust.hub.config import CARD, CONFIG, MAX_CONFIG_BYTES, Config, parse_json, read_bounded, read_config
 from sj_robust.hub.remote import HubName
 
 _WEIGHTS_ROW = re.compile(r"sha256 of model\.safetensors \| `([0-9a-f]{64})`")
@@ -20,7 +20,7 @@ _WEIGHTS_ROW = re.compile(r"sha256 of model\.safetensors \| `([0-9a-f]{64})`")
 def set_base_model(folder: Path, base_model: str) -> None:
     """Record in config.json which repository the network came from. Raises SJRobustError where that is no repository's name."""
     path = folder / CONFIG
-    content = json.loads(read_bounded(path, MAX_CONFIG_BYTES))
+    content = parse_json(path, MAX_CONFIG_BYTES)
     content["base_model"] = base_model
     write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     try:
@@ -56,11 +56,8 @@ def prepare_card(folder: Path, name: HubName) -> None:
 def _split(text: str) -> tuple[dict[str, Any], str]:
     """Metadata and body of a card."""
     match = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
-    try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = first_line(error)
-        raise SJRobustError(f"the metadata of {CARD} is not valid YAML ({reason}): write it again with `sj-robust card FOLDER`") from None
+    advice = "write it again with `sj-robust card FOLDER`"
+    metadata = parse_yaml(match[1], f"the metadata of {CARD}", advice) if match else None
     if match is None or not isinstance(metadata, dict):
         raise SJRobustError(f"{CARD} has no metadata between two lines of ---: write it again with `sj-robust card FOLDER`")
     return metadata, text[match.end():]

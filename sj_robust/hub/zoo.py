@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from sj_robust.errors import SJRobustError, first_line
-from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
+from sj_robust.errors import SJRobustError
+from sj_robust.files import atomic_folder, parse_yaml, sha256, write_atomic, zoo_root
 from sj_robust.hub.config import (
     CONFIG,
     EVALUATIONS,
     FILES,
+    MAX_CONFIG_BYTES,
     ORIGIN,
     RECIPE,
     SOURCE_EVALUATION,
@@ -177,11 +178,9 @@ def _method(config: Config) -> Any:
 
 def _read(path: Path) -> Entry:
     try:
-        entry = Entry.model_validate(yaml.safe_load(read_bounded(path, 1 << 20)))
+        entry = Entry.model_validate(parse_yaml(read_bounded(path, MAX_CONFIG_BYTES), path, "install sj-robust again"))
     except ValidationError as error:
         raise SJRobustError(f"{path} is not a valid zoo entry: {first_error(error)}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SJRobustError(f"{path} is not valid YAML ({first_line(error)}): install sj-robust again") from None
     if entry.name != path.stem:
         raise SJRobustError(f"{path} describes {entry.name!r}, expected {path.stem!r}: install sj-robust again")
     return entry
