@@ -171,8 +171,8 @@ def parse_yaml(text: str, origin: object, advice: str = "correct it") -> Any:
     """
     import yaml
 
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -183,8 +183,6 @@ def parse_yaml(text: str, origin: object, advice: str = "correct it") -> Any:
     except Exception as error:  # PyYAML's constructors raise whatever the values led to
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise SJRobustError(f"{origin} is not valid YAML ({reason}): {advice}") from None
-    finally:
-        loader.dispose()
 
 
 _MOST_VALUES, _DEEPEST = 100_000, 40

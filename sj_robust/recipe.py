@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 from sj_robust.convert import Pooling, Replace
 from sj_robust.errors import SJRobustError
 from sj_robust.files import MAX_RECIPE_BYTES, parse_yaml, read_text
+from sj_robust.hub.config import TIMM_RUNTIME
+from sj_robust.text import visible
 from sj_robust.train import TrainConfig, preset
 from sj_robust.train.config import Budget, Kind
 
@@ -75,6 +77,9 @@ class AnnSettings(_Strict):
             raise ValueError("scratch keeps the random weights of an architecture: leave weights, pretrained, train and checkpoint away")
         if self.checkpoint and (self.weights or self.pretrained):
             raise ValueError("a checkpoint brings its own weights: leave weights and pretrained away")
+        if self.architecture and (odd := next((key for key in self.args if key in TIMM_RUNTIME), None)):
+            raise ValueError(f"args may not set {odd!r}, which is no argument of the architecture: there are weights, pretrained and "
+                             "num_classes")
         if self.checkpoint and self.args and not self.model:
             raise ValueError("a checkpoint brings its own args: leave args away")
         return self
@@ -178,8 +183,8 @@ def checked(model: type[Settings], fields: Any, origin: str = "") -> Settings:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
+        where = visible(".".join(str(part) for part in first["loc"]), 120)
+        reason = visible(first["msg"].removeprefix("Value error, "), 400)
         raise SJRobustError(f"{origin}{where}{': ' if where else ''}{reason}") from None
     except SJRobustError as error:
         raise SJRobustError(f"{origin}{error}") from None
