@@ -73,13 +73,15 @@ def info(
     """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was measured."""
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.hub.results import protocol_of, read_results
+    from sj_robust.hub.results import protocol_of, read_reports, results
 
     if "/" in name:
         calm()
     folder = zoo.resolve(name)
     config = read_config(folder)
-    found = [results.model_dump(mode="json") for results in read_results(folder)]
+    reports = read_reports(folder)
+    zoo.check_evaluations(reports, config, str(folder))
+    found = [results(report).model_dump(mode="json") for report in reports]
     if as_json:
         print_json({"folder": str(folder), "config": config.model_dump(mode="json"), "results": found})
         return
@@ -97,7 +99,7 @@ def info(
         "thresholds": _pairs(config.thresholds or {}),
         "nodes": "; ".join(f"{', '.join(layers)}: {text}" for text, layers in config.layers_by_node.items()),
         "made with": _pairs(config.created_with),
-        **{f"under {protocol_of(results['named'])}": _measured(results) for results in found},
+        **{f"under {protocol_of(one['named'])}": _measured(one) for one in found},
     }
     width = max(map(len, facts))
     for key, value in facts.items():

@@ -42,12 +42,15 @@ def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
         if planned > 2 * _size(tensors) + 100_000:
             raise SJRobustError(f"{called} has {planned} numbers, the weights {_size(tensors)}: they do not fit")
         with torch.random.fork_rng(devices=[]):
-            return timm.create_model(name, num_classes=config.num_classes, **config.model_args)
+            network: Any = timm.create_model(name, num_classes=config.num_classes, **config.model_args)
     except SJRobustError:
         raise
     except Exception as error:  # timm's builders raise whatever the arguments led to
         raise SJRobustError(f"timm {timm.__version__} cannot build {called} ({_line(error)}): "
                             "config.json is damaged or made for another timm") from error
+    # timm does not keep the arguments where they can be read: what is measured or saved of this network records them
+    network.architecture_args = {"architecture": name, "model_args": dict(config.model_args)}
+    return network  # type: ignore[no-any-return]
 
 
 def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> Classifier:

@@ -17,7 +17,7 @@ from sj_robust.files import MAX_RECIPE_BYTES, parse_yaml, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CARD, FIGURES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
-from sj_robust.hub.results import Point, Results, check_belongs, protocol_of, read_report, read_reports, results
+from sj_robust.hub.results import Point, Results, protocol_of, read_report, read_reports, results
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
@@ -42,8 +42,7 @@ def write_card(folder: str | Path) -> Path:
     target = Path(folder)
     config = read_config(target)
     reports = read_reports(target)
-    for report in reports:
-        check_belongs(report, config.weights.state_sha256, config.timesteps, str(target))
+    zoo.check_evaluations(reports, config, str(target))
     source = read_report(target / SOURCE_EVALUATION)
     further = {f"{THIS}, {protocol_of(report.settings.protocol)}": report for report in reports[1:]}
     labelled = {**({THIS: reports[0]} if reports else {}), **further, **({"ANN source": source} if source else {})}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sj_robust.errors import SJRobustError
 from sj_robust.hub import zoo
-from sj_robust.hub.config import Config, read_config
+from sj_robust.hub.config import WEIGHTS, Config, read_config
 from sj_robust.hub.download import Listed, check_record
 from sj_robust.hub.origin import Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
@@ -136,7 +136,7 @@ def _source(folder: str | Path) -> Path:
 @contextmanager
 def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Path]:
     """A copy of the checkpoint as it goes up, checked: card and evaluation are of these weights."""
-    from sj_robust.hub.results import check_belongs, read_reports
+    from sj_robust.hub.results import read_reports
 
     config = check_record(source, str(source))
     with tempfile.TemporaryDirectory(prefix="sj_robust_push_") as temporary:
@@ -146,16 +146,17 @@ def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Pat
         if base_model is not None:
             set_base_model(staged, base_model)
         with _named(staged, str(source)):
-            for report in read_reports(staged):
-                check_belongs(report, config.weights.state_sha256, config.timesteps, str(source))
+            zoo.check_evaluations(read_reports(staged), config, str(source))
         prepare_card(staged, name)
         yield staged
 
 
 def _check_loads(folder: Path, config: Config, called: str) -> None:
-    from sj_robust.hub.checkpoint import load  # imports torch
+    from sj_robust.hub.checkpoint import load, read_weights  # imports torch
 
     if config.architecture is None:
+        with _named(folder, called):
+            read_weights(folder / WEIGHTS, config)
         warnings.warn(f"{called} holds your own network: whoever pulls it needs its code, for load(..., model=...)", stacklevel=3)
         return
     with _named(folder, called):
