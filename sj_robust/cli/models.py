@@ -13,9 +13,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sj_robust.cli.common import Json, command, console, print_json
+from sj_robust.cli.common import Json, command, console, print_json, show
 from sj_robust.cli.hub import calm
 from sj_robust.cli.options import zoo_names
+from sj_robust.text import visible
 
 if TYPE_CHECKING:
     from sj_robust.hub.search import HubModel
@@ -104,7 +105,7 @@ def info(
     width = max(map(len, facts))
     for key, value in facts.items():
         if value not in (None, ""):
-            console().print(f"{key:<{width}}  {value}", markup=False, soft_wrap=True)
+            show(f"{key:<{width}}  {value}", 20_000)
 
 
 COLUMNS = ["model", "kind", "dataset", "threat", "T", "parameters", "clean", "2/255", "4/255", "8/255", "protocol", "energy, µJ"]
@@ -133,7 +134,7 @@ def _cells(model: Entry | HubModel, dataset: str | None, clean: float | None, ro
     parameters = None if model.parameters is None else f"{model.parameters:,}"
     energy = None if microjoules is None else energy_name(microjoules)
     facts = [model.name, model.kind, dataset, model.threat, model.timesteps, parameters, *accuracies, protocol, energy]
-    return ["–" if fact is None else str(fact) for fact in facts]
+    return ["–" if fact is None else visible(fact, 200) for fact in facts]
 
 
 def _print(rows: list[list[str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sj_robust.cli.common import Device, Json, command, pick_device, print_json, say
+from sj_robust.cli.common import Device, Json, command, pick_device, print_json, say, show_text
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,4 +47,5 @@ def run(
     if as_json:
         print_json({"checkpoint": str(result.checkpoint), "ann": str(result.ann), "stages": result.stages})
         return
-    print(f"{result.ann_report.summary()}\n\n{result.snn_report.summary()}\n\n{result.checkpoint}")
+    show_text(f"{result.ann_report.summary()}\n\n{result.snn_report.summary()}")
+    print(f"\n{result.checkpoint}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
@@ -47,7 +47,8 @@ def _check_outcomes(report: Any, images: int) -> None:
     right = [label == predicted for label, predicted in zip(outcome.label, outcome.predicted, strict=True)]
     _check_accuracy("clean", report.clean, sum(right), images)
     eps = [result.eps for result in joint]
-    if not (len(outcome.broken_by) == len(joint) and _same_list(eps, report.settings.eps) and eps == sorted(set(eps)) and _finite(eps)):
+    ascending = eps == sorted(set(eps)) and all(0 <= value < math.inf for value in eps)
+    if not (ascending and len(outcome.broken_by) == len(joint) and _same_list(eps, report.settings.eps)):
         _refuse(f"the joint accuracies are at eps {eps[:5]}, the outcomes of images at {len(outcome.broken_by)} and the settings name "
                 f"{report.settings.eps[:5]}")
     attempts = {f"{attack} {view}" for attack in report.settings.attacks for view in report.settings.views}
@@ -125,7 +126,7 @@ def _check_costs(report: Any, images: int) -> None:
                 and (own_nodes or _close(spikes, activity.spikes_per_image))
                 and all(_close(layer.rate * steps, layer.spikes_per_neuron) and 0 <= layer.rate and layer.neurons >= 0 for layer in layers))
         if not good:
-            _refuse(f"{activity.spikes_per_image:g} spikes per image and {activity.spikes_per_neuron:g} per neuron are not those of the layers")
+            _refuse(f"{activity.spikes_per_image:g} spikes per image, {activity.spikes_per_neuron:g} per neuron: not those of the layers")
     if (energy := report.energy) is not None:
         cost = energy.picojoules
         good = (1 <= energy.images <= images and cost.keys() == {"MAC", "AC"}
@@ -164,7 +165,3 @@ def _close(one: float, other: float) -> bool:
 
 def _same_list(one: Sequence[float], other: Sequence[float]) -> bool:
     return len(one) == len(other) and all(map(_close, one, other))
-
-
-def _finite(values: Iterable[float]) -> bool:
-    return all(math.isfinite(value) for value in values)

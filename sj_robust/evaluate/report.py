@@ -217,7 +217,7 @@ class Measurement(Facts):
         model, data = self.model, self.dataset
         kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
         extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
-        return f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images"
+        return visible(f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images")
 
 
 class Report(Measurement):

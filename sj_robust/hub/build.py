@@ -110,7 +110,7 @@ def _compare_nodes(saved: Mapping[str, str], found: Mapping[str, str], origin: s
         if before.partition("(")[0] != now.partition("(")[0]:
             raise SJRobustError(f"{origin} does not fit the network: {name} was {before} when it was saved, now it is {now}")
         if before != now:
-            warnings.warn(f"{name} of {origin} was {before} when it was saved, now it is {now}: what was measured may not hold",
+            warnings.warn(visible(f"{name} of {origin} was {before} when it was saved, now it is {now}: what was measured may not hold"),
                           stacklevel=4)
 
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Accuracy, Report, interval_name  # no torch
-from sj_robust.hub.config import CONFIG, EVALUATIONS, MAX_TEXT_BYTES, Config, read_bounded
+from sj_robust.hub.config import CONFIG, EVALUATIONS, MAX_TEXT_BYTES, Config, first_error, read_bounded
 from sj_robust.text import visible
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -93,7 +93,14 @@ def protocol_of(named: str | None) -> str:
 
 
 def results(report: Report) -> Results:
-    """The few numbers of a report."""
+    """The few numbers of a report. Raises SJRobustError where one is out of any range."""
+    try:
+        return _results(report)
+    except ValidationError as error:
+        raise SJRobustError(f"the evaluation has a figure out of range: {first_error(error)}; evaluate the checkpoint again") from None
+
+
+def _results(report: Report) -> Results:
     energy = report.energy
     return Results(dataset=report.dataset.name, split=report.dataset.split, n=report.dataset.evaluated, norm=report.settings.norm,
                    named=report.settings.protocol, attacks=report.settings.attacks, views=len(report.settings.views),

@@ -42,16 +42,42 @@ def make(tmp_path: Path) -> Make:
         content["settings"] |= SETTINGS | {"views": VIEWS if kind == "snn" else ["exact"]} | settings
         content |= {"checks": [check.model_dump() for check in checks or []], "stopped": stopped,
                     "verdict": verdict(checks, stopped is None) if checks else None}
-        content["clean"] = Accuracy.of(clean, total).model_dump()
-        content["joint"] = [{"eps": radius, "accuracy": Accuracy.of(right, total).model_dump(), "carried": 0}
-                            for radius, right in zip(eps, correct, strict=True)]
-        beside = {"ann_macs": ANN_MACS, "ann_microjoules": 186.5} if kind == "snn" else {"ann_macs": None, "ann_microjoules": None}
-        content["energy"] = None if energy is None else {
-            "images": 64, "acs": 3e7, "macs": 4e5, "microjoules": energy, "picojoules": {"MAC": 4.6, "AC": 0.9}, **beside}
+        content |= outcomes(clean, correct, eps, content["dataset"]["evaluated"], content["settings"])
+        content["energy"] = None if energy is None else cost(kind, energy)
         (folder / "evaluation.json").write_text(Report.model_validate_json(json.dumps(content)).to_json())
         return folder
 
     return write
+
+
+def outcomes(clean: int, correct: tuple[int, ...], eps: tuple[float, ...], total: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a report says of `total` images, the first `clean` of which are right; the first attack and view break all that are broken."""
+    attacks, view = settings["attacks"], settings["views"][0]
+    first = [next((at for at, right in enumerate(correct) if image >= right), len(eps)) for image in range(clean)]
+    joint, robust, broken_by = [], [], []
+    for at, (radius, right) in enumerate(zip(eps, correct, strict=True)):
+        before = correct[at - 1] if at else clean
+        joint.append({"eps": radius, "accuracy": Accuracy.of(right, total).model_dump(), "carried": clean - before})
+        by = f"{attacks[0]} {view}"
+        broken_by.append([by if image < clean and first[image] <= at else None for image in range(total)])
+        for number, attack in enumerate(attacks):
+            seen = {"attempted": right if number else before, "broken": 0 if number else before - right, "alone": None}
+            robust.append({"eps": radius, "attack": attack, "settings": {}, "per_view": {view: seen}, "alone": None,
+                           "joint": Accuracy.of(right, total).model_dump()})
+    settings["eps"] = list(eps)
+    predicted = [0] * clean + [1] * (total - clean)
+    return {"clean": Accuracy.of(clean, total).model_dump(), "joint": joint, "robust": robust,
+            "per_image": {"label": [0] * total, "predicted": predicted, "broken_by": broken_by}}
+
+
+def cost(kind: str, energy: float) -> dict[str, Any]:
+    """The operations of an inference of `energy` µJ."""
+    mac, ac = 4.6, 0.9
+    macs = 4e5 if kind == "snn" else energy * 1e6 / mac
+    ann_macs = ANN_MACS if kind == "snn" else None
+    beside = {"ann_macs": ann_macs, "ann_microjoules": ann_macs and ann_macs * mac / 1e6}
+    return {"images": 64, "acs": (energy * 1e6 - macs * mac) / ac if kind == "snn" else 0.0, "macs": macs, "microjoules": energy,
+            "picojoules": {"MAC": mac, "AC": ac}, **beside}
 
 
 @pytest.fixture
