@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from sj_robust.hub import zoo
 from sj_robust.hub.config import CARD, FIGURES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
 from sj_robust.hub.results import Point, Results, protocol_of, read_report, read_reports, results
+from sj_robust.text import visible
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
@@ -71,8 +73,9 @@ def render(config: Config, reports: Sequence[Report], source: Report | None, cur
     """The text of a card; `curves` are the results of `reports`, and of the source's, by what they are called."""
     report, found = next(iter(reports), None), curves.get(THIS)
     further = list(zip(reports[1:], list(curves.values())[1:], strict=False))
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters.update(line=_line, spoken=_spoken)
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+                              finalize=lambda value: value if isinstance(value, _Inert) else _line(value))
+    environment.filters.update(line=_line, spoken=_spoken, row=lambda cells: _Inert(" | ".join(map(_line, cells))))
     training = config.training or {}
     scratch = bool(training) and _from_scratch(recipe)
     channels, nodes = len(config.settings["mean"]), config.layers_by_node
@@ -206,10 +209,14 @@ def _name(folder: Path, config: Config) -> str:
     return resolved.name if zoo.holds(folder) else (config.name if config.name == resolved.name else resolved.name)
 
 
-def _line(value: object, longest: int = 300) -> str:
-    """A recorded value as inert Markdown: one line, no table bar, code fence or HTML."""
-    text = " ".join(str(value).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-    return text if len(text) <= longest else text[:longest - 3] + "..."
+class _Inert(str):
+    """Text that is harmless in Markdown as it stands. Every other value that the template writes is made so."""
+
+
+def _line(value: object, longest: int = 300) -> _Inert:
+    """A recorded value as inert Markdown: one line, no table bar, code fence, HTML, link or picture."""
+    text = visible(" ".join(str(value).split()), longest).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    return _Inert(re.sub(r"\](?=[(\[:])", r"]\\", text))
 
 
 def _spoken(value: object) -> str:
