@@ -138,7 +138,7 @@ def run(
     Raises SJRobustError as the stages do, where the recipe names code without that consent, and where `folder` holds files of these
     names that no run made.
     """
-    _check_consent(recipe.ann.model, model)
+    check_consent(recipe.ann.model, model)
     if recipe.name in _RESERVED:
         raise SJRobustError(f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use ARCH-snn-tT.DATASET_THREAT_METHOD")
     for training in filter(None, (recipe.ann.train, recipe.finetune)):
@@ -351,7 +351,7 @@ class _Run:
         return "made"
 
 
-def _check_consent(named: str | None, model: str | None) -> None:
+def check_consent(named: str | None, model: str | None) -> None:
     """A recipe may be a stranger's: code runs on the word of whoever runs it, not on the recipe's."""
     if named == model:
         return

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,8 +93,7 @@ def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Modul
     """
     folder = zoo.resolve(folder_or_name)
     config = read_config(folder)
-    _check_evaluations(folder, config)
-    tensors = read_weights(folder / WEIGHTS, config)
+    tensors = _read_weights(folder / WEIGHTS, config)
     if model is not None:
         backbone = model if isinstance(model, nn.Module) else model()
         backbone = backbone.backbone if isinstance(backbone, NormalizedClassifier) else backbone
@@ -104,8 +103,20 @@ def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Modul
     else:
         backbone = build_backbone(config, tensors)
     classifier = assemble(config, backbone, tensors, str(folder / WEIGHTS))
+    _check_state(tensors, config, folder / WEIGHTS)  # last: what does not fit is told with its names before
     _check_described(classifier, config, folder / CONFIG)
+    _check_evaluations(folder, config)
     return classifier
+
+
+def _check_state(tensors: Mapping[str, Tensor], config: Config, path: Path) -> None:
+    """Raise SJRobustError unless the tensors of `path` are those whose hash an evaluation names."""
+    if len(tensors) != config.weights.tensors:
+        raise SJRobustError(f"{path} has {len(tensors)} tensors, {CONFIG} records {config.weights.tensors}: it was altered, get it again")
+    state = tensors if config.kind == "snn" else {f"backbone.{key}": tensor for key, tensor in tensors.items()}
+    if (found := state_sha256(state)) != config.weights.state_sha256:
+        raise SJRobustError(f"{path} holds the weights {found[:12]}…, {CONFIG} records {config.weights.state_sha256[:12]}… as what was "
+                            "measured: they are another network's, get the checkpoint again")
 
 
 def _check_evaluations(folder: Path, config: Config) -> None:
@@ -134,7 +145,13 @@ def _check_described(classifier: Classifier, config: Config, path: Path) -> None
                                     "it again")
 
 
-def read_weights(path: Path, config: Config) -> dict[str, Tensor]:
+def check_weights(folder: Path, config: Config) -> None:
+    """Raise SJRobustError where the weights of a checkpoint folder are not those its config describes, as far as they tell without a
+    network to hold them."""
+    _check_state(_read_weights(folder / WEIGHTS, config), config, folder / WEIGHTS)
+
+
+def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
     """The tensors of model.safetensors, after comparing its size and hash with the config's; their values must be finite."""
     expected = config.weights
     try:
@@ -150,14 +167,8 @@ def read_weights(path: Path, config: Config) -> dict[str, Tensor]:
         tensors = safetensors.torch.load(content)
     except Exception as error:  # a header may lie about anything
         raise SJRobustError(f"{path} is not a valid safetensors file ({error}): save or download the checkpoint again") from None
-    if len(tensors) != expected.tensors:
-        raise SJRobustError(f"{path} has {len(tensors)} tensors, config.json records {expected.tensors}: it was altered, get it again")
     if bad := not_finite(tensors):
         raise SJRobustError(f"{path} has NaN or infinite weights ({few(bad)}), expected finite ones: do not use this checkpoint")
-    state = tensors if config.kind == "snn" else {f"backbone.{key}": tensor for key, tensor in tensors.items()}
-    if (found := state_sha256(state)) != expected.state_sha256:
-        raise SJRobustError(f"{path} holds the weights {found[:12]}…, {CONFIG} records the state {expected.state_sha256[:12]}…, which was "
-                            "measured: they are another network's, get the checkpoint again")
     return tensors
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sj_robust.errors import SJRobustError
 from sj_robust.hub import zoo
-from sj_robust.hub.config import WEIGHTS, Config, read_config
+from sj_robust.hub.config import Config, read_config
 from sj_robust.hub.download import Listed, check_record
 from sj_robust.hub.origin import Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
@@ -152,11 +152,11 @@ def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Pat
 
 
 def _check_loads(folder: Path, config: Config, called: str) -> None:
-    from sj_robust.hub.checkpoint import load, read_weights  # imports torch
+    from sj_robust.hub.checkpoint import check_weights, load  # imports torch
 
     if config.architecture is None:
         with _named(folder, called):
-            read_weights(folder / WEIGHTS, config)
+            check_weights(folder, config)
         warnings.warn(f"{called} holds your own network: whoever pulls it needs its code, for load(..., model=...)", stacklevel=3)
         return
     with _named(folder, called):

@@ -19,6 +19,7 @@ def plain(text: str) -> str:
 Text = Annotated[str, AfterValidator(plain)]
 Texts = Annotated[list[Text], Field(max_length=1000)]
 Size = Annotated[float, Field(ge=0, le=1e12)]
+Operations = Annotated[float, Field(ge=0, le=1e20)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 Radius = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -74,6 +75,7 @@ class _Model(_Recorded):
     num_classes: Count
     weights_sha256: Text
     timesteps: int | None
+    source: dict[str, Any] | None
     settings: dict[str, Any] | None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -103,10 +105,10 @@ class _Activity(_Recorded):
 
 class _Energy(_Recorded):
     images: Count
-    acs: Size
-    macs: Size
+    acs: Operations
+    macs: Operations
     microjoules: Microjoules
-    ann_macs: Size | None
+    ann_macs: Operations | None
     ann_microjoules: Microjoules | None
     picojoules: dict[str, float]
 
