@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sj_robust.model  # noqa: F401  registers the CIFAR architectures with timm
 from sj_robust.convert import rebuild
 from sj_robust.errors import SJRobustError
-from sj_robust.hub.config import Config
+from sj_robust.hub.config import LARGEST_SIDE, Config, plain_values
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, from_spikingjelly
 from sj_robust.model.limit import limited
 from sj_robust.text import visible
@@ -35,6 +35,9 @@ def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise SJRobustError(f"architecture {name!r} is not known to timm {timm.__version__}: {hint}")
     called = _asked(name, config.model_args)
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    if any(isinstance(value, int) and abs(value) > max(largest, LARGEST_SIDE) for value in plain_values(config.model_args)):
+        raise SJRobustError(f"{called} has a number that is neither a size of the weights nor of images: they do not fit")
     try:
         with torch.device("meta"), limited(called, len(tensors)):
             planned = _size(timm.create_model(name, num_classes=config.num_classes, **config.model_args).state_dict())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.facts import state_sha256
-from sj_robust.files import atomic_folder, write_atomic
+from sj_robust.files import MAX_RECIPE_BYTES, atomic_folder, read_text, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of
 from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVALUATION, STRONGEST_FIRST, WEIGHTS, Config, read_config
@@ -159,6 +159,8 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
         content = path.read_bytes() if size == expected.bytes else b""
     except OSError as error:
         raise SJRobustError(f"{path} cannot be read ({error.strerror}): a checkpoint folder needs {CONFIG} and {WEIGHTS}") from None
+    except MemoryError:
+        raise SJRobustError(f"{path} has {size} bytes, for which there is no memory") from None
     if size != expected.bytes:
         raise SJRobustError(f"{path} has {size} bytes, config.json records {expected.bytes}: truncated or another file, get it again")
     if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
@@ -206,7 +208,7 @@ def _recipe_text(recipe: Any) -> str:
     if isinstance(recipe, str):
         return recipe
     if isinstance(recipe, Path):
-        return recipe.read_text(encoding="utf-8")
+        return read_text(recipe, MAX_RECIPE_BYTES)
     plain = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else recipe
     return yaml.safe_dump(plain, sort_keys=False)
 

@@ -27,6 +27,7 @@ STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom")  # custom
 BESIDE = {protocol: f"evaluation_{protocol}.json" for protocol in STRONGEST_FIRST}
 EVALUATIONS = (EVALUATION, *BESIDE.values())
 FILES = frozenset({CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, CARD, RECIPE, FIGURES, ORIGIN})
+LARGEST_SIDE = 4096  # pixels, of the images a network takes
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20  # evaluation.json carries one outcome per image, eps and view
 
@@ -57,7 +58,7 @@ def _architecture_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"has the key {_short(key)}")
         if key in TIMM_RUNTIME:
             raise ValueError(f"may not set {key!r}")
-        for item in _values(value):
+        for item in plain_values(value):
             if isinstance(item, (int, float)) and not abs(item) <= 65536:
                 raise ValueError(f"sets {key!r} to {item!r}, above 65536")
             if isinstance(item, str) and not re.fullmatch(r"[A-Za-z0-9_.\-]{0,64}", item):
@@ -65,11 +66,11 @@ def _architecture_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def _values(value: Any) -> Iterator[Any]:
+def plain_values(value: Any) -> Iterator[Any]:
     """The plain values in lists and dicts of any depth, and the keys of dicts."""
     if isinstance(value, dict | list):
         for item in [*value, *value.values()] if isinstance(value, dict) else value:
-            yield from _values(item)
+            yield from plain_values(item)
     else:
         yield value
 
@@ -100,7 +101,7 @@ class Weights(_Strict):
 class TimmConfig(_Strict):
     """The part of timm's pretrained_cfg that describes these weights, for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
 
-    input_size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] | None = None
+    input_size: Annotated[list[Annotated[int, Field(ge=1, le=LARGEST_SIDE)]], Field(min_length=3, max_length=3)] | None = None
     mean: list[Channel]
     std: list[Channel]
     first_conv: str | list[str] | None = None
@@ -123,7 +124,7 @@ class Config(_Strict):
     model_args: ModelArgs = {}
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     model: Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+:[A-Za-z0-9_.]+$")] | None = None
-    input_size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] | None = None
+    input_size: Annotated[list[Annotated[int, Field(ge=1, le=LARGEST_SIDE)]], Field(min_length=3, max_length=3)] | None = None
     classes: Annotated[list[Line], Field(max_length=100_000)] | None = None
     settings: Facts
     thresholds: Annotated[dict[Line, float], Field(max_length=100_000)] | None = None
@@ -161,6 +162,11 @@ class Config(_Strict):
             raise ValueError("settings of an snn need timesteps")
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise ValueError(f"classes has {len(self.classes)} names for {self.num_classes} classes")
+        for_timm = self.pretrained_cfg
+        if for_timm and (for_timm.mean, for_timm.std) != (self.settings["mean"], self.settings["std"]):
+            raise ValueError("pretrained_cfg has another mean or std than settings")
+        if for_timm and for_timm.input_size not in (None, self.input_size):
+            raise ValueError(f"pretrained_cfg has the input_size {for_timm.input_size}, the model {self.input_size}")
         return self
 
     @property

@@ -27,7 +27,7 @@ def limited(what: str, tensors: int) -> Iterator[None]:
     Raises SJRobustError naming `what` beyond that. Where a profiler is at work already, calls are not counted.
     """
     registered, calls, mine = 0, 0, threading.get_ident()
-    most, most_calls = 8 * tensors + 2000, 15_000 * tensors + 1_000_000
+    most, most_calls = 8 * tensors + 2000, 8_000 * tensors + 300_000
 
     def refuse() -> None:
         raise SJRobustError(f"{what} asks for a network far larger than {tensors} tensors: refused before it is built")
