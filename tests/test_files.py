@@ -86,11 +86,16 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{','.join([f'*a{n - 1
 
 
 @pytest.mark.parametrize(("text", "fragment"), [
-    (LAUGHS, "more than 100000 values"), (MERGES, "more than 100000 values"), ("a: &a [*a]", "more than 100000 values"),
-    ("[" * 500 + "]" * 500, "nested"), ("{a: " * 60 + "1" + "}" * 60, "nested more than 40 deep"), ("a: 1\nb: 2\na: 3", "'a' is given twice"),
-    ("!!python/object/apply:os.system [id]", "could not determine a constructor"), ("a: !!int x", "invalid literal"), ("a: 2024-13-45", "month"),
-    ("a: " + "9" * 5000, "4300 digits"), ("? [1]\n: 2", "unhashable"), ("--- a\n--- b", "but found another document"), ("a: *b", "undefined alias"),
-    ("\x00", "special characters"), ("a: [", "expected"), ("[x, " * 30_000, "not valid YAML")])  # fmt: skip
+    (LAUGHS, "more than 100000 values"), (MERGES, "more than 100000 values"),
+    ("a: &a [*a]", "more than 100000 values"),
+    ("[" * 500 + "]" * 500, "nested"), ("{a: " * 60 + "1" + "}" * 60, "nested more than 40 deep"),
+    ("a: 1\nb: 2\na: 3", "'a' is given twice"),
+    ("!!python/object/apply:os.system [id]", "could not determine a constructor"),
+    ("a: !!int x", "invalid literal"), ("a: 2024-13-45", "month"),
+    ("a: " + "9" * 5000, "4300 digits"), ("? [1]\n: 2", "unhashable"),
+    ("--- a\n--- b", "but found another document"), ("a: *b", "undefined alias"),
+    ("\x00", "special characters"), ("a: [", "expected"),
+    ("[x, " * 30_000, "not valid YAML")])  # fmt: skip
 def test_yaml_of_a_stranger_is_one_line(text: str, fragment: str) -> None:
     with pytest.raises(SJRobustError, match=r"recipe\.yaml is not valid YAML \(.*\): correct it") as error:
         parse_yaml(text, "recipe.yaml")
@@ -104,7 +109,9 @@ def test_yaml_of_a_user_is_read_with_its_aliases() -> None:
 
 @pytest.mark.parametrize(("text", "fragment"), [
     ('{"a": 1, "a": 2}', "'a' is given twice"), ('{"b": [{"x": 1, "y": 2, "x": 1}]}', "'x' is given twice"), ('{"a": -Infinity}', "not a JSON number"),
-    ("[" * 10**5, "nested too deeply"), ("{" + '"a":{' * 10**5, "nested too deeply"), ('{"a": ' + "1" * 5000 + "}", "4300 digits"), ("", "Expecting value"),
+    ("[" * 10**5, "nested too deeply"),
+    ("{" + '"a":{' * 10**5, "nested too deeply"), ('{"a": ' + "1" * 5000 + "}", "4300 digits"),
+    ("", "Expecting value"),
     ('"text"', "holds a JSON str"), ('{"\x01": 1}', "control character")])  # fmt: skip
 def test_json_of_a_stranger_is_one_line(text: str, fragment: str) -> None:
     with pytest.raises(SJRobustError) as error:

@@ -128,8 +128,6 @@ def check_belongs(report: Report, config: Config, where: str) -> None:
     for key, measured in (("mean", found.mean), ("std", found.std)):
         if measured is not None:
             named[key] = (_rounded(measured), _rounded(config.settings[key]))
-    if found.source is not None:
-        named["source"] = (found.source, config.source)
     if found.settings is not None:
         keys = sorted({*found.settings, *config.settings})
         named |= {f"setting {key}": (found.settings.get(key), config.settings.get(key)) for key in keys}

@@ -195,11 +195,16 @@ def evaluation(folder: Path, change: Any) -> None:
 
 
 BOMBS = [
-    ("vit_tiny_patch16_224", {"depth": 65536}), ("vit_tiny_patch16_224", {"embed_dim": 65536}), ("vit_tiny_patch16_224", {"img_size": 65536}),
-    ("resnet18", {"layers": [65536, 1, 1, 1]}), ("resnet18", {"layers": [60000] * 4}), ("maxvit_tiny_tf_224", {"img_size": 65536}),
-    ("mixer_b16_224", {"num_blocks": 65536}), ("convnext_tiny", {"depths": [65536, 65536]}), ("cifar_resnet20", {"in_chans": 65536}),
-    ("swin_tiny_patch4_window7_224", {"window_size": 4096}), ("efficientnet_b0", {"channel_multiplier": 65536}), ("vgg11", {"cfg": [64] * 60000}),
-    ("resnet18", {"block_args": {"x": {"y": [10**17]}}}), ("resnet18", {"x": [["/etc/passwd"]]}), ("levit_128", {"img_size": 16384}),
+    ("vit_tiny_patch16_224", {"depth": 65536}), ("vit_tiny_patch16_224", {"embed_dim": 65536}),
+    ("vit_tiny_patch16_224", {"img_size": 65536}),
+    ("resnet18", {"layers": [65536, 1, 1, 1]}), ("resnet18", {"layers": [60000] * 4}),
+    ("maxvit_tiny_tf_224", {"img_size": 65536}),
+    ("mixer_b16_224", {"num_blocks": 65536}), ("convnext_tiny", {"depths": [65536, 65536]}),
+    ("cifar_resnet20", {"in_chans": 65536}),
+    ("swin_tiny_patch4_window7_224", {"window_size": 4096}), ("efficientnet_b0",
+    {"channel_multiplier": 65536}), ("vgg11", {"cfg": [64] * 60000}),
+    ("resnet18", {"block_args": {"x": {"y": [10**17]}}}), ("resnet18", {"x": [["/etc/passwd"]]}),
+    ("levit_128", {"img_size": 16384}),
 ]  # fmt: skip
 
 
@@ -252,8 +257,10 @@ def test_keys_given_twice_are_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "value"), [
-    ("leak", 0.9), ("reset", "soft"), ("timesteps", 4), ("mean", [0.5, 0.5, 0.5]), ("std", [0.25, 0.25, 0.25]), ("repeat_at", ""), ("folded", True),
-    ("surrogate", "EXP:2"), ("percentile", 99.0), ("worth", {"act1": 2.0}), ("norm_statistics", "reset")])  # fmt: skip
+    ("leak", 0.9), ("reset", "soft"), ("timesteps", 4), ("mean", [0.5, 0.5, 0.5]),
+    ("std", [0.25, 0.25, 0.25]), ("repeat_at", ""), ("folded", True),
+    ("surrogate", "EXP:2"), ("percentile", 99.0), ("worth", {"act1": 2.0}),
+    ("norm_statistics", "reset")])  # fmt: skip
 def test_settings_other_than_those_that_were_measured_are_refused(checkpoint: Path, edit: Any, place: str, value: Any) -> None:
     edit(checkpoint, lambda config: config["settings"].update({place: value}))
     refuses(checkpoint, "the evaluation is of another model")
@@ -268,7 +275,8 @@ def test_settings_other_than_those_that_were_measured_are_refused(checkpoint: Pa
     (lambda config: config["settings"].update(mean=[0.5, 0.4, 0.4]), ["mean"]),
     (lambda config: (config["settings"].update(std=[1.0] * 3), config["pretrained_cfg"].update(std=[1.0] * 3)), ["its std"]),
     (lambda config: config["pretrained_cfg"].update(input_size=[3, 64, 64]), ["input_size"]),
-    (lambda config: config["weights"].update(parameters=1), ["parameters"]), (lambda config: config["weights"].update(tensors=3), ["tensors"]),
+    (lambda config: config["weights"].update(parameters=1), ["parameters"]),
+    (lambda config: config["weights"].update(tensors=3), ["tensors"]),
     (lambda config: config["weights"].update(state_sha256="0" * 64), ["another network's"])])  # fmt: skip
 def test_an_ann_is_tied_to_its_normalisation_and_counts(ann_checkpoint: Path, edit: Any, change: Any, fragments: list[str]) -> None:
     edit(ann_checkpoint, change)

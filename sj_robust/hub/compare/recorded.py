@@ -75,7 +75,6 @@ class _Model(_Recorded):
     num_classes: Count
     weights_sha256: Text
     timesteps: int | None
-    source: dict[str, Any] | None
     settings: dict[str, Any] | None
     mean: list[float] | None = None
     std: list[float] | None = None
