@@ -128,8 +128,12 @@ def change_bytes(content: bytes, dice: random.Random) -> tuple[bytes, str]:
     some = bytes(dice.randrange(256) for _ in range(dice.randrange(1, 9)))
     damaged = {
         "flip": content[:at] + bytes([content[at] ^ (1 << dice.randrange(8))]) + content[at + 1 :],
-        "cut": content[:at], "insert": content[:at] + some + content[at:], "repeat": content[:at] + content[at // 2 :],
-        "zeros": content[:at] + bytes(len(content) - at), "bom": b"\xef\xbb\xbf" + content, "latin-1": content[:at] + b"\xe9" + content[at:],
+        "cut": content[:at],
+        "insert": content[:at] + some + content[at:],
+        "repeat": content[:at] + content[at // 2 :],
+        "zeros": content[:at] + bytes(len(content) - at),
+        "bom": b"\xef\xbb\xbf" + content,
+        "latin-1": content[:at] + b"\xe9" + content[at:],
         "empty": b"",
     }[how]  # fmt: skip
     return damaged, f"{how} at byte {at}"
@@ -149,7 +153,8 @@ def damaged_json(content: bytes, dice: random.Random) -> tuple[bytes, str]:
 def damaged_weights(content: bytes, dice: random.Random) -> tuple[bytes, str]:
     """Bytes of the data, or a header that says something else of them."""
     size = int.from_bytes(content[:8], "little")
-    header, data, how = json.loads(content[8 : 8 + size]), content[8 + size :], dice.choice(("data", "data", "header", "swap", "bytes", "size"))
+    header, data = json.loads(content[8 : 8 + size]), content[8 + size :]
+    how = dice.choice(("data", "data", "header", "swap", "bytes", "size"))
     if how == "data":
         at = dice.randrange(len(data))
         data = data[:at] + bytes([data[at] ^ (1 << dice.randrange(8))]) + data[at + 1 :]
@@ -177,8 +182,9 @@ def damaged_recipe(content: bytes, dice: random.Random) -> tuple[bytes, str]:
         trick = dice.choice((
             "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n + 1}: &a{n + 1} [" + ",".join([f"*a{n or ''}"] * 9) + "]\n" for n in range(9)),
             "z: " + "[" * 500 + "]" * 500, "a: &a [*a]", "!!python/object/apply:os.system [id]", "? [1]\n: 2", "x: 2024-13-45", "\t",
-            "x: !!int abc", "x: " + "9" * 5000, "- a\n- b", "null", "x: 1\nx: 2", "--- a\n--- b", "a: *nothing", "<<: {name: x}", "\x00", "%YAML 9",
-            "finetune: {preset: [1]}", "finetune: {1: 2}", "ann: {architecture: cifar_resnet20, args: {checkpoint_path: x.pth}, scratch: true}",
+            "x: !!int abc", "x: " + "9" * 5000, "- a\n- b", "null", "x: 1\nx: 2", "--- a\n--- b", "a: *nothing",
+            "<<: {name: x}", "\x00", "%YAML 9", "finetune: {preset: [1]}", "finetune: {1: 2}",
+            "ann: {architecture: cifar_resnet20, args: {checkpoint_path: x.pth}, scratch: true}",
             'ann: {model: "os:system", args: {command: id}}', "evaluate: {eps: [.nan]}", "convert: {leak: .inf}",
         ))  # fmt: skip
         return (content + b"\n" + trick.encode() if dice.random() < 0.7 else trick.encode()), trick[:40]

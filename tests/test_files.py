@@ -81,8 +81,9 @@ def test_sha256_of_a_known_file(tmp_path: Path) -> None:
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 10))
-MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{','.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 10))
+NINE = [",".join([f"*a{number}"] * 9) for number in range(9)]
+LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n}: &a{n} [{nine}]\n" for n, nine in enumerate(NINE, 1))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{nine}]}}\n" for n, nine in enumerate(NINE, 1))
 
 
 @pytest.mark.parametrize(("text", "fragment"), [
@@ -103,12 +104,14 @@ def test_yaml_of_a_stranger_is_one_line(text: str, fragment: str) -> None:
 
 
 def test_yaml_of_a_user_is_read_with_its_aliases() -> None:
-    assert parse_yaml("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}", "it") == {"a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": {"x": [1, 2], "y": 3}}
+    text = "a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}"
+    assert parse_yaml(text, "it") == {"a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": {"x": [1, 2], "y": 3}}
     assert parse_yaml("", "it") is None
 
 
 @pytest.mark.parametrize(("text", "fragment"), [
-    ('{"a": 1, "a": 2}', "'a' is given twice"), ('{"b": [{"x": 1, "y": 2, "x": 1}]}', "'x' is given twice"), ('{"a": -Infinity}', "not a JSON number"),
+    ('{"a": 1, "a": 2}', "'a' is given twice"), ('{"b": [{"x": 1, "y": 2, "x": 1}]}', "'x' is given twice"),
+    ('{"a": -Infinity}', "not a JSON number"),
     ("[" * 10**5, "nested too deeply"),
     ("{" + '"a":{' * 10**5, "nested too deeply"), ('{"a": ' + "1" * 5000 + "}", "4300 digits"),
     ("", "Expecting value"),

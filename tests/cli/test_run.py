@@ -320,12 +320,14 @@ def test_the_seed_of_a_recipe_is_that_of_its_trainings(workplace: Path) -> None:
     ("os:system", ["--model", "os"], "consent to it 'os' was given"),
     ("my_networks:mark", [], "say so with --model my_networks:mark"),
     ("antigravity:x", ["--model", ""], "consent to it '' was given"), (None, ["--model", "my_networks:mark"], "names no code")])
-def test_code_that_a_recipe_names_runs_with_consent_alone(process: Cli, workplace: Path, tmp_path: Path, named: str | None, given: list[str],
-                                                          fragment: str) -> None:
-    mark = tmp_path / "OWNED"
-    (workplace / "my_networks.py").write_text((workplace / "my_networks.py").read_text() + "\n\ndef mark(**args):\n    open(args['at'], 'w')\n")
-    source = {"model": named, "args": {"command": f"touch {mark}", "at": str(mark)}} if named else {"architecture": "cifar_resnet20", "scratch": True}
-    for strangers in (source, {**source, "checkpoint": "resnet20.cifar10_linf_pgd"}) if named else (source,):
+def test_code_that_a_recipe_names_runs_with_consent_alone(
+    process: Cli, workplace: Path, tmp_path: Path, named: str | None, given: list[str], fragment: str
+) -> None:
+    mark, module = tmp_path / "OWNED", workplace / "my_networks.py"
+    module.write_text(module.read_text() + "\n\ndef mark(**args):\n    open(args['at'], 'w')\n")
+    code = {"model": named, "args": {"command": f"touch {mark}", "at": str(mark)}}
+    source = code if named else {"architecture": "cifar_resnet20", "scratch": True}
+    for strangers in (source, {**source, "checkpoint": "resnet20.cifar10_linf_pgd"} if named else source):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "x", "dataset": "colours", "ann": strangers}))
         done = process("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out", *given)
         assert (done.returncode, done.stdout) == (1, "")
@@ -333,12 +335,12 @@ def test_code_that_a_recipe_names_runs_with_consent_alone(process: Cli, workplac
         assert len(done.stderr.strip().splitlines()) == 1
         assert not mark.exists()
         assert not (tmp_path / "out").exists()
-    with pytest.raises(SJRobustError, match="consent|names no code"):
+    with pytest.raises(SJRobustError, match=r"consent|names no code"):
         run_recipe(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "out", model=given[1] if given else None)
 
 
-@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained", "scriptable", "exportable",
-                                  "features_only", "device", "num_classes"])
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained",
+                                  "scriptable", "exportable", "features_only", "device", "num_classes"])
 def test_arguments_that_load_files_are_none_of_an_architecture(name: str) -> None:
     with pytest.raises(SJRobustError, match=f"args may not set '{name}'"):
         make_recipe({"name": "x", "dataset": "sample", "ann": {"architecture": "resnet18", "scratch": True, "args": {name: "evil.pth"}}})

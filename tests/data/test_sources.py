@@ -296,7 +296,8 @@ def flat_png(width: int, height: int, colour: int = 0) -> bytes:
 
     packer, row = zlib.compressobj(9), b"\x00" + bytes([colour]) * width
     data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(("sizes", "image_size", "fragment"), [
@@ -306,8 +307,9 @@ def flat_png(width: int, height: int, colour: int = 0) -> bytes:
     ([(1, 60000)], 64, "too narrow"),
     ([(8, 8), (4000, 4000), (4000, 4000)], None, "is 4000x4000 pixels but the first image is 8x8")])  # fmt: skip
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_an_image_that_would_fill_the_memory_is_refused_before_it_is_decoded(tmp_path: Path, sizes: list[tuple[int, int]], image_size: int | None,
-                                                                             fragment: str) -> None:
+def test_an_image_that_would_fill_the_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, sizes: list[tuple[int, int]], image_size: int | None, fragment: str
+) -> None:
     blobs = [{"bytes": flat_png(*size), "path": None} for size in sizes] * 20
     table = pa.table({"image": blobs, "label": [0] * len(blobs)})
     pq.write_table(table, tmp_path / "test.parquet")
@@ -326,7 +328,8 @@ def test_more_images_than_the_machine_has_room_for_are_refused(tmp_path: Path) -
 
 
 def test_a_large_photograph_is_still_brought_to_size(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"image": [{"bytes": flat_png(6000, 4500, 200), "path": None}] * 3, "label": [0, 1, 0]}), tmp_path / "test.parquet")
+    blob = {"bytes": flat_png(6000, 4500, 200), "path": None}
+    pq.write_table(pa.table({"image": [blob] * 3, "label": [0, 1, 0]}), tmp_path / "test.parquet")
     images = load_dataset(tmp_path, "test", image_size=16).images
     assert images.shape == (3, 3, 16, 16)
     assert images.unique().tolist() == [200]

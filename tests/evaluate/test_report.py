@@ -163,7 +163,7 @@ def swap_first_outcomes(content: dict) -> None:
 def test_figures_that_contradict_each_other_are_refused(report: Report, change) -> None:
     content = json.loads(report.to_json())
     change(content)
-    with pytest.raises(SJRobustError, match="the evaluation contradicts itself: |not an evaluation report of this version: ") as error:
+    with pytest.raises(SJRobustError, match=r"the evaluation contradicts itself: |not an evaluation report of this version: ") as error:
         Report.from_json(json.dumps(content))
     assert str(error.value).isprintable()
 

@@ -155,8 +155,9 @@ def test_writing_a_card_again_changes_nothing(checkpoint: Path) -> None:
     assert (checkpoint / "figures" / "accuracy.png").read_bytes() == plot
 
 
-HOSTILE = ["<script>alert(1)</script>", "![x](https://tracker.example/a.png)", "[click](javascript:alert(1))", "a | b | c", "`code` ```", "# Heading",
-           "a\n\n# Injected\n", "\x1b[31mred\u202e", "</td><img src=x onerror=alert(1)>", "[ref]: https://example.org"]  # fmt: skip
+HOSTILE = ["<script>alert(1)</script>", "![x](https://tracker.example/a.png)", "[click](javascript:alert(1))",
+           "a | b | c", "`code` ```", "# Heading", "a\n\n# Injected\n", "\x1b[31mred\u202e",
+           "</td><img src=x onerror=alert(1)>", "[ref]: https://example.org"]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)

@@ -216,7 +216,10 @@ def test_a_network_that_would_never_end_or_fit_is_refused_at_once(checkpoint: Pa
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
 
 
-@pytest.mark.parametrize("site", ['layer1.0.conv1"),exec("open(MARK,\'w\')"),getattr(self,"act1', "layer1.0.act1')", "layer1.0.a\nb", "layer1.0.x"])
+INJECTED = 'layer1.0.conv1"),exec("open(MARK,\'w\')"),getattr(self,"act1'
+
+
+@pytest.mark.parametrize("site", [INJECTED, "layer1.0.act1')", "layer1.0.a\nb", "layer1.0.x"])
 @pytest.mark.parametrize("where", ["sites", "nodes", "rewrites", "turns"])
 def test_names_in_a_plan_run_no_code(checkpoint: Path, edit: Any, tmp_path: Path, site: str, where: str) -> None:
     (checkpoint / "evaluation.json").unlink()
@@ -309,7 +312,8 @@ def test_what_older_reports_do_not_name_is_known_of_the_zoo(tmp_path: Path, edit
 
 
 def test_a_new_report_names_the_arguments_of_the_network(checkpoint: Path, edit: Any, dataset: Any) -> None:
-    report = evaluate(load(checkpoint), dataset.first(4), eps=[1 / 255], attacks=["fgsm"], views=["PCW:1"], check_images=0, show_progress=False)
+    report = evaluate(load(checkpoint), dataset.first(4), eps=[1 / 255], attacks=["fgsm"], views=["PCW:1"], check_images=0,
+                      show_progress=False)
     record(checkpoint, report=report)
     load(checkpoint)
     edit(checkpoint, lambda config: config["model_args"].update(global_pool="max"))
