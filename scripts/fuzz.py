@@ -235,6 +235,8 @@ def same(field: str, one: Config, other: Config) -> bool:
         return list(first) == list(second) and all(abs(first[name] - second[name]) <= 2e-4 * abs(second[name]) for name in first)
     if field == "weights":  # the hashes of the file are those of what it is now
         return bool(first.model_dump(exclude={"sha256", "bytes"}) == second.model_dump(exclude={"sha256", "bytes"}))
+    if field == "settings":  # null is not set
+        first, second = ({key: value for key, value in one.items() if value is not None} for one in (first, second))
     return bool(first == second) or (field == "thresholds" and first is None)
 
 

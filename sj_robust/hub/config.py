@@ -160,6 +160,8 @@ class Config(_Strict):
     def _consistent(self) -> Config:
         if self.kind == "snn" and "timesteps" not in self.settings:
             raise ValueError("settings of an snn need timesteps")
+        if self.kind == "ann" and (self.thresholds is not None or self.settings.keys() != {"mean", "std"}):
+            raise ValueError("an ann has a mean and a std as settings and no thresholds")
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise ValueError(f"classes has {len(self.classes)} names for {self.num_classes} classes")
         for_timm = self.pretrained_cfg
