@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from sj_robust.secrets import masked
+from sj_robust.text import visible
 
 
 class SJRobustError(Exception):
     """A failure that can be named in one line: what is wrong, what was expected, what to do.
 
-    The command line prints the message without a traceback and exits with 1. No token and no password gets into the message,
-    whatever it was made of.
+    The command line prints the message without a traceback and exits with 1. Whatever names and values a message quotes, it is one
+    line of bounded length that does nothing to the terminal it is shown on, and holds no token and no password.
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(masked(str(message)))
+        super().__init__(visible(message))
 
 
 def first_line(error: Exception) -> str:

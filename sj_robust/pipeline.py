@@ -120,6 +120,7 @@ def run(
     folder: str | os.PathLike[str],
     *,
     data: str | None = None,
+    model: str | None = None,
     device: str | torch.device = "cpu",
     show_progress: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -133,8 +134,11 @@ def run(
     a run may be resumed with another number of them. All have to see `folder`, which the first one writes, and each returns the result.
 
     data: name or path that takes the place of `recipe.dataset`. say: called with one line per stage, in the first process.
-    Raises SJRobustError as the stages do, and where `folder` holds files of these names that no run made.
+    model: consent to the code that the recipe names as `ann.model`, by the same "module:function"; without it nothing of it is imported.
+    Raises SJRobustError as the stages do, where the recipe names code without that consent, and where `folder` holds files of these
+    names that no run made.
     """
+    check_consent(recipe.ann.model, model)
     if recipe.name in _RESERVED:
         raise SJRobustError(f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use ARCH-snn-tT.DATASET_THREAT_METHOD")
     for training in filter(None, (recipe.ann.train, recipe.finetune)):
@@ -345,6 +349,17 @@ class _Run:
             set_aside([path, training_folder(path)], known=bool(earlier))
             write_record(record_path, record)
         return "made"
+
+
+def check_consent(named: str | None, model: str | None) -> None:
+    """A recipe may be a stranger's: code runs on the word of whoever runs it, not on the recipe's."""
+    if named == model:
+        return
+    if named is None:
+        raise SJRobustError(f"model {model!r} was given, but the recipe names no code (ann.model): leave it away")
+    given = "was not given" if model is None else f"{model!r} was given"
+    raise SJRobustError(f"the recipe runs the code {named!r} (ann.model), and consent to it {given}: look at it, and if you trust it say "
+                        f"so with --model {named} (model={named!r})")
 
 
 def _check_attacks(settings: EvaluateSettings) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
@@ -11,6 +10,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from sj_robust.convert import Pooling, Replace
 from sj_robust.errors import SJRobustError
+from sj_robust.files import MAX_RECIPE_BYTES, parse_yaml, read_text
+from sj_robust.hub.config import TIMM_RUNTIME
+from sj_robust.text import visible
 from sj_robust.train import TrainConfig, preset
 from sj_robust.train.config import Budget, Kind
 
@@ -23,7 +25,10 @@ def _training(kind: Kind) -> BeforeValidator:
     def complete(value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return preset(kind, value.get("preset") or "default", **{key: v for key, v in value.items() if key != "preset"})
+        changes = {key: setting for key, setting in value.items() if key != "preset"}
+        if unknown := [key for key in changes if key not in TrainConfig.model_fields]:
+            raise ValueError(f"has no setting {str(unknown[0])!r}")
+        return preset(kind, str(value.get("preset") or "default"), **changes)
 
     return BeforeValidator(complete)
 
@@ -72,6 +77,9 @@ class AnnSettings(_Strict):
             raise ValueError("scratch keeps the random weights of an architecture: leave weights, pretrained, train and checkpoint away")
         if self.checkpoint and (self.weights or self.pretrained):
             raise ValueError("a checkpoint brings its own weights: leave weights and pretrained away")
+        if self.architecture and (odd := next((key for key in self.args if key in TIMM_RUNTIME), None)):
+            raise ValueError(f"args may not set {odd!r}, which is no argument of the architecture: there are weights, pretrained and "
+                             "num_classes")
         if self.checkpoint and self.args and not self.model:
             raise ValueError("a checkpoint brings its own args: leave args away")
         return self
@@ -156,13 +164,12 @@ class Recipe(_Strict):
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read and validate a YAML recipe. Raises SJRobustError naming the file and the first thing wrong with it."""
+    origin = f"recipe {path}"
     try:
-        fields = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise SJRobustError(f"recipe {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
-    except yaml.YAMLError as error:
-        raise SJRobustError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from None
-    return make_recipe(fields, str(path))
+        text = read_text(path, MAX_RECIPE_BYTES)
+    except SJRobustError as error:
+        raise SJRobustError(f"recipe {error}") from None
+    return make_recipe(parse_yaml(text, origin), str(path))
 
 
 def make_recipe(fields: Any, origin: str = "recipe") -> Recipe:
@@ -176,8 +183,8 @@ def checked(model: type[Settings], fields: Any, origin: str = "") -> Settings:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
+        where = visible(".".join(str(part) for part in first["loc"]), 120)
+        reason = visible(first["msg"].removeprefix("Value error, "), 400)
         raise SJRobustError(f"{origin}{where}{': ' if where else ''}{reason}") from None
     except SJRobustError as error:
         raise SJRobustError(f"{origin}{error}") from None

@@ -171,7 +171,7 @@ def fingerprint(settings: AnnSettings) -> dict[str, Any]:
         found["weights"] = sha256(settings.weights)
     if settings.architecture and settings.architecture.startswith("local-dir:"):
         folder = Path(settings.architecture.removeprefix("local-dir:"))
-        files = [path for path in sorted(folder.glob("*")) if path.suffix in (".json", ".safetensors", ".bin", ".pth")]
+        files = [path for path in sorted(folder.glob("*")) if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".pth")]
         found["files"] = {path.name: sha256(path) for path in files}
     if settings.checkpoint:
         config = read_config(zoo.resolve(settings.checkpoint))

@@ -9,7 +9,7 @@ from typing import Any
 
 from sj_robust.cli.app import app
 from sj_robust.cli.common import several_processes
-from sj_robust.secrets import masked
+from sj_robust.text import visible
 
 __all__ = ["app", "main"]
 
@@ -22,16 +22,25 @@ def main() -> None:
             app()
         finally:
             warnings.formatwarning = format_before
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed: nobody wants to see it
+                sys.stdout.flush()
     except BrokenPipeError:
-        # The reader (head, less) has gone. Whatever is still buffered must not raise again when Python closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
+    except OSError as error:
+        _drop_output()
+        print(f"sj-robust: the output cannot be written ({error.strerror or error}): make room, or send it elsewhere", file=sys.stderr)
+        sys.exit(1)
+
+
+def _drop_output() -> None:
+    """The reader (head, less) has gone, or the disk is full. Whatever is still buffered must not raise again when Python closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(message: Warning | str, *details: Any, **more: Any) -> str:
     """A warning as a user reads it: without the line of our code that gave it."""
-    return f"sj-robust: warning: {masked(' '.join(str(message).split()))}\n"
+    return f"sj-robust: warning: {visible(' '.join(str(message).split()))}\n"
 
 
 def _unsaid(message: Warning | str, *details: Any, **more: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -15,9 +16,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sj_robust.errors import SJRobustError, first_line
-from sj_robust.secrets import masked
+from sj_robust.text import LONGEST, visible, visible_json, visible_lines
 
 
 def fraction(text: str) -> float:
@@ -76,6 +78,10 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
                 fail("interrupted" + (f"; {again}" if again else ""))
             except SJRobustError as error:
                 fail(str(error), error)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF) and error.filename is None:
+                    raise  # of stdout, which main gives up
+                fail(f"{error.filename or type(error).__name__}: {error.strerror or error}", error)
             except Exception as error:
                 fail(f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1 for the traceback)", error)
 
@@ -95,8 +101,8 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
         if not first_to_fail():
             raise typer.Exit(1)
     if error is not None and os.environ.get("SJ_ROBUST_DEBUG"):
-        print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
-    print(f"sj-robust: {masked(message)}", file=sys.stderr)
+        print(visible_lines("".join(traceback.format_exception(error)).rstrip("\n")), file=sys.stderr)
+    print(f"sj-robust: {visible(message)}", file=sys.stderr)
     raise typer.Exit(1)
 
 
@@ -107,26 +113,41 @@ def several_processes() -> bool:
 
 def usage(message: str) -> NoReturn:
     """End as wrong usage: `message` on stderr, exit code 2."""
-    raise typer.BadParameter(masked(message))
+    raise typer.BadParameter(visible(message))
 
 
 def say(text: str) -> None:
-    """One line of news on stderr, where it does not mix with results."""
-    print(masked(text), file=sys.stderr, flush=True)
+    """News on stderr, where it does not mix with results."""
+    print(visible_lines(text), file=sys.stderr, flush=True)
+
+
+def show(line: str, longest: int = LONGEST) -> None:
+    """One line of a result on stdout, whatever names of others stand in it."""
+    print(visible(line, longest))
+
+
+def show_text(text: str) -> None:
+    """A result of several lines on stdout; its text is laid out by us, names of others in it are one line already."""
+    print(visible_lines(text))
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout, indented, as it is (no wrapping, no colour)."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """JSON on stdout, indented (no wrapping, no colour)."""
+    show_json(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def show_json(text: str) -> None:
+    """JSON on stdout; what a terminal would not simply print is escaped in it."""
+    sys.stdout.write(visible_json(text.rstrip()) + "\n")
 
 
 def print_table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout; wide enough for its content where stdout is not a terminal."""
-    table = Table(title=title, title_justify="left")
+    """A table on stdout; wide enough for its content where stdout is not a terminal. Cells are plain text, no markup."""
+    table = Table(title=None if title is None else Text(visible(title), "table.title"), title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(visible(column)), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(visible_lines(cell)) for cell in row))
     console().print(table)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Json, command, console, print_table, say, usage
+from sj_robust.cli.common import Json, command, console, print_table, say, show, show_json, usage
 from sj_robust.cli.hub import calm
 from sj_robust.cli.options import zoo_names
 
@@ -65,7 +65,7 @@ def compare(
         write_page(comparison, html)
         say(f"page: {html}")
     if as_json:
-        print(comparison.to_json(), end="")
+        show_json(comparison.to_json())
     elif markdown:
         print(comparison.to_markdown(), end="")
     else:
@@ -74,19 +74,17 @@ def compare(
 
 def _print(comparison: Comparison) -> None:
     """As much as fits the terminal; protocol and images of the ranked models are told once below, those of others in their footnotes."""
-    from rich.markup import escape
-
     wide = console().width
     for extent in ("all", "fewer columns", "no intervals"):
         table = _table(comparison, extent)
         if sum(max(len(line) for row in table for line in row[at].split("\n")) + 3 for at in range(len(table[0]))) < wide:
             break
-    columns, *rows = [[escape(text) for text in row] for row in table]
+    columns, *rows = table
     print_table(None, columns, rows)
     for line in comparison.about():
-        print(line)
+        show(line)
     for number, note in enumerate(comparison.footnotes, 1):
-        print(f"{_raised([number])} {note}")
+        show(f"{_raised([number])} {note}")
 
 
 def _table(comparison: Comparison, extent: str) -> list[list[str]]:

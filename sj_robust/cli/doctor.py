@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from sj_robust.cli.common import Json, command, print_json
+from sj_robust.cli.common import Json, command, print_json, show
 from sj_robust.errors import SJRobustError
 from sj_robust.secrets import masked
 
@@ -51,7 +51,7 @@ def doctor(as_json: Json = False) -> None:
     width = max(map(len, flat))
     for key, value in flat.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-        print(f"{key:<{width}}  {'not installed' if shown is None else shown}")
+        show(f"{key:<{width}}  {'not installed' if shown is None else shown}")
 
 
 def _facts() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from sj_robust.cli.common import Json, command, usage
+from sj_robust.cli.common import Json, command, show_json, show_text, usage
 from sj_robust.cli.measure import Checkpoint, Model
 from sj_robust.cli.options import Args, Size, arguments
 
@@ -60,4 +60,7 @@ def export(
         done = export_nir(network, out, input_size=size, dt=1.0 if dt is None else dt)  # type: ignore[arg-type]
     else:
         done = (export_onnx if format is Format.onnx else export_torch)(network, out, input_size=size)
-    print(done.to_json() if as_json else done.summary())
+    if as_json:
+        show_json(done.to_json())
+    else:
+        show_text(done.summary())

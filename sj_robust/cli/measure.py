@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import say, usage
+from sj_robust.cli.common import say, show_json, show_text, usage
 from sj_robust.cli.options import arguments, one_of, zoo_names
 
 if TYPE_CHECKING:
@@ -69,4 +69,7 @@ def write(measured: Measurement, out: Path | None) -> None:
 
 def show(measured: Any, as_json: bool) -> None:
     """The result on stdout, as text or as JSON."""
-    print(measured.to_json().rstrip() if as_json else measured.summary())
+    if as_json:
+        show_json(measured.to_json())
+    else:
+        show_text(measured.summary())

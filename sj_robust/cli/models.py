@@ -13,9 +13,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from sj_robust.cli.common import Json, command, console, print_json
+from sj_robust.cli.common import Json, command, console, print_json, show
 from sj_robust.cli.hub import calm
 from sj_robust.cli.options import zoo_names
+from sj_robust.text import visible
 
 if TYPE_CHECKING:
     from sj_robust.hub.search import HubModel
@@ -73,13 +74,15 @@ def info(
     """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was measured."""
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.hub.results import protocol_of, read_results
+    from sj_robust.hub.results import protocol_of, read_reports, results
 
     if "/" in name:
         calm()
     folder = zoo.resolve(name)
     config = read_config(folder)
-    found = [results.model_dump(mode="json") for results in read_results(folder)]
+    reports = read_reports(folder)
+    zoo.check_evaluations(reports, config, str(folder))
+    found = [results(report).model_dump(mode="json") for report in reports]
     if as_json:
         print_json({"folder": str(folder), "config": config.model_dump(mode="json"), "results": found})
         return
@@ -97,12 +100,12 @@ def info(
         "thresholds": _pairs(config.thresholds or {}),
         "nodes": "; ".join(f"{', '.join(layers)}: {text}" for text, layers in config.layers_by_node.items()),
         "made with": _pairs(config.created_with),
-        **{f"under {protocol_of(results['named'])}": _measured(results) for results in found},
+        **{f"under {protocol_of(one['named'])}": _measured(one) for one in found},
     }
     width = max(map(len, facts))
     for key, value in facts.items():
         if value not in (None, ""):
-            console().print(f"{key:<{width}}  {value}", markup=False, soft_wrap=True)
+            show(f"{key:<{width}}  {value}", 20_000)
 
 
 COLUMNS = ["model", "kind", "dataset", "threat", "T", "parameters", "clean", "2/255", "4/255", "8/255", "protocol", "energy, µJ"]
@@ -131,7 +134,7 @@ def _cells(model: Entry | HubModel, dataset: str | None, clean: float | None, ro
     parameters = None if model.parameters is None else f"{model.parameters:,}"
     energy = None if microjoules is None else energy_name(microjoules)
     facts = [model.name, model.kind, dataset, model.threat, model.timesteps, parameters, *accuracies, protocol, energy]
-    return ["–" if fact is None else str(fact) for fact in facts]
+    return ["–" if fact is None else visible(fact, 200) for fact in facts]
 
 
 def _print(rows: list[list[str]]) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sj_robust.cli.common import Device, Json, command, pick_device, print_json, say
+from sj_robust.cli.common import Device, Json, command, pick_device, print_json, say, show_text
 
 
 def add_to(app: typer.Typer) -> None:
@@ -24,6 +24,10 @@ def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; recipe.yaml of any checkpoint is one.")],
     out: Annotated[Path | None, typer.Option("--out", help="The folder of all stages.  [default: runs/NAME]")] = None,
     data: Annotated[str | None, typer.Option("--data", help="A name or path in place of the recipe's data set.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODULE:FUNCTION", help="Consent to the code that the recipe names as ann.model: the same name."),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -37,10 +41,11 @@ def run(
     from sj_robust.recipe import read_recipe
 
     read = read_recipe(recipe)
-    result = run_recipe(read, out or Path("runs") / read.name, data=data, device=pick_device(device), say=say)
+    result = run_recipe(read, out or Path("runs") / read.name, data=data, model=model, device=pick_device(device), say=say)
     if rank():
         return  # of several processes the first one speaks
     if as_json:
         print_json({"checkpoint": str(result.checkpoint), "ann": str(result.ann), "stages": result.stages})
         return
-    print(f"{result.ann_report.summary()}\n\n{result.snn_report.summary()}\n\n{result.checkpoint}")
+    show_text(f"{result.ann_report.summary()}\n\n{result.snn_report.summary()}")
+    print(f"\n{result.checkpoint}")

@@ -13,10 +13,10 @@ import threading
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, fx, nn
 
 from sj_robust.convert.activations import function_kind, function_name, module_kind
@@ -24,6 +24,8 @@ from sj_robust.convert.pooling import AVERAGES, Pooling
 from sj_robust.errors import SJRobustError, first_line
 
 Scalar = bool | int | float | str | None
+# torch.fx writes a node's name into the source text of a forward pass, in quotes: a name may not end them. A stranger's config has a plan
+Place = Annotated[str, Field(max_length=400, pattern=r"^[^\x00-\x1f\x7f\"'\\(){}\[\],]*$")]
 
 
 class Rewrite(BaseModel):
@@ -34,7 +36,7 @@ class Rewrite(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sites: tuple[str, ...]
+    sites: tuple[Place, ...]
     fixed: dict[str, Scalar] = {}
 
 
@@ -43,7 +45,7 @@ class Turns(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    owner: str
+    owner: Place
     calls: int = Field(ge=2, le=1024)
 
 
@@ -52,9 +54,17 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    nodes: tuple[str, ...]
-    rewrites: dict[str, Rewrite] = {}
-    turns: dict[str, Turns] = {}
+    nodes: tuple[Place, ...]
+    rewrites: dict[Place, Rewrite] = {}
+    turns: dict[Place, Turns] = {}
+
+    @model_validator(mode="after")
+    def _sites_are_nodes(self) -> Plan:
+        nodes = set(self.nodes)
+        for rewrite in self.rewrites.values():
+            if unknown := next((site for site in rewrite.sites if site and site not in nodes), None):
+                raise ValueError(f"the site {unknown} is no node of the plan")
+        return self
 
     def apply(self, network: nn.Module, make: Callable[[str], nn.Module], pooling: Pooling = "max") -> None:
         """Put `make(name)` in each place, in `network` itself; with pooling="average" rewritten forward passes pool by averages.

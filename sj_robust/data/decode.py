@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -21,6 +24,10 @@ from sj_robust.files import atomic_path, cache_folder
 CACHE_FROM = 5_000  # images: fewer decode in well under a second, so that a cache file would only litter the disk
 _FORMATS = ("WEBP", "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")  # in the order tried; PIL's others include interpreters such as EPS
 _TASK = 64  # images for one thread at a time: a task each costs more than decoding a small image
+_TASK_BYTES = 1 << 26  # of decoded images at most, as several tasks are under way
+_MOST_PIXELS = 89_000_000  # of one image: ImageNet's largest has 61 million. A few hundred bytes of PNG can stand for any number
+_LARGE = 4_000_000  # pixels: larger images are decoded one at a time, as eight of them side by side take gigabytes
+_LONGEST_SIDE = 4096  # of images that stay as large as they are, which is what networks take
 _VERSION = "1"  # part of every cache key: raise it whenever decoding changes
 
 Pixels = npt.NDArray[np.uint8]
@@ -28,6 +35,7 @@ Encoded = bytes | Path | None
 Box = tuple[int, int, int, int]  # left, top, right, bottom
 Crop = Callable[[int, int], Box]  # from an image's width and height to the part of it that is wanted
 T = TypeVar("T")
+_one_at_a_time = Lock()
 
 
 class Square(NamedTuple):
@@ -46,26 +54,28 @@ def decode_images(
     With `square` they are brought to it; with `crops` too, one for each image, that part of the image is resized to the square instead.
     `place(i)` names image i in the error raised where it cannot be decoded or has another size than the first.
     """
-    def decode(i: int, item: Encoded) -> Pixels:
-        return _decode(item, square, place(i), crops[i] if crops else None)
+    numbered = enumerate(items)
+    first = next(numbered, None)
+    if first is None:
+        raise SJRobustError(f"{place(0)}: expected {count} images, found 0; the data is incomplete, fetch it again")
+    image = _decode(first[1], square, place(0), crops[0] if crops else None)
+    pixels = _room(count, image.shape, place(0))
+    pixels[0] = image
+    expected = None if square else (image.shape[2], image.shape[1])
 
-    pixels: Pixels | None = None
-    row = 0
+    def decode(i: int, item: Encoded) -> Pixels:
+        return _decode(item, square, place(i), crops[i] if crops else None, expected)
+
+    row = 1
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        tasks = _chunks(enumerate(items), _TASK)
+        tasks = _chunks(numbered, max(1, min(_TASK, _TASK_BYTES // image.size)))
         while some := list(islice(tasks, 16)):  # not all at once: `items` may be read from disk as it goes
-            for image in chain.from_iterable(pool.map(lambda task: [decode(*numbered) for numbered in task], some)):
-                if pixels is None:
-                    pixels = np.empty((count, *image.shape), np.uint8)
-                if image.shape != pixels.shape[1:]:
-                    raise SJRobustError(
-                        f"{place(row)} is {image.shape[2]}x{image.shape[1]} pixels but the first image is "
-                        f"{pixels.shape[3]}x{pixels.shape[2]}: pass image_size to bring all images to one size"
-                    )
-                pixels[row] = image
+            for image in chain.from_iterable(pool.map(lambda task: [decode(*one) for one in task], some)):
+                if row < count:
+                    pixels[row] = image
                 row += 1
-    if pixels is None or row != count:
-        raise SJRobustError(f"{place(row)}: expected {count} images, found {row}; the data is incomplete, fetch it again")
+    if row != count:
+        raise SJRobustError(f"{place(min(row, count))}: expected {count} images, found {row}; the data is incomplete, fetch it again")
     return pixels
 
 
@@ -104,17 +114,61 @@ def _read(path: Path, count: int) -> Pixels | None:
     return pixels if hashlib.sha256(pixels.data).digest() == digest else None
 
 
-def _decode(item: Encoded, square: Square | None, where: str, crop: Crop | None) -> Pixels:
+def _room(count: int, shape: tuple[int, ...], where: str) -> Pixels:
+    """An array for `count` images of `shape`. Raises SJRobustError where this machine has no room for it."""
+    size, memory = count * math.prod(shape), _memory()
+    advice = "pass image_size (--image-size) to bring all images to a smaller size"
+    if size > memory:
+        raise SJRobustError(f"{where} is {shape[2]}x{shape[1]} pixels: {count} such images take {size / 2**30:.1f} GiB, this machine has "
+                            f"{memory / 2**30:.1f}; {advice}")
+    try:
+        return np.empty((count, *shape), np.uint8)
+    except MemoryError:
+        raise SJRobustError(f"no memory for {count} images of {shape[2]}x{shape[1]} pixels, {size / 2**30:.1f} GiB; {advice}") from None
+
+
+def _memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 1 << 60
+
+
+def _check_size(width: int, height: int, square: Square | None) -> None:
+    """Raise ValueError for an image that no data set holds: decoded, or brought to the square, it would fill the memory."""
+    if width * height > _MOST_PIXELS:
+        raise ValueError(f"{width}x{height} pixels, more than {_MOST_PIXELS:,}")
+    if square is None and max(width, height) > _LONGEST_SIDE:
+        raise ValueError(f"{width}x{height} pixels, more than {_LONGEST_SIDE} a side: pass image_size to make it smaller")
+    if square is not None and max(width, height) / max(1, min(width, height)) * square.short**2 > _MOST_PIXELS:
+        raise ValueError(f"{width}x{height} pixels: too narrow to be brought to {square.short} pixels")
+
+
+def _decode(
+    item: Encoded, square: Square | None, where: str, crop: Crop | None, expected: tuple[int, int] | None = None
+) -> Pixels:
     if item is None:
         raise SJRobustError(f"{where} holds no image bytes")
     try:
         with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_FORMATS) as image:
             if image.mode[0] in "IF":  # PIL would clip 16-bit and float pixels to 255 without a word
                 raise ValueError(f"pixels of mode {image.mode} do not fit 8 bits")
-            rgb = image.convert("RGB")
+            if expected and image.size != expected:  # known from the header, before anything is decoded
+                raise SJRobustError(
+                    f"{where} is {image.width}x{image.height} pixels but the first image is {expected[0]}x{expected[1]}: "
+                    "pass image_size to bring all images to one size"
+                )
+            _check_size(*image.size, square)
+            with _one_at_a_time if math.prod(image.size) > _LARGE else nullcontext():
+                return _pixels(image.convert("RGB"), square, crop)
+    except SJRobustError:
+        raise
     except Exception as error:  # PIL raises nearly anything on damaged data
         detail = " ".join(str(error).split())
         raise SJRobustError(f"{where} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
+
+
+def _pixels(rgb: Image.Image, square: Square | None, crop: Crop | None) -> Pixels:
     if square is not None and crop is not None:
         rgb = rgb.crop(crop(*rgb.size)).resize((square.size, square.size), Image.Resampling.BILINEAR)
     elif square is not None:

@@ -22,6 +22,7 @@ from sj_robust.files import sha256
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
+_MOST_ROWS = 100_000_000  # a few bytes of parquet can claim any number
 _PREFIXES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}  # in order of preference
 _SUBFOLDERS = (".", "data", "plain_text", "cropped_digits", "cifar100")  # the last four as in snapshots of Hub repositories
 
@@ -84,6 +85,8 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
         if _columns(parquet, file) != (image, label):
             raise SJRobustError(f"{file} has other columns than {files[0].name}: expected {image} and {label} in every shard")
     lengths = [parquet.metadata.num_rows for parquet in opened]
+    if sum(lengths) > _MOST_ROWS:
+        raise SJRobustError(f"{files[0]} claims to hold {sum(lengths):,} images, expected {_MOST_ROWS:,} at most: fetch it again")
 
     def place(row: int) -> str:
         for file, length in zip(files, lengths, strict=True):
@@ -162,6 +165,8 @@ def _is_image(path: Path) -> bool:
 
 
 def _open(file: Path) -> pq.ParquetFile:
+    if not file.is_file():
+        raise SJRobustError(f"{file} is no regular file: expected one in the Hub's image layout")
     try:
         return pq.ParquetFile(file, page_checksum_verification=True)  # where the file has checksums, as the sample does
     except (OSError, pa.ArrowException) as error:

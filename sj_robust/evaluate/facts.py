@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import platform
 import re
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import sj_robust
 from sj_robust.data import ImageDataset
 from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report
-from sj_robust.model import SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingModel
 
 
 def model_facts(model: nn.Module, num_classes: int) -> ModelFacts:
@@ -23,7 +24,10 @@ def model_facts(model: nn.Module, num_classes: int) -> ModelFacts:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "num_classes": num_classes,
         "weights_sha256": weights_sha256(model),
+        "model_args": (getattr(getattr(model, "backbone", model), "architecture_args", None) or {}).get("model_args"),
     }
+    if isinstance(model, NormalizedClassifier):
+        common |= {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
     if isinstance(model, SpikingModel):
         return ModelFacts(kind="snn", timesteps=model.timesteps, source=dict(model.source or {}), settings=dict(model.settings), **common)
     return ModelFacts(kind="ann", timesteps=None, source=None, settings=None, **common)
@@ -38,8 +42,13 @@ def _architecture(model: nn.Module) -> str:
 
 def weights_sha256(model: nn.Module) -> str:
     """Hex SHA-256 of the state dict: every name, type, shape and value, in the order of names."""
+    return state_sha256(model.state_dict())
+
+
+def state_sha256(state: Mapping[str, Tensor]) -> str:
+    """The same of the tensors of a state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

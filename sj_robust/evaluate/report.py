@@ -9,6 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.consistency import check_figures
+from sj_robust.text import visible
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 
@@ -102,6 +104,9 @@ class ModelFacts(Facts):
     weights_sha256: str  # of the state dict: names, types, shapes, values
     source: dict[str, Any] | None
     settings: dict[str, Any] | None  # of the conversion
+    mean: list[float] | None = None  # of the input, inside the model; None in reports that did not record it
+    std: list[float] | None = None
+    model_args: dict[str, Any] | None = None  # with which timm builds the architecture, where that is known
 
 
 class DatasetFacts(Facts):
@@ -212,7 +217,7 @@ class Measurement(Facts):
         model, data = self.model, self.dataset
         kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
         extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
-        return f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images"
+        return visible(f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images")
 
 
 class Report(Measurement):
@@ -233,13 +238,15 @@ class Report(Measurement):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Report:
-        """Raises SJRobustError if `text` is not a report, naming the first field that is wrong."""
+        """Raises SJRobustError if `text` is not a report, naming the first field that is wrong or contradicts another one."""
         try:
-            return cls.model_validate_json(text)
+            report = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the text"
-            raise SJRobustError(f"not an evaluation report of this version: {where}: {first['msg']}") from None
+            where = visible(".".join(str(part) for part in first["loc"]), 120) or "the text"
+            raise SJRobustError(f"not an evaluation report of this version: {where}: {visible(first['msg'], 400)}") from None
+        check_figures(report)
+        return report
 
     def summary(self) -> str:
         """A text table: rows eps, columns the joint accuracy after each attack, then over all, then the views that broke most."""

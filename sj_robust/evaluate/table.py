@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from sj_robust.evaluate.report import Report, RobustResult, eps_name
+from sj_robust.text import visible
 
 
 def summary(report: Report) -> str:
@@ -25,7 +26,7 @@ def summary(report: Report) -> str:
     if report.activity:
         lines += ["", f"spikes per neuron and image  {report.activity.spikes_per_neuron:.3f}"]
     lines += [*([] if report.activity else [""]), f"energy  {report.energy or 'not measured'}"]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))  # names may come from a stranger's report
 
 
 def _table(report: Report) -> list[str]:

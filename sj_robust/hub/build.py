@@ -6,6 +6,7 @@ import difflib
 import math
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import timm
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 import sj_robust.model  # noqa: F401  registers the CIFAR architectures with timm
 from sj_robust.convert import rebuild
 from sj_robust.errors import SJRobustError
-from sj_robust.hub.config import Config
+from sj_robust.hub.config import LARGEST_SIDE, Config, plain_values
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, from_spikingjelly
+from sj_robust.model.limit import limited
+from sj_robust.text import visible
 
 Classifier = SpikingModel | NormalizedClassifier
 
@@ -31,19 +34,26 @@ def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
         near = difflib.get_close_matches(name or "", timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise SJRobustError(f"architecture {name!r} is not known to timm {timm.__version__}: {hint}")
+    called = _asked(name, config.model_args)
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
+    if any(isinstance(value, int) and abs(value) > max(largest, LARGEST_SIDE) for value in plain_values(config.model_args)):
+        raise SJRobustError(f"{called} has a number that is neither a size of the weights nor of images: they do not fit")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), limited(called, len(tensors)):
             planned = _size(timm.create_model(name, num_classes=config.num_classes, **config.model_args).state_dict())
         # folding or omitting batch norms only drops the few numbers they hold
         if planned > 2 * _size(tensors) + 100_000:
-            raise SJRobustError(f"{name} with {config.model_args} has {planned} numbers, the weights {_size(tensors)}: they do not fit")
+            raise SJRobustError(f"{called} has {planned} numbers, the weights {_size(tensors)}: they do not fit")
         with torch.random.fork_rng(devices=[]):
-            return timm.create_model(name, num_classes=config.num_classes, **config.model_args)
+            network: Any = timm.create_model(name, num_classes=config.num_classes, **config.model_args)
     except SJRobustError:
         raise
     except Exception as error:  # timm's builders raise whatever the arguments led to
-        raise SJRobustError(f"timm {timm.__version__} cannot build {name} with {config.model_args} ({_line(error)}): "
+        raise SJRobustError(f"timm {timm.__version__} cannot build {called} ({_line(error)}): "
                             "config.json is damaged or made for another timm") from error
+    # timm does not keep the arguments where they can be read: what is measured or saved of this network records them
+    network.architecture_args = {"architecture": name, "model_args": dict(config.model_args)}
+    return network  # type: ignore[no-any-return]
 
 
 def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor], origin: str) -> Classifier:
@@ -53,17 +63,13 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
     SpikingJelly's nodes have other constants or surrogate functions than those that were saved.
     """
     classifier: Classifier
-    if config.layers_by_node:
-        settings = {key: config.settings.get(key) for key in ("timesteps", "mean", "std", "input")}
-        classifier = from_spikingjelly(backbone, **settings, num_classes=config.num_classes)  # type: ignore[arg-type]
-    elif config.kind == "snn":
-        try:
-            with torch.random.fork_rng(devices=[]):
-                classifier = rebuild(backbone, dict(config.settings), source=dict(config.source))
-        except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-            raise SJRobustError(f"the settings of {origin} do not fit {_called(config, backbone)} ({_line(error)})") from error
-    else:
-        classifier = NormalizedClassifier(backbone, config.settings["mean"], config.settings["std"])
+    try:
+        with torch.random.fork_rng(devices=[]), limited(f"config.json of {origin}", len(tensors)):
+            classifier = _structure(config, backbone)
+    except SJRobustError:
+        raise
+    except Exception as error:  # settings name places in the network, and lead to whatever lies there
+        raise SJRobustError(f"the settings of {origin} do not fit {_called(config, backbone)} ({_line(error)})") from error
     holder = weights_of(classifier)
     if problems := mismatches(holder.state_dict(), tensors):
         raise SJRobustError(f"{origin} does not fit {_called(config, backbone)}: {few(problems)}")
@@ -72,6 +78,15 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
         _compare_nodes(config.settings["nodes"], classifier.settings["nodes"], origin)
     # layouts take different kernels, which round differently
     return classifier.to(memory_format=getattr(torch, config.memory_format)).eval()
+
+
+def _structure(config: Config, backbone: nn.Module) -> Classifier:
+    if config.layers_by_node:
+        settings = {key: config.settings.get(key) for key in ("timesteps", "mean", "std", "input")}
+        return from_spikingjelly(backbone, **settings, num_classes=config.num_classes)  # type: ignore[arg-type]
+    if config.kind == "snn":
+        return rebuild(backbone, dict(config.settings), source=dict(config.source))
+    return NormalizedClassifier(backbone, config.settings["mean"], config.settings["std"])
 
 
 def weights_of(model: Classifier) -> nn.Module:
@@ -98,7 +113,7 @@ def _compare_nodes(saved: Mapping[str, str], found: Mapping[str, str], origin: s
         if before.partition("(")[0] != now.partition("(")[0]:
             raise SJRobustError(f"{origin} does not fit the network: {name} was {before} when it was saved, now it is {now}")
         if before != now:
-            warnings.warn(f"{name} of {origin} was {before} when it was saved, now it is {now}: what was measured may not hold",
+            warnings.warn(visible(f"{name} of {origin} was {before} when it was saved, now it is {now}: what was measured may not hold"),
                           stacklevel=4)
 
 
@@ -118,6 +133,10 @@ def probe(input_size: list[int]) -> Tensor:
     return (torch.arange(math.prod(input_size), dtype=torch.float32) * 0.37).sin().abs().view(1, *input_size)
 
 
+def _asked(name: str, arguments: Mapping[str, Any]) -> str:
+    return f"{name} with {visible(dict(arguments), 200)}" if arguments else name
+
+
 def _size(tensors: Mapping[str, Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors.values())
 
@@ -127,5 +146,4 @@ def _called(config: Config, backbone: nn.Module) -> str:
 
 
 def _line(error: Exception) -> str:
-    text = (f"{type(error).__name__}: {error}".splitlines() or [""])[0]
-    return text if len(text) <= 200 else text[:197] + "..."
+    return visible((f"{type(error).__name__}: {error}".splitlines() or [""])[0], 200)

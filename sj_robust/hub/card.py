@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from sj_robust.errors import SJRobustError, first_line
+from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Report, energy_name, eps_name
-from sj_robust.files import write_atomic
+from sj_robust.files import MAX_RECIPE_BYTES, parse_yaml, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CARD, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
 from sj_robust.hub.readme import BEGIN, END, keep_own
-from sj_robust.hub.results import Point, Results, check_belongs, protocol_of, read_report, read_reports, results
+from sj_robust.hub.results import Point, Results, protocol_of, read_report, read_reports, results
+from sj_robust.text import visible
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
@@ -46,8 +47,7 @@ def write_card(folder: str | Path) -> Path:
     target = Path(folder)
     config = read_config(target)
     reports = read_reports(target)
-    for report in reports:
-        check_belongs(report, config.weights.state_sha256, config.timesteps, str(target))
+    zoo.check_evaluations(reports, config, str(target))
     source = read_report(target / SOURCE_EVALUATION)
     further = {f"{THIS}, {protocol_of(report.settings.protocol)}": report for report in reports[1:]}
     labelled = {**({THIS: reports[0]} if reports else {}), **further, **({"ANN source": source} if source else {})}
@@ -79,8 +79,9 @@ def render(config: Config, reports: Sequence[Report], source: Report | None, cur
     """The text of a card; `curves` are the results of `reports`, and of the source's, by what they are called."""
     report, found = next(iter(reports), None), curves.get(THIS)
     further = list(zip(reports[1:], list(curves.values())[1:], strict=False))
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
-    environment.filters.update(line=_line, spoken=_spoken)
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+                              finalize=lambda value: value if isinstance(value, _Inert) else _line(value))
+    environment.filters.update(line=_line, spoken=_spoken, row=lambda cells: _Inert(" | ".join(map(_line, cells))))
     training = config.training or {}
     scratch = bool(training) and _from_scratch(recipe)
     channels, nodes = len(config.settings["mean"]), config.layers_by_node
@@ -202,10 +203,7 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
     path = folder / RECIPE
     if not path.exists():
         return None
-    try:
-        content = yaml.safe_load(read_bounded(path, MAX_CONFIG_BYTES))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SJRobustError(f"{path} is not valid YAML ({first_line(error)}): save the checkpoint again") from None
+    content = parse_yaml(read_bounded(path, MAX_RECIPE_BYTES), path, "save the checkpoint again")
     if not isinstance(content, dict):
         raise SJRobustError(f"{path} holds no mapping, expected a recipe: save the checkpoint again")
     return content
@@ -217,10 +215,14 @@ def _name(folder: Path, config: Config) -> str:
     return resolved.name if zoo.holds(folder) else (config.name if config.name == resolved.name else resolved.name)
 
 
-def _line(value: object, longest: int = 300) -> str:
-    """A recorded value as inert Markdown: one line, no table bar, code fence or HTML."""
-    text = " ".join(str(value).split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-    return text if len(text) <= longest else text[:longest - 3] + "..."
+class _Inert(str):
+    """Text that is harmless in Markdown as it stands. Every other value that the template writes is made so."""
+
+
+def _line(value: object, longest: int = 300) -> _Inert:
+    """A recorded value as inert Markdown: one line, no table bar, code fence, HTML, link or picture."""
+    text = visible(" ".join(str(value).split()), longest).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    return _Inert(re.sub(r"\](?=[(\[:])", r"]\\", text))
 
 
 def _spoken(value: object) -> str:

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import yaml
 from pydantic import BaseModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
-from sj_robust.files import atomic_folder, write_atomic
+from sj_robust.evaluate.facts import state_sha256
+from sj_robust.files import MAX_RECIPE_BYTES, atomic_folder, read_text, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of
 from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVALUATION, STRONGEST_FIRST, WEIGHTS, Config, read_config
 from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
-from sj_robust.hub.results import check_belongs, protocol_of, read_report
-from sj_robust.model import NormalizedClassifier
+from sj_robust.hub.results import check_belongs, protocol_of, read_report, read_reports
+from sj_robust.model import NormalizedClassifier, SpikingModel
 
 
 def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: Any = None, training: Any = None, name: str | None = None,
@@ -100,7 +102,53 @@ def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Modul
         raise SJRobustError(f"{folder} holds your own network ({made_by}): pass a freshly built one, load(..., model=...)")
     else:
         backbone = build_backbone(config, tensors)
-    return assemble(config, backbone, tensors, str(folder / WEIGHTS))
+    classifier = assemble(config, backbone, tensors, str(folder / WEIGHTS))
+    _check_state(tensors, config, folder / WEIGHTS)  # last: what does not fit is told with its names before
+    _check_described(classifier, config, folder / CONFIG)
+    _check_evaluations(folder, config)
+    return classifier
+
+
+def _check_state(tensors: Mapping[str, Tensor], config: Config, path: Path) -> None:
+    """Raise SJRobustError unless the tensors of `path` are those whose hash an evaluation names."""
+    if len(tensors) != config.weights.tensors:
+        raise SJRobustError(f"{path} has {len(tensors)} tensors, {CONFIG} records {config.weights.tensors}: it was altered, get it again")
+    state = tensors if config.kind == "snn" else {f"backbone.{key}": tensor for key, tensor in tensors.items()}
+    if (found := state_sha256(state)) != config.weights.state_sha256:
+        raise SJRobustError(f"{path} holds the weights {found[:12]}…, {CONFIG} records {config.weights.state_sha256[:12]}… as what was "
+                            "measured: they are another network's, get the checkpoint again")
+
+
+def _check_evaluations(folder: Path, config: Config) -> None:
+    """Raise SJRobustError where an evaluation says that it was made with another network than the config describes: one of the two was
+    altered. Without it, or where it cannot be read, which a warning says, the network itself is not in doubt."""
+    try:
+        reports = read_reports(folder)
+    except SJRobustError as error:
+        warnings.warn(f"{error}. Until then what was measured counts for nothing", stacklevel=3)
+        return
+    zoo.check_evaluations(reports, config, str(folder))
+
+
+def _check_described(classifier: Classifier, config: Config, path: Path) -> None:
+    """Raise SJRobustError where the config tells other figures of the network than it has."""
+    found = sum(parameter.numel() for parameter in classifier.parameters())
+    if found != config.weights.parameters:
+        raise SJRobustError(f"{path} records {config.weights.parameters} parameters, the network has {found}: it was altered, get it again")
+    if isinstance(classifier, SpikingModel) and config.thresholds is not None:
+        thresholds = classifier.thresholds()
+        if thresholds.keys() != config.thresholds.keys():
+            raise SJRobustError(f"{path} records thresholds of other layers than the network has: it was altered, get it again")
+        for name, value in thresholds.items():  # a mean over channels is rounded otherwise on another processor
+            if not math.isclose(value, recorded := config.thresholds[name], rel_tol=1e-4, abs_tol=1e-9):
+                raise SJRobustError(f"{path} records the threshold {recorded:g} of {name}, the network has {value:g}: it was altered, get "
+                                    "it again")
+
+
+def check_weights(folder: Path, config: Config) -> None:
+    """Raise SJRobustError where the weights of a checkpoint folder are not those its config describes, as far as they tell without a
+    network to hold them."""
+    _check_state(_read_weights(folder / WEIGHTS, config), config, folder / WEIGHTS)
 
 
 def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
@@ -111,13 +159,15 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
         content = path.read_bytes() if size == expected.bytes else b""
     except OSError as error:
         raise SJRobustError(f"{path} cannot be read ({error.strerror}): a checkpoint folder needs {CONFIG} and {WEIGHTS}") from None
+    except MemoryError:
+        raise SJRobustError(f"{path} has {size} bytes, for which there is no memory") from None
     if size != expected.bytes:
         raise SJRobustError(f"{path} has {size} bytes, config.json records {expected.bytes}: truncated or another file, get it again")
     if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
         raise SJRobustError(f"{path} has sha256 {found[:12]}…, config.json records {expected.sha256[:12]}…: it was altered, get it again")
     try:
         tensors = safetensors.torch.load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+    except Exception as error:  # a header may lie about anything
         raise SJRobustError(f"{path} is not a valid safetensors file ({error}): save or download the checkpoint again") from None
     if bad := not_finite(tensors):
         raise SJRobustError(f"{path} has NaN or infinite weights ({few(bad)}), expected finite ones: do not use this checkpoint")
@@ -128,7 +178,7 @@ def _records(config: Config, report: Any, source_report: Any, recipe: Any, where
     """What is known of a checkpoint beside its weights: {file name: text}."""
     texts = {}
     if report is not None:
-        check_belongs(report, config.weights.state_sha256, config.timesteps, where)
+        check_belongs(report, config, where)
         texts[EVALUATION] = report.to_json()
     if source_report is not None:
         texts[SOURCE_EVALUATION] = source_report.to_json()
@@ -142,7 +192,7 @@ def _beside_others(folder: Path, config: Config, report: Any) -> dict[str, str]:
     try:
         there = read_report(folder / EVALUATION)
         if there is not None:
-            check_belongs(there, config.weights.state_sha256, config.timesteps, str(folder))
+            check_belongs(there, config, str(folder))
     except SJRobustError:
         there = None  # damaged, or of other weights: worth nothing
     new = protocol_of(report.settings.protocol)
@@ -158,7 +208,7 @@ def _recipe_text(recipe: Any) -> str:
     if isinstance(recipe, str):
         return recipe
     if isinstance(recipe, Path):
-        return recipe.read_text(encoding="utf-8")
+        return read_text(recipe, MAX_RECIPE_BYTES)
     plain = recipe.model_dump(mode="json") if isinstance(recipe, BaseModel) else recipe
     return yaml.safe_dump(plain, sort_keys=False)
 

@@ -6,14 +6,16 @@ ever imported, opened or executed: the architecture is a timm name, and a user's
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from sj_robust import files
 from sj_robust.errors import SJRobustError
+from sj_robust.text import visible
 
 FORMAT_VERSION = 1
 LIBRARY = "sj-robust"
@@ -25,13 +27,14 @@ STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom")  # custom
 BESIDE = {protocol: f"evaluation_{protocol}.json" for protocol in STRONGEST_FIRST}
 EVALUATIONS = (EVALUATION, *BESIDE.values())
 FILES = frozenset({CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, CARD, RECIPE, FIGURES, ORIGIN})
+LARGEST_SIDE = 4096  # pixels, of the images a network takes
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20  # evaluation.json carries one outcome per image, eps and view
 
 # arguments of timm.create_model that read files, reach for the network or change what is built, and so are none of a config's business
-_TIMM_RUNTIME = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict",
-                           "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "device", "dtype",
-                           "model_name", "num_classes"})
+TIMM_RUNTIME = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict",
+                          "checkpoint_path", "cache_dir", "scriptable", "exportable", "no_jit", "features_only", "device", "dtype",
+                          "model_name", "num_classes"})
 
 
 def _bounded(value: Any, where: str = "", depth: int = 0) -> Any:
@@ -52,15 +55,24 @@ def _bounded(value: Any, where: str = "", depth: int = 0) -> Any:
 def _architecture_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
     for key, value in arguments.items():
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", key):
-            raise ValueError(f"has the key {key!r}")
-        if key in _TIMM_RUNTIME:
+            raise ValueError(f"has the key {_short(key)}")
+        if key in TIMM_RUNTIME:
             raise ValueError(f"may not set {key!r}")
-        for item in value if isinstance(value, list) else [value]:
+        for item in plain_values(value):
             if isinstance(item, (int, float)) and not abs(item) <= 65536:
                 raise ValueError(f"sets {key!r} to {item!r}, above 65536")
             if isinstance(item, str) and not re.fullmatch(r"[A-Za-z0-9_.\-]{0,64}", item):
-                raise ValueError(f"sets {key!r} to {item!r}")
+                raise ValueError(f"sets {key!r} to {_short(item)}")
     return arguments
+
+
+def plain_values(value: Any) -> Iterator[Any]:
+    """The plain values in lists and dicts of any depth, and the keys of dicts."""
+    if isinstance(value, dict | list):
+        for item in [*value, *value.values()] if isinstance(value, dict) else value:
+            yield from plain_values(item)
+    else:
+        yield value
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$")]
@@ -89,7 +101,7 @@ class Weights(_Strict):
 class TimmConfig(_Strict):
     """The part of timm's pretrained_cfg that describes these weights, for `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
 
-    input_size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] | None = None
+    input_size: Annotated[list[Annotated[int, Field(ge=1, le=LARGEST_SIDE)]], Field(min_length=3, max_length=3)] | None = None
     mean: list[Channel]
     std: list[Channel]
     first_conv: str | list[str] | None = None
@@ -112,7 +124,7 @@ class Config(_Strict):
     model_args: ModelArgs = {}
     num_classes: Annotated[int, Field(ge=1, le=100_000)]
     model: Annotated[str, Field(max_length=256, pattern=r"^[A-Za-z0-9_.]+:[A-Za-z0-9_.]+$")] | None = None
-    input_size: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=3, max_length=3)] | None = None
+    input_size: Annotated[list[Annotated[int, Field(ge=1, le=LARGEST_SIDE)]], Field(min_length=3, max_length=3)] | None = None
     classes: Annotated[list[Line], Field(max_length=100_000)] | None = None
     settings: Facts
     thresholds: Annotated[dict[Line, float], Field(max_length=100_000)] | None = None
@@ -139,17 +151,24 @@ class Config(_Strict):
         nodes = settings.get("nodes", {})
         if not (isinstance(nodes, dict) and all(isinstance(text, str) for text in nodes.values())):
             raise ValueError(f"nodes is {_short(nodes)}, expected a text for each")
-        counts = (settings.get("channels") or {}).values()
-        if not all(_integer(count) and 1 <= count <= 65536 for count in counts):
-            raise ValueError("channels are expected to be integers from 1 to 65536")
+        channels = settings.get("channels") or {}
+        if not (isinstance(channels, dict) and all(_integer(count) and 1 <= count <= 65536 for count in channels.values())):
+            raise ValueError(f"channels is {_short(channels)}, expected an integer from 1 to 65536 for each layer")
         return settings
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         if self.kind == "snn" and "timesteps" not in self.settings:
             raise ValueError("settings of an snn need timesteps")
+        if self.kind == "ann" and (self.thresholds is not None or self.settings.keys() != {"mean", "std"}):
+            raise ValueError("an ann has a mean and a std as settings and no thresholds")
         if self.classes is not None and len(self.classes) != self.num_classes:
             raise ValueError(f"classes has {len(self.classes)} names for {self.num_classes} classes")
+        for_timm = self.pretrained_cfg
+        if for_timm and (for_timm.mean, for_timm.std) != (self.settings["mean"], self.settings["std"]):
+            raise ValueError("pretrained_cfg has another mean or std than settings")
+        if for_timm and for_timm.input_size not in (None, self.input_size):
+            raise ValueError(f"pretrained_cfg has the input_size {for_timm.input_size}, the model {self.input_size}")
         return self
 
     @property
@@ -182,44 +201,23 @@ def read_config(folder: Path) -> Config:
 
 
 def parse_json(path: Path, limit: int) -> dict[str, Any]:
-    """A JSON object from a file of at most `limit` bytes; NaN and infinities, which JSON does not have, are refused."""
-    text = read_bounded(path, limit)
-    try:
-        content = json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise SJRobustError(f"{path} is not valid JSON ({reason}): download or save the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise SJRobustError(f"{path} holds a JSON {type(content).__name__}, expected an object: download or save the checkpoint again")
-    return content
+    """A JSON object from a file of at most `limit` bytes of a checkpoint folder. Raises SJRobustError where it is none."""
+    return files.parse_json(read_bounded(path, limit), path)
 
 
 def read_bounded(path: Path, limit: int) -> str:
-    """The UTF-8 text of a file of at most `limit` bytes. Raises SJRobustError where it is missing, larger or not text."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(limit + 1)
-    except OSError as error:
-        raise SJRobustError(f"{path} cannot be read ({error.strerror}): a checkpoint folder needs {CONFIG} and {WEIGHTS}") from None
-    if len(content) > limit:
-        raise SJRobustError(f"{path} is larger than {limit} bytes, no such file is written by sj-robust")
-    try:
-        return content.decode()
-    except UnicodeDecodeError:
-        raise SJRobustError(f"{path} is not UTF-8 text: download or save the checkpoint again") from None
+    """The UTF-8 text of a file of at most `limit` bytes of a checkpoint folder. Raises SJRobustError where it is missing, no regular
+    file, larger or not text."""
+    return files.read_text(path, limit, needs=f"a checkpoint folder needs {CONFIG} and {WEIGHTS}")
 
 
 def first_error(error: ValidationError) -> str:
     """The first problem of a pydantic error in one line: where, what, and the value found."""
     first, count = error.errors(include_url=False)[0], error.error_count()
-    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    where = visible(".".join(str(part) for part in first["loc"]), 120) or "the file"
     value = "" if first["type"] in ("missing", "value_error") else f" (found {_short(first['input'])})"
     more = f"; {count - 1} more" if count > 1 else ""
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}{value}{more}"
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not a JSON number")
+    return f"{where}: {visible(first['msg'].removeprefix('Value error, '), 400)}{value}{more}"
 
 
 def _number(value: object) -> bool:
@@ -231,5 +229,4 @@ def _integer(value: object) -> bool:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return visible(repr(value), 80)

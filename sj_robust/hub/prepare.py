@@ -9,7 +9,7 @@ from typing import Any
 
 from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
-from sj_robust.hub.config import CARD, CONFIG, MAX_CONFIG_BYTES, Config, read_bounded, read_config
+from sj_robust.hub.config import CARD, CONFIG, MAX_CONFIG_BYTES, Config, parse_json, read_bounded, read_config
 from sj_robust.hub.readme import WEIGHTS_ROW, join, parts, split
 from sj_robust.hub.remote import HubName
 
@@ -17,7 +17,7 @@ from sj_robust.hub.remote import HubName
 def set_base_model(folder: Path, base_model: str) -> None:
     """Record in config.json which repository the network came from. Raises SJRobustError where that is no repository's name."""
     path = folder / CONFIG
-    content = json.loads(read_bounded(path, MAX_CONFIG_BYTES))
+    content = parse_json(path, MAX_CONFIG_BYTES)
     content["base_model"] = base_model
     write_atomic(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     try:

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from sj_robust.errors import SJRobustError, first_line
+from sj_robust.errors import SJRobustError
+from sj_robust.files import parse_yaml
 from sj_robust.hub.config import CARD
 
 BEGIN = "<!-- sj-robust: `sj-robust card` writes what is between this line and the one that ends it, and keeps what is around them -->"
@@ -25,11 +26,8 @@ _OURS = frozenset({"library_name", "pipeline_tag", "tags", "datasets", "metrics"
 def split(text: str) -> tuple[dict[str, Any], str]:
     """Metadata and body of a card. Raises SJRobustError where it has no metadata, or some that is no YAML."""
     match = re.match(r"---\n(.*?\n)---\n", text, re.DOTALL)
-    try:
-        metadata = yaml.safe_load(match[1]) if match else None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = first_line(error)
-        raise SJRobustError(f"the metadata of {CARD} is not valid YAML ({reason}): write it again with `sj-robust card FOLDER`") from None
+    advice = "write it again with `sj-robust card FOLDER`"
+    metadata = parse_yaml(match[1], f"the metadata of {CARD}", advice) if match else None
     if match is None or not isinstance(metadata, dict):
         raise SJRobustError(f"{CARD} has no metadata between two lines of ---: write it again with `sj-robust card FOLDER`")
     return metadata, text[match.end():]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Accuracy, Report, interval_name  # no torch
-from sj_robust.hub.config import EVALUATIONS, MAX_TEXT_BYTES, read_bounded
+from sj_robust.hub.config import CONFIG, EVALUATIONS, MAX_TEXT_BYTES, Config, first_error, read_bounded
+from sj_robust.text import visible
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Microjoules = Annotated[float, Field(ge=0, le=1e12)]
@@ -91,7 +93,14 @@ def protocol_of(named: str | None) -> str:
 
 
 def results(report: Report) -> Results:
-    """The few numbers of a report."""
+    """The few numbers of a report. Raises SJRobustError where one is out of any range."""
+    try:
+        return _results(report)
+    except ValidationError as error:
+        raise SJRobustError(f"the evaluation has a figure out of range: {first_error(error)}; evaluate the checkpoint again") from None
+
+
+def _results(report: Report) -> Results:
     energy = report.energy
     return Results(dataset=report.dataset.name, split=report.dataset.split, n=report.dataset.evaluated, norm=report.settings.norm,
                    named=report.settings.protocol, attacks=report.settings.attacks, views=len(report.settings.views),
@@ -105,12 +114,37 @@ def read_results(folder: Path) -> list[Results]:
     return [results(report) for report in read_reports(folder)]
 
 
-def check_belongs(report: Report, state_sha256: str, timesteps: int | None, where: str) -> None:
-    """Raise SJRobustError unless `report` was made with these very weights and time steps."""
-    found = report.model
-    if found.weights_sha256 != state_sha256 or found.timesteps != timesteps:
+def check_belongs(report: Report, config: Config, where: str) -> None:
+    """Raise SJRobustError unless `report` was made with these very weights, time steps and settings, as far as it names them."""
+    found, weights = report.model, config.weights
+    if found.weights_sha256 != weights.state_sha256 or found.timesteps != config.timesteps:
         raise SJRobustError(f"the evaluation is of another model than {where} (weights {found.weights_sha256[:12]}…, T={found.timesteps}; "
-                            f"expected {state_sha256[:12]}…, T={timesteps}): evaluate this one")
+                            f"expected {weights.state_sha256[:12]}…, T={config.timesteps}): evaluate this one")
+    named: dict[str, tuple[object, object]] = {
+        "kind": (found.kind, config.kind), "parameters": (found.parameters, weights.parameters),
+        "number of classes": (found.num_classes, config.num_classes)}
+    if config.architecture is not None and found.model_args is not None:
+        named |= {"architecture": (found.architecture, config.architecture), "model_args": (found.model_args, config.model_args)}
+    for key, measured in (("mean", found.mean), ("std", found.std)):
+        if measured is not None:
+            named[key] = (_rounded(measured), _rounded(config.settings[key]))
+    if found.settings is not None:
+        keys = sorted({*found.settings, *config.settings})
+        named |= {f"setting {key}": (found.settings.get(key), config.settings.get(key)) for key in keys}
+    for name, (said, described) in named.items():
+        if _plain(said) != _plain(described):
+            raise SJRobustError(f"the evaluation is of another model than {where}: its {visible(name, 60)} is {visible(said, 100)}, and "
+                                f"{visible(described, 100)} in {CONFIG}. One was altered: get the checkpoint again, or evaluate it anew")
+
+
+def _rounded(values: list[float]) -> list[str]:
+    """To what float32 holds: a setting may be the number as it was typed, the model's own is a buffer."""
+    return [f"{value:.6g}" for value in values]
+
+
+def _plain(value: object) -> object:
+    """As a file has it, where tuples are lists."""
+    return json.loads(json.dumps(value))
 
 
 def _point(eps: float, accuracy: Accuracy) -> Point:

@@ -140,7 +140,7 @@ def _source(folder: str | Path) -> Path:
 @contextmanager
 def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Path]:
     """A copy of the checkpoint as it goes up, checked: card and evaluation are of these weights."""
-    from sj_robust.hub.results import check_belongs, read_reports
+    from sj_robust.hub.results import read_reports
 
     with tempfile.TemporaryDirectory(prefix="sj_robust_push_") as temporary:
         staged = Path(temporary) / name.repo.split("/")[1]
@@ -153,16 +153,17 @@ def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Pat
             set_base_model(staged, base_model)
         with _named(staged, str(source)):
             check_contents(staged)
-            for report in read_reports(staged):
-                check_belongs(report, config.weights.state_sha256, config.timesteps, str(source))
+            zoo.check_evaluations(read_reports(staged), config, str(source))
         prepare_card(staged, name)
         yield staged
 
 
 def _check_loads(folder: Path, config: Config, called: str) -> None:
-    from sj_robust.hub.checkpoint import load  # imports torch
+    from sj_robust.hub.checkpoint import check_weights, load  # imports torch
 
     if config.architecture is None:
+        with _named(folder, called):
+            check_weights(folder, config)
         warnings.warn(f"{called} holds your own network: whoever pulls it needs its code, for load(..., model=...)", stacklevel=3)
         return
     with _named(folder, called):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from sj_robust.errors import SJRobustError, first_line
-from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.report import Report  # no torch
+from sj_robust.files import atomic_folder, parse_yaml, sha256, write_atomic, zoo_root
 from sj_robust.hub.config import (
     CONFIG,
     EVALUATIONS,
     FILES,
+    MAX_CONFIG_BYTES,
     ORIGIN,
     RECIPE,
     SOURCE_EVALUATION,
@@ -28,7 +31,8 @@ from sj_robust.hub.config import (
     read_config,
 )
 from sj_robust.hub.near import did_you_mean, missing_folder, zoo_names
-from sj_robust.hub.results import Results, read_results
+from sj_robust.hub.results import Results, check_belongs, read_results
+from sj_robust.text import visible
 
 VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, RECIPE)  # the card and its figures are derived from these
 
@@ -157,6 +161,28 @@ def add(folder: str | Path, name: str) -> Entry:
     return entry
 
 
+def check_evaluations(reports: Sequence[Report], config: Config, where: str) -> None:
+    """Raise SJRobustError where one of the evaluations of a checkpoint is of another network than its `config` describes.
+
+    Reports made before they named all that decides a network leave a gap; of the zoo's own weights the zoo's config closes it.
+    """
+    for report in reports:
+        check_belongs(report, config, where)
+    if any(report.model.model_args is None for report in reports) and (ours := _of_weights(config.weights.sha256)):
+        for key in ("architecture", "model_args", "classes"):
+            if (said := getattr(config, key)) != (right := getattr(ours, key)):
+                raise SJRobustError(f"the evaluation of {where} is of zoo model {ours.name}, whose {key} is {visible(right, 100)} and not "
+                                    f"{visible(said, 100)}: get the checkpoint again, or evaluate it anew")
+
+
+def _of_weights(sha256: str) -> Config | None:
+    """The config of the zoo model that has these weights."""
+    for path in sorted(root().glob("*.yaml")):
+        if sha256 in read_bounded(path, MAX_CONFIG_BYTES) and (entry := _read(path)).files[WEIGHTS].sha256 == sha256:
+            return read_config(entry.folder)
+    return None
+
+
 def _facts(folder: Path, config: Config) -> dict[str, Any]:
     training = config.training or {}
     found, method = read_results(folder), _method(config)
@@ -179,11 +205,9 @@ def _method(config: Config) -> Any:
 
 def _read(path: Path) -> Entry:
     try:
-        entry = Entry.model_validate(yaml.safe_load(read_bounded(path, 1 << 20)))
+        entry = Entry.model_validate(parse_yaml(read_bounded(path, MAX_CONFIG_BYTES), path, "install sj-robust again"))
     except ValidationError as error:
         raise SJRobustError(f"{path} is not a valid zoo entry: {first_error(error)}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise SJRobustError(f"{path} is not valid YAML ({first_line(error)}): install sj-robust again") from None
     if entry.name != path.stem:
         raise SJRobustError(f"{path} describes {entry.name!r}, expected {path.stem!r}: install sj-robust again")
     return entry

@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.model import resnet, vgg, wide_resnet  # noqa: F401  imported to register their architectures with timm
 from sj_robust.model.base import renamed
+from sj_robust.model.limit import LARGEST, limited
 from sj_robust.model.normalized import NormalizedClassifier
+from sj_robust.text import visible
 
 # where training scripts put the weights inside a checkpoint, averaged ones first: the order of timm's own loader, then that of others
 NESTS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "model_state_dict", "net", "network")
@@ -64,7 +66,10 @@ def create_ann(
     if num_classes is not None:
         model_args["num_classes"] = num_classes
     try:
-        model = timm.create_model(architecture, **model_args)
+        with limited(f"{architecture} with {visible(model_args, 200)}", LARGEST):
+            model = timm.create_model(architecture, **model_args)
+    except SJRobustError:
+        raise
     except Exception as error:  # timm's builders raise whatever the arguments led to, its downloads whatever the connection did
         raise SJRobustError(f"{architecture} cannot be built with {model_args}: {_first_line(error)}") from error
     if weights is not None and (stored := load_weights(model, weights)):
@@ -215,7 +220,7 @@ def _check_file(path: Path) -> None:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
+    except (safetensors.SafetensorError, ValueError, KeyError, OSError) as error:
         raise SJRobustError(f"{path} is damaged or not a safetensors file ({_first_line(error)}): fetch it again") from error
 
 

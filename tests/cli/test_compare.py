@@ -78,7 +78,7 @@ def test_a_folder_without_evaluation_is_not_measured_and_its_name_is_not_obeyed(
     done = cli("compare", folder, measured.name)
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "mine" in line)
-    assert "[red] [31mmine" in line
+    assert r"[red]\x1b[31mmine" in line
     assert line.count("not measured") == 2 + len(measured.results[0].robust)  # clean, every eps, checks
     assert "\x1b" not in done.stdout
 

@@ -20,17 +20,19 @@ from safetensors.torch import load_file
 
 from sj_robust import demo
 from sj_robust.errors import SJRobustError
-from sj_robust.pipeline import run
+from sj_robust.pipeline import RunResult
+from sj_robust.pipeline import run as run_recipe
 from sj_robust.recipe import Recipe, make_recipe, read_recipe
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+MODEL = "my_networks:make"  # the recipe's own, whose code runs with consent alone
 NAME = "tiny-snn-t2.colours_linf_trades"
 STAGES = ["ann", "converted", "finetuned", "evaluated/ann.json", "evaluated/converted.json", "evaluated/snn.json", NAME]
 
 
 @pytest.fixture(scope="module")
 def made(process: Cli, workplace: Path) -> Path:
-    done = process("run", "recipe.yaml", "--out", "runs/tiny", "--json")
+    done = process("run", "recipe.yaml", "--model", MODEL, "--out", "runs/tiny", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"] == dict.fromkeys(STAGES, "made")
     return workplace / "runs/tiny"
@@ -40,6 +42,10 @@ def made(process: Cli, workplace: Path) -> Path:
 def recipe(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.chdir(workplace)
     return read_recipe("recipe.yaml")
+
+
+def run(recipe: Recipe, folder: Path) -> RunResult:
+    return run_recipe(recipe, folder, model=recipe.ann.model)
 
 
 def changed(recipe: Recipe, part: str, **settings: object) -> Recipe:
@@ -144,7 +150,7 @@ def same_up_to_rounding(one: Path, other: Path) -> None:
 
 def test_an_interrupted_and_then_killed_run_goes_on_to_the_same_weights(made: Path, process: Cli, workplace: Path) -> None:
     folder = workplace / "runs/killed"
-    command = ["-c", "from sj_robust.cli import main; main()", "run", "recipe.yaml", "--out", str(folder)]
+    command = ["-c", "from sj_robust.cli import main; main()", "run", "recipe.yaml", "--model", MODEL, "--out", str(folder)]
 
     interrupted = start(workplace, *command)
     wait(interrupted, lambda: saved(folder) > 0)
@@ -162,7 +168,7 @@ def test_an_interrupted_and_then_killed_run_goes_on_to_the_same_weights(made: Pa
     assert killed.returncode == -signal.SIGKILL
     assert not (folder / "finetuned").exists()
 
-    done = process("run", "recipe.yaml", "--out", "runs/killed", "--json")
+    done = process("run", "recipe.yaml", "--model", MODEL, "--out", "runs/killed", "--json")
     assert done.returncode == 0, done.stderr
     for stage in ("ann", "converted", "finetuned", NAME):
         assert (folder / stage / "model.safetensors").read_bytes() == (made / stage / "model.safetensors").read_bytes()
@@ -171,13 +177,13 @@ def test_an_interrupted_and_then_killed_run_goes_on_to_the_same_weights(made: Pa
 @pytest.mark.slow
 def test_two_processes_go_on_with_the_killed_run_of_one_to_what_one_makes(made: Path, workplace: Path) -> None:
     folder = workplace / "runs/two"
-    killed = start(workplace, "-m", "sj_robust", "run", "recipe.yaml", "--out", str(folder))
+    killed = start(workplace, "-m", "sj_robust", "run", "recipe.yaml", "--model", MODEL, "--out", str(folder))
     wait(killed, lambda: saved(folder) > 0)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert saved(folder)
     assert not (folder / "ann").exists()
-    done = torchrun(workplace, "run", "recipe.yaml", "--out", "runs/two", "--json")
+    done = torchrun(workplace, "run", "recipe.yaml", "--model", MODEL, "--out", "runs/two", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["stages"] == dict.fromkeys(STAGES, "made")  # one result, though each process has it
     said = [line for line in done.stderr.splitlines() if not line.startswith("sj-robust: warning")]
@@ -192,7 +198,7 @@ def test_two_processes_go_on_with_the_killed_run_of_one_to_what_one_makes(made: 
 def test_one_process_goes_on_where_a_killed_one_ended_the_run_of_two(made: Path, process: Cli, workplace: Path) -> None:
     folder, port = workplace / "runs/pair", free_port()
     first, second = (
-        start(workplace, "-m", "sj_robust", "run", "recipe.yaml", "--out", str(folder),
+        start(workplace, "-m", "sj_robust", "run", "recipe.yaml", "--model", MODEL, "--out", str(folder),
               RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
         for rank in range(2)
     )  # fmt: skip
@@ -206,14 +212,14 @@ def test_one_process_goes_on_where_a_killed_one_ended_the_run_of_two(made: Path,
     assert making == "ann: making"
     assert failure.startswith("sj-robust: another process has ended or does not answer")
     assert not (folder / "ann").exists()
-    done = process("run", "recipe.yaml", "--out", "runs/pair")
+    done = process("run", "recipe.yaml", "--model", MODEL, "--out", "runs/pair")
     assert done.returncode == 0, done.stderr
     same_up_to_rounding(made, folder)
 
 
 @pytest.mark.slow
 def test_of_two_processes_one_says_what_is_wrong(workplace: Path) -> None:
-    failed = torchrun(workplace, "run", "recipe.yaml", "--data", "nowhere", "--out", "runs/nowhere")
+    failed = torchrun(workplace, "run", "recipe.yaml", "--model", MODEL, "--data", "nowhere", "--out", "runs/nowhere")
     assert failed.returncode != 0
     assert failed.stdout == ""
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("sj-robust: ")]
@@ -306,3 +312,52 @@ def test_the_seed_of_a_recipe_is_that_of_its_trainings(workplace: Path) -> None:
     assert made.finetune is not None
     assert (made.ann.train.seed, made.finetune.seed) == (7, 7)
     assert make_recipe({**fields, "seed": 7, "finetune": {"seed": 3}}).finetune.seed == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("named", "given", "fragment"), [
+    ("os:system", [], "consent to it was not given"),
+    ("os:system", ["--model", MODEL], "consent to it 'my_networks:make' was given"),
+    ("os:system", ["--model", "os"], "consent to it 'os' was given"),
+    ("my_networks:mark", [], "say so with --model my_networks:mark"),
+    ("antigravity:x", ["--model", ""], "consent to it '' was given"), (None, ["--model", "my_networks:mark"], "names no code")])
+def test_code_that_a_recipe_names_runs_with_consent_alone(
+    process: Cli, workplace: Path, tmp_path: Path, named: str | None, given: list[str], fragment: str
+) -> None:
+    mark, module = tmp_path / "OWNED", workplace / "my_networks.py"
+    module.write_text(module.read_text() + "\n\ndef mark(**args):\n    open(args['at'], 'w')\n")
+    code = {"model": named, "args": {"command": f"touch {mark}", "at": str(mark)}}
+    source = code if named else {"architecture": "cifar_resnet20", "scratch": True}
+    for strangers in (source, {**source, "checkpoint": "resnet20.cifar10_linf_pgd"} if named else source):
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "x", "dataset": "colours", "ann": strangers}))
+        done = process("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out", *given)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert fragment in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert not mark.exists()
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(SJRobustError, match=r"consent|names no code"):
+        run_recipe(read_recipe(tmp_path / "recipe.yaml"), tmp_path / "out", model=given[1] if given else None)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "pretrained",
+                                  "scriptable", "exportable", "features_only", "device", "num_classes"])
+def test_arguments_that_load_files_are_none_of_an_architecture(name: str) -> None:
+    with pytest.raises(SJRobustError, match=f"args may not set '{name}'"):
+        make_recipe({"name": "x", "dataset": "sample", "ann": {"architecture": "resnet18", "scratch": True, "args": {name: "evil.pth"}}})
+
+
+@pytest.mark.parametrize("fields", [
+    {"finetune": {1: 2}}, {"finetune": {"preset": [1]}}, {"finetune": {"kind": "ann"}},
+    {"finetune": {"name": "x"}}, {"finetune": [1]}, {"ann": 7},
+    {"ann": {"train": {"\x1b[31m\nok": 1}}}, {"seed": 10**40},
+    {"evaluate": {"eps": [float("nan")]}}, {"convert": {"leak": float("inf")}}, {"": 1},
+    {"ann": {"architecture": "resnet18", "scratch": True, "mean": ["x"]}}, {"name": "a\nb"},
+    {"finetune": {"preset": "\u202e"}}, {"A" * 10**5: 1}])
+def test_a_damaged_recipe_is_one_line(fields: dict[str, object]) -> None:
+    good = {"name": "x", "dataset": "sample", "ann": {"architecture": "cifar_resnet20", "scratch": True}}
+    assert make_recipe(good).name == "x"
+    with pytest.raises(SJRobustError) as error:
+        make_recipe({**good, **fields}, "recipe.yaml")
+    assert str(error.value).startswith("recipe.yaml: ")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 1000

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sj_robust
+from sj_robust.hub import list_models
 
 COMMANDS = ["list", "info", "pull", "push", "compare", "train-ann", "convert", "finetune", "evaluate", "card", "certify", "corruptions",
             "energy", "latency", "export", "run", "bench", "demo", "doctor"]
@@ -141,3 +143,36 @@ def test_a_device_that_is_not_there_is_named(cli: Cli) -> None:
     line = failure(cli("evaluate", "x", "--data", "sample", "--device", "cuda:99"))
     assert "cuda:99" in line
     assert "--device cpu" in line
+
+
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    command = [sys.executable, "-m", "sj_robust", "list"]
+    for arguments in ([], ["--json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*command, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        assert done.stderr == "sj-robust: the output cannot be written (No space left on device): make room, or send it elsewhere\n"
+    closed = subprocess.run(["sh", "-c", f"{sys.executable} -m sj_robust list >&-"], capture_output=True, text=True)
+    assert "Traceback" not in closed.stderr
+
+
+STRANGERS = ["\x1b]0;owned\x07\x1b[2J", "x\nsj-robust: verified, safe to use\x1b[8m", "\u202etxt", "\x9b31m", "[red]x[/red]", ":warning:"]
+
+
+@pytest.mark.parametrize("text", STRANGERS, ids=ascii)
+def test_a_strangers_text_is_printed_as_it_is_written(cli: Any, tmp_path: Path, text: str) -> None:
+    zoo_model = next(entry for entry in list_models() if entry.kind == "ann")
+    for change in (lambda config: config["source"].update({text: text}), lambda config: config["settings"].update(note=text),
+                   lambda config: config.update({text: 1}), lambda config: config["created_with"].update(torch="2"),
+                   lambda config: config.update(name=text), lambda config: config.update(classes=[text] * 10)):  # fmt: skip
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        config = json.loads((zoo_model.folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+        for arguments in (("info", folder), ("info", folder, "--json"), ("compare", folder), ("card", folder)):
+            done = cli(*arguments)
+            shown = done.stdout + done.stderr
+            assert "Traceback" not in shown and "unexpected" not in shown
+            assert not [character for character in shown if not character.isprintable() and character != "\n"]
+            assert not [line for line in shown.split("\n") if line.startswith("sj-robust: verified")]

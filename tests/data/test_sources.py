@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import resource
+import struct
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -284,3 +287,49 @@ def test_a_cache_that_cannot_be_written_is_no_failure(tmp_path: Path, parquet: P
     (tmp_path / "occupied").write_text("a file where the folder should be")
     monkeypatch.setenv("SJ_ROBUST_CACHE", str(tmp_path / "occupied"))
     assert len(load_dataset(many(tmp_path / "train.parquet", parquet, first=7))) == 5000
+
+
+def flat_png(width: int, height: int, colour: int = 0) -> bytes:
+    """A PNG of one colour, without its pixels ever being in memory: 13000x13000 of them are some 20 kB."""
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, row = zlib.compressobj(9), b"\x00" + bytes([colour]) * width
+    data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("sizes", "image_size", "fragment"), [
+    ([(13000, 13000)], None, "pixels"), ([(13000, 13000)], 32, "169000000|169,000,000|more than"),
+    ([(10000, 9000)], 224, "more than"),
+    ([(5000, 10)], None, "more than 4096 a side"), ([(60000, 1)], 224, "too narrow"),
+    ([(1, 60000)], 64, "too narrow"),
+    ([(8, 8), (4000, 4000), (4000, 4000)], None, "is 4000x4000 pixels but the first image is 8x8")])  # fmt: skip
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_an_image_that_would_fill_the_memory_is_refused_before_it_is_decoded(
+    tmp_path: Path, sizes: list[tuple[int, int]], image_size: int | None, fragment: str
+) -> None:
+    blobs = [{"bytes": flat_png(*size), "path": None} for size in sizes] * 20
+    table = pa.table({"image": blobs, "label": [0] * len(blobs)})
+    pq.write_table(table, tmp_path / "test.parquet")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(SJRobustError, match=fragment):
+        load_dataset(tmp_path, "test", image_size=image_size)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # KiB
+
+
+def test_more_images_than_the_machine_has_room_for_are_refused(tmp_path: Path) -> None:
+    blob = {"bytes": flat_png(4096, 4096), "path": None}
+    table = pa.table({"image": pa.array([blob] * 8000), "label": [0] * 8000})  # 375 GiB, told before the second is decoded
+    pq.write_table(table, tmp_path / "test.parquet")
+    with pytest.raises(SJRobustError, match=r"such images take 375\.0 GiB, this machine has"):
+        load_dataset(tmp_path, "test")
+
+
+def test_a_large_photograph_is_still_brought_to_size(tmp_path: Path) -> None:
+    blob = {"bytes": flat_png(6000, 4500, 200), "path": None}
+    pq.write_table(pa.table({"image": [blob] * 3, "label": [0, 1, 0]}), tmp_path / "test.parquet")
+    images = load_dataset(tmp_path, "test", image_size=16).images
+    assert images.shape == (3, 3, 16, 16)
+    assert images.unique().tolist() == [200]

@@ -106,3 +106,73 @@ def test_summary_prints_the_numbers_of_the_report(report: Report) -> None:
     assert lines[-1] == f"energy  {report.energy}"
     header = next(line for line in lines if line.startswith("eps"))
     assert [column.strip() for column in header.split("  ") if column.strip()] == ["eps", "after fgsm", "after pgd2", "joint", "broke most"]
+
+
+def at(*path: str | int, value: object) -> object:
+    """Another value (or what `value` makes of the one there) at a place of a report."""
+    def change(content: dict) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value(content[path[-1]]) if callable(value) else value
+
+    return pytest.param(change, id=".".join(map(str, path)))
+
+
+def swap_first_outcomes(content: dict) -> None:
+    """A right image that was broken by nothing is said to have been, and at the larger eps not any more."""
+    outcome = content["per_image"]
+    right = next(i for i, (label, predicted) in enumerate(zip(outcome["label"], outcome["predicted"], strict=True)) if label == predicted)
+    outcome["broken_by"][0][right], outcome["broken_by"][1][right] = "fgsm PCW:1", None
+
+
+@pytest.mark.parametrize("change", [
+    at("clean", "value", value=0.999), at("clean", "correct", value=lambda n: n - 1),
+    at("clean", "total", value=1000), at("clean", "low", value=0.0),
+    at("clean", "high", value=1.03), at("clean", "high", value=float("nan")),
+    at("joint", 1, "accuracy", "value", value=0.999),
+    at("joint", 0, "accuracy", "correct", value=10**400), at("joint", 1, "carried", value=7),
+    at("joint", 0, "eps", value=0.5), at("joint", 0, "eps", value=-1.0),
+    at("joint", value=[]), at("settings", "eps", value=[0.1]),
+    at("settings", "attacks", value=["fgsm", "pgd100"]), at("settings", "views", value=["ASSG"]),
+    at("robust", value=[]), at("robust", 0, "joint", "low", value=0.9),
+    at("robust", 1, "eps", value=0.3), at("robust", 0, "attack", value="pgd2"),
+    at("robust", 0, "per_view", "PCW:1", "broken", value=lambda n: n + 1),
+    at("robust", 0, "per_view", "PCW:1", "attempted", value=0),
+    at("robust", 0, "per_view", "PCW:1", "alone", "correct", value=lambda n: n - 1),
+    at("robust", 0, "alone", "correct", value=lambda n: n - 1),
+    at("robust", 0, "per_view", value={}),
+    at("robust", 0, "settings", "eps", value=0.3),
+    at("per_image", "label", value=lambda labels: labels[1:]),
+    at("per_image", "label", 0, value=-1),
+    at("per_image", "predicted", value=lambda classes: [*classes[1:], 99]),
+    at("per_image", "predicted", value=lambda classes: [(k + 1) % 10 for k in classes]),
+    at("per_image", "broken_by", value=lambda rows: rows[:1]),
+    at("per_image", "broken_by", 0, value=lambda row: ["magic"] * len(row)),
+    at("per_image", "broken_by", 1, value=lambda row: [None] * len(row)),
+    pytest.param(swap_first_outcomes, id="outcomes that heal"),
+    at("dataset", "evaluated", value=13), at("dataset", "size", value=3),
+    at("model", "timesteps", value=8), at("model", "kind", value="ann"),
+    at("model", "num_classes", value=1), at("model", "settings", "timesteps", value=3),
+    at("forward_images", value=10**9), at("backward_images", value=-1),
+    at("energy", "microjoules", value=1.0), at("energy", "ann_microjoules", value=1.0),
+    at("energy", "acs", value=0.0), at("energy", "macs", value=10**400),
+    at("energy", "images", value=10**6), at("activity", "spikes_per_image", value=1.0),
+    at("activity", "neurons", value=1), at("activity", "spikes_per_neuron", value=0.0),
+    at("verdict", value="No sign of masked gradients: can be trusted."), at("checks", value=[]),
+])  # fmt: skip
+def test_figures_that_contradict_each_other_are_refused(report: Report, change) -> None:
+    content = json.loads(report.to_json())
+    change(content)
+    with pytest.raises(SJRobustError, match=r"the evaluation contradicts itself: |not an evaluation report of this version: ") as error:
+        Report.from_json(json.dumps(content))
+    assert str(error.value).isprintable()
+
+
+def test_names_of_a_stranger_print_as_one_line(report: Report) -> None:
+    content = json.loads(report.to_json())
+    content["dataset"]["name"] = "cifar10\nclean accuracy  99.9 %\x1b[8m"
+    content["limits"] = content["checks"][0]["found"] = "\x1b]0;owned\x07\u202e"
+    content["limits"] = []
+    text = Report.from_json(json.dumps(content)).summary()
+    assert text.replace("\n", "").isprintable()
+    assert sum(line.startswith("clean accuracy") for line in text.split("\n")) == 1

@@ -20,7 +20,6 @@ Make = Callable[..., Path]
 VIEWS = [f"PCW:{number}" for number in range(1, 20)]
 RADII = (2 / 255, 4 / 255, 8 / 255)
 SETTINGS = {"protocol": None, "norm": "linf", "restarts": 1, "attacks": ["fgsm", "pgd10"]}
-ANN_MACS = 40_551_040
 DATASET = {"name": "cifar10", "split": "test", "size": 10_000, "fingerprint": "a" * 64}
 
 
@@ -42,16 +41,41 @@ def make(tmp_path: Path) -> Make:
         content["settings"] |= SETTINGS | {"views": VIEWS if kind == "snn" else ["exact"]} | settings
         content |= {"checks": [check.model_dump() for check in checks or []], "stopped": stopped,
                     "verdict": verdict(checks, stopped is None) if checks else None}
-        content["clean"] = Accuracy.of(clean, total).model_dump()
-        content["joint"] = [{"eps": radius, "accuracy": Accuracy.of(right, total).model_dump(), "carried": 0}
-                            for radius, right in zip(eps, correct, strict=True)]
-        beside = {"ann_macs": ANN_MACS, "ann_microjoules": 186.5} if kind == "snn" else {"ann_macs": None, "ann_microjoules": None}
-        content["energy"] = None if energy is None else {
-            "images": 64, "acs": 3e7, "macs": 4e5, "microjoules": energy, "picojoules": {"MAC": 4.6, "AC": 0.9}, **beside}
+        content |= outcomes(clean, correct, eps, content["dataset"]["evaluated"], content["settings"])
+        content["energy"] = None if energy is None else cost(kind, energy)
         (folder / "evaluation.json").write_text(Report.model_validate_json(json.dumps(content)).to_json())
         return folder
 
     return write
+
+
+def outcomes(clean: int, correct: tuple[int, ...], eps: tuple[float, ...], total: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a report says of `total` images, the first `clean` of which are right; the first attack and view break all that are broken."""
+    attacks, view, clean = settings["attacks"], next(iter(settings["views"]), None), max([clean, *correct])
+    first = [next((at for at, right in enumerate(correct) if image >= right), len(eps)) for image in range(clean)]
+    joint, robust, broken_by = [], [], []
+    for at, (radius, right) in enumerate(zip(eps, correct, strict=True)):
+        before = correct[at - 1] if at else clean
+        joint.append({"eps": radius, "accuracy": Accuracy.of(right, total).model_dump(), "carried": clean - before})
+        by = f"{attacks[0]} {view}"
+        broken_by.append([by if image < clean and first[image] <= at else None for image in range(total)])
+        for number, attack in enumerate(attacks):
+            seen = {"attempted": right if number else before, "broken": 0 if number else before - right, "alone": None}
+            robust.append({"eps": radius, "attack": attack, "settings": {}, "per_view": {view: seen}, "alone": None,
+                           "joint": Accuracy.of(right, total).model_dump()})
+    settings["eps"] = list(eps)
+    predicted = [0] * clean + [1] * (total - clean)
+    return {"clean": Accuracy.of(clean, total).model_dump(), "joint": joint, "robust": robust,
+            "per_image": {"label": [0] * total, "predicted": predicted, "broken_by": broken_by}}
+
+
+def cost(kind: str, energy: float) -> dict[str, Any]:
+    """The operations of an inference of `energy` µJ."""
+    mac, ac, of_ann = 4.6, 0.9, 186.5
+    macs = min(4e5, energy * 1e6 / mac) if kind == "snn" else energy * 1e6 / mac
+    beside = {"ann_macs": of_ann * 1e6 / mac, "ann_microjoules": of_ann} if kind == "snn" else {"ann_macs": None, "ann_microjoules": None}
+    return {"images": 64, "acs": max(0.0, energy * 1e6 - macs * mac) / ac if kind == "snn" else 0.0, "macs": macs, "microjoules": energy,
+            "picojoules": {"MAC": mac, "AC": ac}, **beside}
 
 
 @pytest.fixture

@@ -153,3 +153,30 @@ def test_writing_a_card_again_changes_nothing(checkpoint: Path) -> None:
     plot = (checkpoint / "figures" / "accuracy.png").read_bytes()
     assert write_card(checkpoint).read_bytes() == first
     assert (checkpoint / "figures" / "accuracy.png").read_bytes() == plot
+
+
+HOSTILE = ["<script>alert(1)</script>", "![x](https://tracker.example/a.png)", "[click](javascript:alert(1))",
+           "a | b | c", "`code` ```", "# Heading", "a\n\n# Injected\n", "\x1b[31mred\u202e",
+           "</td><img src=x onerror=alert(1)>", "[ref]: https://example.org"]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_names_of_a_stranger_are_inert(checkpoint: Path, text: str) -> None:
+    path = checkpoint / "evaluation.json"
+    content = json.loads(path.read_text())
+    content["checks"] = [{"name": text, "status": "pass", "found": text, "numbers": {}}]
+    content["verdict"] = f"No sign of masked gradients {text}"
+    content["limits"], content["settings"]["device"], content["dataset"]["split"] = [text], text, text
+    content["settings"]["protocol"] = f"strong@{text}"
+    content["activity"]["layers"] = {f"{name}{text}": layer for name, layer in content["activity"]["layers"].items()}
+    path.write_text(json.dumps(content))
+    card = write_card(checkpoint).read_text()
+    body = card.split("---\n", 2)[2]
+    assert body.replace("\n", "").isprintable()
+    assert "<script" not in body and "<img" not in body
+    assert not re.search(r"!?\[[^\]\n]*\]\((?!figures/accuracy\.png)", body)  # no link or picture but our own
+    assert not re.search(r"\[ref\]: ", body)
+    assert "Injected" not in [line.strip("# ") for line in body.splitlines()]
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in body.splitlines() if line.startswith(("| act1", "| a"))}
+    assert widths <= {3, 4, 5}
+    ModelCard(card)  # the Hub's client still reads its metadata

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from sj_robust import SJRobustError
-from sj_robust.hub import load
+from sj_robust import SJRobustError, evaluate
+from sj_robust.evaluate.facts import state_sha256
+from sj_robust.hub import list_models, load, record, write_card
+from sj_robust.hub.compare import compare
+from sj_robust.hub.results import read_report
 
 
 def refuses(folder: Any, *fragments: str) -> None:
@@ -181,3 +186,144 @@ def test_weights_of_one_model_with_the_config_of_another(checkpoint: Path, ann_c
     refuses(checkpoint, "config.json records")
     edit(checkpoint, lambda config: config.update(weights=weights))
     refuses(checkpoint, "missing backbone.")
+
+
+def evaluation(folder: Path, change: Any) -> None:
+    content = json.loads((folder / "evaluation.json").read_text())
+    change(content)
+    (folder / "evaluation.json").write_text(json.dumps(content))
+
+
+BOMBS = [
+    ("vit_tiny_patch16_224", {"depth": 65536}), ("vit_tiny_patch16_224", {"embed_dim": 65536}),
+    ("vit_tiny_patch16_224", {"img_size": 65536}),
+    ("resnet18", {"layers": [65536, 1, 1, 1]}), ("resnet18", {"layers": [60000] * 4}),
+    ("maxvit_tiny_tf_224", {"img_size": 65536}),
+    ("mixer_b16_224", {"num_blocks": 65536}), ("convnext_tiny", {"depths": [65536, 65536]}),
+    ("cifar_resnet20", {"in_chans": 65536}),
+    ("swin_tiny_patch4_window7_224", {"window_size": 4096}), ("efficientnet_b0",
+    {"channel_multiplier": 65536}), ("vgg11", {"cfg": [64] * 60000}),
+    ("resnet18", {"block_args": {"x": {"y": [10**17]}}}), ("resnet18", {"x": [["/etc/passwd"]]}),
+    ("levit_128", {"img_size": 16384}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("architecture", "arguments"), BOMBS, ids=str)
+def test_a_network_that_would_never_end_or_fit_is_refused_at_once(checkpoint: Path, edit: Any, architecture: str, arguments: Any) -> None:
+    edit(checkpoint, lambda config: config.update(architecture=architecture, model_args=arguments))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refuses(checkpoint, "model_args" if "x" in str(arguments) else architecture)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_500_000  # KiB
+
+
+INJECTED = 'layer1.0.conv1"),exec("open(MARK,\'w\')"),getattr(self,"act1'
+
+
+@pytest.mark.parametrize("site", [INJECTED, "layer1.0.act1')", "layer1.0.a\nb", "layer1.0.x"])
+@pytest.mark.parametrize("where", ["sites", "nodes", "rewrites", "turns"])
+def test_names_in_a_plan_run_no_code(checkpoint: Path, edit: Any, tmp_path: Path, site: str, where: str) -> None:
+    (checkpoint / "evaluation.json").unlink()
+    site = site.replace("MARK", repr(str(tmp_path / "OWNED")).replace(".", "\\x2e"))
+
+    def plan(config: dict[str, Any]) -> None:
+        nodes = list(config["thresholds"])
+        sites = [site if where == "sites" else "layer1.0.act1", "layer1.0.act2"]
+        config["settings"]["plan"] = {
+            "nodes": [*nodes, site] if where == "nodes" else nodes,
+            "rewrites": {site if where == "rewrites" else "layer1.0": {"sites": sites, "fixed": {}}},
+            "turns": {"act1": {"owner": site, "calls": 2}} if where == "turns" else {}}
+
+    edit(checkpoint, plan)
+    with pytest.raises(SJRobustError):
+        load(checkpoint)(torch.rand(1, 3, 32, 32))
+    assert not (tmp_path / "OWNED").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "evaluation.json"])
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    os.mkfifo(checkpoint / name)
+    if name != "evaluation.json":
+        refuses(checkpoint, name)
+        return
+    with pytest.warns(UserWarning, match="evaluation.json cannot be read"):
+        load(checkpoint)
+    with pytest.raises(SJRobustError, match=r"evaluation.json cannot be read \(a folder, pipe or device\)"):
+        compare([checkpoint])
+
+
+def test_keys_given_twice_are_refused(checkpoint: Path) -> None:
+    text = (checkpoint / "config.json").read_text()
+    (checkpoint / "config.json").write_text(text.replace('"leak": 1.0', '"leak": 1.0, "leak": 0.5'))
+    refuses(checkpoint, "'leak' is given twice")
+
+
+@pytest.mark.parametrize(("place", "value"), [
+    ("leak", 0.9), ("reset", "soft"), ("timesteps", 4), ("mean", [0.5, 0.5, 0.5]),
+    ("std", [0.25, 0.25, 0.25]), ("repeat_at", ""), ("folded", True),
+    ("surrogate", "EXP:2"), ("percentile", 99.0), ("worth", {"act1": 2.0}),
+    ("norm_statistics", "reset")])  # fmt: skip
+def test_settings_other_than_those_that_were_measured_are_refused(checkpoint: Path, edit: Any, place: str, value: Any) -> None:
+    edit(checkpoint, lambda config: config["settings"].update({place: value}))
+    refuses(checkpoint, "the evaluation is of another model")
+    for read in (lambda: compare([checkpoint]), lambda: write_card(checkpoint)):
+        with pytest.raises(SJRobustError, match="evaluation is of another model"):
+            read()
+    (checkpoint / "evaluation.json").unlink()  # then nothing was claimed of them
+    load(checkpoint)
+
+
+@pytest.mark.parametrize(("change", "fragments"), [
+    (lambda config: config["settings"].update(mean=[0.5, 0.4, 0.4]), ["mean"]),
+    (lambda config: (config["settings"].update(std=[1.0] * 3), config["pretrained_cfg"].update(std=[1.0] * 3)), ["its std"]),
+    (lambda config: config["pretrained_cfg"].update(input_size=[3, 64, 64]), ["input_size"]),
+    (lambda config: config["weights"].update(parameters=1), ["parameters"]),
+    (lambda config: config["weights"].update(tensors=3), ["tensors"]),
+    (lambda config: config["weights"].update(state_sha256="0" * 64), ["another network's"])])  # fmt: skip
+def test_an_ann_is_tied_to_its_normalisation_and_counts(ann_checkpoint: Path, edit: Any, change: Any, fragments: list[str]) -> None:
+    edit(ann_checkpoint, change)
+    refuses(ann_checkpoint, *fragments)
+
+
+def test_weights_of_another_network_do_not_keep_the_evaluation(checkpoint: Path, put_weights: Any, edit: Any) -> None:
+    tensors = safetensors.torch.load((checkpoint / "model.safetensors").read_bytes())
+    tensors["backbone.fc.weight"] += 1e-3
+    put_weights(checkpoint, safetensors.torch.save(tensors))
+    refuses(checkpoint, "they are another network's")
+    edit(checkpoint, lambda config: config["weights"].update(state_sha256=state_sha256(tensors)))
+    refuses(checkpoint, "the evaluation is of another model")
+
+
+def test_thresholds_and_counts_that_the_weights_do_not_have_are_refused(checkpoint: Path, edit: Any) -> None:
+    edit(checkpoint, lambda config: config["thresholds"].update(act1=config["thresholds"]["act1"] * 1.01))
+    refuses(checkpoint, "the threshold", "of act1")
+    edit(checkpoint, lambda config: config["thresholds"].pop("act1"))
+    refuses(checkpoint, "thresholds of other layers")
+
+
+def test_what_older_reports_do_not_name_is_known_of_the_zoo(tmp_path: Path, edit: Any) -> None:
+    entry = next(entry for entry in list_models() if entry.kind == "ann")
+    assert read_report(entry.folder / "evaluation.json").model.model_args is None
+    folder = Path(shutil.copytree(entry.folder, tmp_path / "copy"))
+    load(folder)
+    edit(folder, lambda config: config["model_args"].update(global_pool="max"))
+    refuses(folder, f"is of zoo model {entry.name}, whose model_args is")
+
+
+def test_a_new_report_names_the_arguments_of_the_network(checkpoint: Path, edit: Any, dataset: Any) -> None:
+    report = evaluate(load(checkpoint), dataset.first(4), eps=[1 / 255], attacks=["fgsm"], views=["PCW:1"], check_images=0,
+                      show_progress=False)
+    record(checkpoint, report=report)
+    load(checkpoint)
+    edit(checkpoint, lambda config: config["model_args"].update(global_pool="max"))
+    refuses(checkpoint, "its model_args is")
+
+
+def test_a_damaged_evaluation_leaves_the_network_and_is_said(checkpoint: Path) -> None:
+    evaluation(checkpoint, lambda content: content["clean"].update(value=0.99))
+    with pytest.warns(UserWarning, match="the evaluation contradicts itself.*counts for nothing"):
+        load(checkpoint)
+    for read in (lambda: compare([checkpoint]), lambda: write_card(checkpoint)):
+        with pytest.raises(SJRobustError, match="contradicts itself"):
+            read()

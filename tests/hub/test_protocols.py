@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from made_up import outcomes
 from typer.testing import CliRunner
 
 from sj_robust import SJRobustError, pull, push
@@ -21,8 +23,10 @@ from sj_robust.hub.config import STRONGEST_FIRST
 
 def under(report: Report, protocol: str | None, robust: int) -> Report:
     """`report` as if `protocol` had left `robust` images standing at every eps."""
-    joint = [one.model_copy(update={"accuracy": type(one.accuracy).of(robust, one.accuracy.total)}) for one in report.joint]
-    return report.model_copy(update={"joint": joint, "settings": report.settings.model_copy(update={"protocol": protocol})})
+    content, eps = json.loads(report.to_json()), tuple(report.settings.eps)
+    content["settings"]["protocol"] = protocol
+    content |= outcomes(report.clean.correct, (robust,) * len(eps), eps, report.clean.total, content["settings"])
+    return Report.from_json(json.dumps(content))
 
 
 def standing(folder: Path) -> dict[str, str | None]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal, cast
 from pydantic import ValidationError
 
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.consistency import check_figures
+from sj_robust.evaluate.report import Accuracy  # no torch
 from sj_robust.hub import zoo
 from sj_robust.hub.compare.recorded import Evaluation, plain
 from sj_robust.hub.compare.table import Cell, Checks, Comparison, Eps, Marks, RobustCell, Row, Setup, same_eps
@@ -77,7 +79,7 @@ def _read(name: str | Path, folder: Path, protocol: str | None) -> _Entry:
     if not path.exists():
         return _Entry(row)
     evaluation = _read_evaluation(path)
-    check_belongs(cast("Report", evaluation), config.weights.state_sha256, config.timesteps, str(folder))  # has all that it looks at
+    check_belongs(cast("Report", evaluation), config, str(folder))  # has all that it looks at
     return _measured(row, evaluation)
 
 
@@ -91,23 +93,32 @@ def _read_report(path: Path) -> _Entry:
 
 
 def _read_evaluation(path: Path) -> Evaluation:
+    text = read_bounded(path, MAX_TEXT_BYTES)
     try:
-        return Evaluation.model_validate_json(read_bounded(path, MAX_TEXT_BYTES))
+        evaluation = Evaluation.model_validate_json(text)
+        check_figures(evaluation)
     except ValidationError as error:
         wrong = first_error(error)
         raise SJRobustError(f"{path}: not an evaluation report of this version: {wrong}; evaluate the checkpoint again") from None
+    except SJRobustError as error:
+        raise SJRobustError(f"{path}: {error}; evaluate the checkpoint again") from None
+    return evaluation
 
 
 def _measured(row: Row, found: Evaluation) -> _Entry:
     settings, data, activity, energy = found.settings, found.dataset, found.activity if row.kind == "snn" else None, found.energy
     setup = Setup(dataset=data.name, split=data.split, images=data.evaluated, norm=settings.norm, named=settings.protocol,
                   attacks=settings.attacks, views=settings.views, restarts=settings.restarts)
-    robust = [RobustCell(norm=settings.norm, eps=joint.eps, **joint.accuracy.model_dump()) for joint in found.joint]
+    robust = [RobustCell(norm=settings.norm, eps=joint.eps, **_cell(joint.accuracy)) for joint in found.joint]
     row = row.model_copy(update={
-        "setup": setup, "clean": Cell(**found.clean.model_dump()), "robust": sorted(robust, key=lambda cell: cell.eps),
+        "setup": setup, "clean": Cell(**_cell(found.clean)), "robust": sorted(robust, key=lambda cell: cell.eps),
         "spikes_per_neuron": activity and activity.spikes_per_neuron, "spikes_per_image": activity and activity.spikes_per_image,
         "microjoules": energy and energy.microjoules, "ann_microjoules": energy and energy.ann_microjoules, "checks": _checks(found)})
     return _Entry(row, data.size, data.fingerprint, found.stopped)
+
+
+def _cell(accuracy: Accuracy) -> dict[str, float]:
+    return accuracy.model_dump(include={"value", "low", "high"})
 
 
 def _checks(found: Evaluation) -> Checks | None:
@@ -117,7 +128,7 @@ def _checks(found: Evaluation) -> Checks | None:
     # in the order of `evaluate.checks.verdict`: what was not run may hide a failure
     order: tuple[Literal["fail", "not run", "warn", "pass"], ...] = ("fail", "not run", "warn", "pass")
     return Checks(status=next(status for status in order if status in present), count=len(found.checks),
-                  verdict=None if found.verdict is None else "".join(char if char.isprintable() else " " for char in found.verdict))
+                  verdict=found.verdict)
 
 
 def _distinct(found: dict[Path, _Entry]) -> list[_Entry]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from sj_robust.evaluate.report import Accuracy  # no torch
 from sj_robust.hub.results import Fraction, Microjoules
+from sj_robust.text import visible
 
 
 def plain(text: str) -> str:
-    """One printable line: no control characters, no marks that turn the direction of text."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= 300 else line[:297] + "..."
+    """One printable line for a column of a table."""
+    return visible(text, 300)
 
 
 Text = Annotated[str, AfterValidator(plain)]
 Texts = Annotated[list[Text], Field(max_length=1000)]
 Size = Annotated[float, Field(ge=0, le=1e12)]
+Operations = Annotated[float, Field(ge=0, le=1e20)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
+Radius = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class _Recorded(BaseModel):
@@ -27,41 +31,85 @@ class _Recorded(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
 
-class _Accuracy(_Recorded):
+class _Accuracy(Accuracy):
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
     value: Fraction
     low: Fraction
     high: Fraction
 
 
 class _Joint(_Recorded):
-    eps: Annotated[float, Field(ge=0, le=1e6)]
+    eps: Radius
     accuracy: _Accuracy
+    carried: Count
+
+
+class _View(_Recorded):
+    attempted: Count
+    broken: Count
+    alone: _Accuracy | None
+
+
+class _Robust(_Recorded):
+    eps: Radius
+    attack: Text
+    settings: dict[str, Any]
+    per_view: dict[Text, _View]
+    joint: _Accuracy
+    alone: _Accuracy | None
+    forward_images: Count | None = None
+    backward_images: Count | None = None
+
+
+class _PerImage(_Recorded):
+    label: list[int]
+    predicted: list[int]
+    broken_by: list[list[Text | None]]
 
 
 class _Model(_Recorded):
     kind: Literal["ann", "snn"]
     architecture: Text
-    parameters: Annotated[int, Field(ge=0)]
+    parameters: Count
+    num_classes: Count
     weights_sha256: Text
     timesteps: int | None
+    settings: dict[str, Any] | None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    model_args: dict[str, Any] | None = None
 
 
 class _Dataset(_Recorded):
     name: Text
     split: Text
-    size: Annotated[int, Field(ge=1)]
-    evaluated: Annotated[int, Field(ge=1)]
+    size: Count
+    evaluated: Count
     fingerprint: Text
 
 
+class _Layer(_Recorded):
+    neurons: Count
+    spikes_per_neuron: Size
+    rate: Size
+
+
 class _Activity(_Recorded):
+    layers: dict[str, _Layer]
+    neurons: Count
     spikes_per_neuron: Size
     spikes_per_image: Size
 
 
 class _Energy(_Recorded):
+    images: Count
+    acs: Operations
+    macs: Operations
     microjoules: Microjoules
+    ann_macs: Operations | None
     ann_microjoules: Microjoules | None
+    picojoules: dict[str, float]
 
 
 class _Check(_Recorded):
@@ -73,8 +121,10 @@ class _Settings(_Recorded):
     protocol: Text | None = None
     norm: Text = "linf"
     restarts: int = 1
+    eps: list[Radius]
     attacks: Texts
     views: Texts
+    survivors_only: bool
 
 
 class Evaluation(_Recorded):
@@ -83,9 +133,13 @@ class Evaluation(_Recorded):
     dataset: _Dataset
     clean: _Accuracy
     joint: Annotated[list[_Joint], Field(max_length=1000)]
+    robust: Annotated[list[_Robust], Field(max_length=10_000)]
+    per_image: _PerImage
     activity: _Activity | None
     energy: _Energy | None = None
     checks: Annotated[list[_Check], Field(max_length=1000)] = []
-    verdict: Annotated[str, AfterValidator(lambda text: " ".join(text.split())[:4000])] | None = None
+    verdict: Annotated[str, AfterValidator(visible)] | None = None
     stopped: Text | None = None
     settings: _Settings
+    forward_images: Count
+    backward_images: Count
