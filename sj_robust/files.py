@@ -8,6 +8,7 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,10 +23,10 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block succeeds, delete it when not.
 
-    For one file that a library wants to write itself. The rename is atomic on POSIX file systems.
+    For one file that a library wants to write itself. The rename is atomic on POSIX file systems. `mode`: less the umask, as of open.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -34,16 +35,16 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode & ~_umask())
         _flush(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int = 0o666) -> None:
     """Write text (UTF-8) or bytes to `path`, whole or not at all."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, mode) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
@@ -196,11 +197,44 @@ def _umask() -> int:
     return mask
 
 
-def cache_folder() -> Path:
-    """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust. Raises RuntimeError for a user without a home."""
-    if folder := os.environ.get("SJ_ROBUST_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sj_robust"
+def cache_folder(*, make: bool = True) -> Path:
+    """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust.
+
+    With `make` it is made, for this user alone, where it is missing and can be. Raises RuntimeError for a user without a home.
+    """
+    if named := os.environ.get("SJ_ROBUST_CACHE"):
+        folder = Path(named).expanduser()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sj_robust"
+    if make:
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def private_cache(name: str) -> Path:
+    """The folder `name` of the cache, for what this user alone may write, made (0700) where it is missing.
+
+    Raises SJRobustError where it or the cache is a link or open to other users, OSError where it cannot be made, and RuntimeError as
+    `cache_folder` does. The cache itself may be root's, or shared as /tmp is, where nobody can put one folder in place of another.
+    """
+    cache = cache_folder()
+    folder = cache / name
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    for path in (cache, folder):
+        found = path.lstat()
+        owners = {os.geteuid(), 0} if path is cache else {os.geteuid()}
+        shared = path is cache and found.st_mode & stat.S_ISVTX
+        if stat.S_ISLNK(found.st_mode):
+            raise SJRobustError(f"{path} is a link: put a folder of your own there, or name one with SJ_ROBUST_CACHE")
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        if found.st_uid not in owners:
+            raise SJRobustError(f"{path} belongs to another user: name a folder of your own with SJ_ROBUST_CACHE")
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
+            raise SJRobustError(f"other users may write into {path}: chmod go-w, or name another folder with SJ_ROBUST_CACHE")
+    return folder
 
 
 def zoo_root() -> Path:

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,9 +150,36 @@ for _ in range(2):
 """
 
 
-def python(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True,
+def python(tmp_path: Path, umask: int = -1, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, umask=umask,
                           env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), **environment})
+
+
+def flipped(library: Path) -> None:
+    content = bytearray(library.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    library.write_bytes(content)
+
+
+def behind_a_link(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("elsewhere")))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "garbage": lambda library: library.write_bytes(b"not a library"),
+    "empty": lambda library: library.write_bytes(b""),
+    "cut off": lambda library: os.truncate(library, library.stat().st_size // 2),
+    "a byte flipped": flipped,
+    "a byte appended": lambda library: library.write_bytes(library.read_bytes() + b"\0"),
+    "open to the group": lambda library: library.chmod(0o660),
+    "open to all": lambda library: library.chmod(0o606),
+    "a link": behind_a_link,
+}
+OPENINGS: dict[str, Callable[[Path], None]] = {
+    "open to the group": lambda folder: folder.chmod(0o770),
+    "open to all": lambda folder: folder.chmod(0o777),
+    "a link": behind_a_link,
+}
 
 
 EXPECTED = "[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]\n" * 2
@@ -181,10 +209,52 @@ def test_the_kernel_is_compiled_once_and_again_where_its_file_is_damaged(tmp_pat
     for _ in range(2):
         assert python(tmp_path, CC=str(wrapper)).stdout == EXPECTED
         assert log.read_text().count("compiled") == 1
+    for number, damage in enumerate(DAMAGES.values(), 2):
+        (library,) = tmp_path.rglob("*.so")
+        damage(library)
+        done = python(tmp_path, CC=str(wrapper))
+        assert (done.stdout, done.stderr.count("\n"), done.stderr.count("compiled again")) == (EXPECTED, 1, 1)
+        assert log.read_text().count("compiled") == number
+    assert python(tmp_path, CC=str(wrapper)).stderr == ""
+
+
+@needs_kernel
+@pytest.mark.parametrize("umask", [0o022, 0o000])
+def test_nobody_else_may_write_what_was_compiled(tmp_path: Path, umask: int) -> None:
+    python(tmp_path, umask=umask)
     (library,) = tmp_path.rglob("*.so")
-    library.write_bytes(b"not a library")
-    assert python(tmp_path, CC=str(wrapper)).stdout == EXPECTED
-    assert log.read_text().count("compiled") == 2
+    assert {path.stat().st_mode & 0o077 for path in (library, library.parent, library.parent.parent)} == {0}
+
+
+@needs_kernel
+@pytest.mark.parametrize("which", ["cache", "kernels"])
+@pytest.mark.parametrize("opening", OPENINGS.values(), ids=OPENINGS)
+def test_nothing_is_run_from_a_cache_that_others_may_write(tmp_path: Path, which: str, opening: Callable[[Path], None]) -> None:
+    python(tmp_path)
+    (library,) = tmp_path.rglob("*.so")
+    opening(library.parents[["kernels", "cache"].index(which)])
+    done = python(tmp_path)
+    assert done.stdout == EXPECTED
+    assert done.stderr.count("no fused CPU kernel") == 1
+    assert "SJ_ROBUST_CACHE" in done.stderr
+
+
+@needs_kernel
+def test_a_shared_cache_with_the_sticky_bit_is_used(tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o1777)
+    for _ in range(2):
+        assert python(tmp_path).stderr == ""
+    assert len(list(tmp_path.rglob("*.so"))) == 1
+
+
+@needs_kernel
+def test_processes_that_compile_at_once_leave_one_whole_library(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from sj_robust.neuron.compiler import cpu_kernel_status; print(cpu_kernel_status())"]
+    environment = {**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache")}
+    running = [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(4)]
+    assert [process.communicate()[0] for process in running] == ["fused\n"] * 4
+    assert [path.suffix for path in (tmp_path / "cache" / "kernels").iterdir()] == [".so"]
 
 
 @needs_kernel
