@@ -153,7 +153,7 @@ def only_one(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
     path = Path(folder)
     fresh = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as lock:
+    with open(path / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
         except OSError as error:

@@ -278,7 +278,7 @@ class _Run:
             "test": self.test.fingerprint,
         }
         self.stage(f"evaluated/{path.name}", made_from, work, shared=True)
-        return Report.from_json(path.read_text())
+        return Report.from_json(path.read_text(encoding="utf-8"))
 
     def make_result(
         self, path: Path, ann: Path, snn: Path, ann_report: Report, snn_report: Report, further: dict[str, list[Report]]

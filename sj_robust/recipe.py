@@ -157,7 +157,7 @@ class Recipe(_Strict):
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
     """Read and validate a YAML recipe. Raises SJRobustError naming the file and the first thing wrong with it."""
     try:
-        fields = yaml.safe_load(Path(path).read_text())
+        fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise SJRobustError(f"recipe {path} cannot be read ({getattr(error, 'strerror', None) or 'not UTF-8 text'})") from None
     except yaml.YAMLError as error:

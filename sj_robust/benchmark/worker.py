@@ -77,7 +77,7 @@ def _timed(job: Callable[[], Any], base: int | None, device: torch.device) -> tu
 
 def _forget_peak() -> None:
     with suppress(OSError):  # not Linux: the peak is then that of the whole process so far
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _resident() -> int | None:
@@ -87,7 +87,7 @@ def _resident() -> int | None:
 def _status(field: str) -> int | None:
     """Bytes from /proc/self/status; None where there is no such file (not Linux)."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.secrets import masked
+from sj_robust.signals import Ended
 
 
 def fraction(text: str) -> float:
@@ -62,7 +63,7 @@ Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as the command `name`, with `example` under its help.
 
-    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1.
+    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1; so is SIGTERM, with 143.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -74,6 +75,8 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
                 raise
             except KeyboardInterrupt:
                 fail("interrupted" + (f"; {again}" if again else ""))
+            except Ended as end:
+                fail(f"ended by {end.signal}" + (f"; {again}" if again else ""), code=int(end.code or 1))
             except SJRobustError as error:
                 fail(str(error), error)
             except Exception as error:
@@ -84,8 +87,8 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
     return register
 
 
-def fail(message: str, error: BaseException | None = None) -> NoReturn:
-    """End with `message` on one line of stderr and exit code 1; with SJ_ROBUST_DEBUG set, after the traceback of `error`.
+def fail(message: str, error: BaseException | None = None, code: int = 1) -> NoReturn:
+    """End with `message` on one line of stderr and this exit code; with SJ_ROBUST_DEBUG set, after the traceback of `error`.
 
     Of several processes that end together, the first one to fail speaks.
     """
@@ -93,11 +96,11 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
         from sj_robust.distributed import first_to_fail
 
         if not first_to_fail():
-            raise typer.Exit(1)
+            raise typer.Exit(code)
     if error is not None and os.environ.get("SJ_ROBUST_DEBUG"):
         print(masked("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     print(f"sj-robust: {masked(message)}", file=sys.stderr)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 def several_processes() -> bool:

@@ -31,6 +31,7 @@ from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Sett
 from sj_robust.model import SpikingModel
 from sj_robust.neuron import View
 from sj_robust.progress import bar
+from sj_robust.signals import deferred_signals
 
 _PATIENCE = timedelta(hours=12)  # one process may have the hard images
 
@@ -135,7 +136,8 @@ def evaluate(
             try:
                 attack_ensemble(correct, plan, notes, search, survivors_only=survivors_only, mine=mine)
             finally:
-                notes.save()
+                with deferred_signals(patient=True):
+                    notes.save()
         for done in shard.gather(notes.done):
             notes.merge(done)
         outcome = attack_ensemble(correct, plan, notes, None, survivors_only=survivors_only)
