@@ -48,6 +48,39 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int =
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise SJRobustError, before the work, where its result could not be written to the file `path`; its folders need not exist."""
+    target = Path(path)
+    if target.is_dir():
+        raise SJRobustError(f"{target} is a folder, expected a file to write: name one in it, such as {target / 'result.json'}")
+    if target.exists() and not target.is_file():  # a rename would put a file in the place of /dev/null
+        raise SJRobustError(f"{target} is no regular file, which is what would be written: choose another path")
+    check_within(target.parent, target.name)
+
+
+def check_within(path: str | os.PathLike[str], name: str = "file") -> None:
+    """The same where a file or folder `name` could not be written into the folder `path`, be it there or still to be made.
+
+    It is tried: permissions alone know nothing of full disks, read-only ones, or quotas.
+    """
+    folder = there = Path(path)
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if there.exists() and not there.is_dir():
+        raise SJRobustError(f"{there} is a file, expected a folder to write into: choose another path")
+    try:
+        handle, probe = tempfile.mkstemp(dir=there, prefix=f".{name}.", suffix=".part")
+        try:
+            os.write(handle, bytes(4096))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+            os.unlink(probe)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise SJRobustError(f"nothing can be written to {folder} ({reason}): make room, or choose another path") from None
+
+
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; put it in place of `path` when the block succeeds, delete it when not.
@@ -178,6 +211,11 @@ def _exchange(one: Path, other: Path) -> bool:
         return False
     at_cwd, rename_exchange = -100, 2
     return bool(renameat2(at_cwd, os.fsencode(one.absolute()), at_cwd, os.fsencode(other.absolute()), rename_exchange) == 0)
+
+
+def legible(name: str) -> str:
+    """A file name as text for a record: bytes that were no text, which Python holds as lone surrogates, as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -17,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sj_robust.errors import SJRobustError, first_line
+from sj_robust.files import legible
 from sj_robust.secrets import masked
 from sj_robust.signals import Ended
 
@@ -79,12 +81,26 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
                 fail(f"ended by {end.signal}" + (f"; {again}" if again else ""), code=int(end.code or 1))
             except SJRobustError as error:
                 fail(str(error), error)
+            except OSError as error:
+                fail(_system(error), error)
             except Exception as error:
-                fail(f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1 for the traceback)", error)
+                fail(_unexpected(error), error)
 
         return app.command(name, epilog=f"Example: {example}")(guarded)
 
     return register
+
+
+def _unexpected(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1 for the traceback)"
+
+
+def _system(error: OSError) -> str:
+    """What the system said, about which file: a full disk, a missing permission."""
+    if error.errno == errno.ENOSPC or (error.errno and error.filename is not None):
+        where = "" if error.filename is None else f"{legible(os.fsdecode(error.filename))}: "
+        return f"{where}{os.strerror(error.errno)}"
+    return _unexpected(error)
 
 
 def fail(message: str, error: BaseException | None = None, code: int = 1) -> NoReturn:
@@ -119,8 +135,8 @@ def say(text: str) -> None:
 
 
 def print_json(value: Any) -> None:
-    """JSON on stdout, indented, as it is (no wrapping, no colour)."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """JSON on stdout, indented, as it is (no wrapping, no colour); with escapes where stdout has not all signs."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=(sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")) + "\n")
 
 
 def print_table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Json, command, console, print_table, say, usage
+from sj_robust.cli.common import Json, command, console, print_json, print_table, say, usage
 from sj_robust.cli.hub import calm
 from sj_robust.cli.options import zoo_names
+from sj_robust.files import check_file
 
 if TYPE_CHECKING:
     from sj_robust.hub.compare import Cell, Comparison
@@ -57,6 +59,8 @@ def compare(
         usage("expected NAME..., or --hub for every model on the Hub")
     if dataset and not hub:
         usage("--dataset chooses among the models of --hub")
+    if html is not None:
+        check_file(html)
     if hub or any("/" in name and not os.path.isdir(name) for name in names or ()):
         calm()
     on_hub = [model.name for model in list_hub(dataset)] if hub else []
@@ -65,7 +69,7 @@ def compare(
         write_page(comparison, html)
         say(f"page: {html}")
     if as_json:
-        print(comparison.to_json(), end="")
+        print_json(json.loads(comparison.to_json()))
     elif markdown:
         print(comparison.to_markdown(), end="")
     else:

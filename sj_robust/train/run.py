@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sj_robust.data import ImageDataset
 from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
+from sj_robust.files import check_within
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel
 from sj_robust.train.checkpoint import Progress, Validation
 from sj_robust.train.config import PRESETS, Kind, TrainConfig
@@ -91,6 +92,7 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
         raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
                             f"num_classes={len(dataset.classes)}")
     device = own_device(torch.device(device))
+    check_within(folder)
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
     return _result(progress, plan, dataset, device)
 
