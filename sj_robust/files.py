@@ -51,9 +51,9 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int =
 def check_file(path: str | os.PathLike[str]) -> None:
     """Raise SJRobustError, before the work, where its result could not be written to the file `path`; its folders need not exist."""
     target = Path(path)
-    if target.is_dir():
+    if os.path.isdir(target):  # of a name that is too long, pathlib's own would raise
         raise SJRobustError(f"{target} is a folder, expected a file to write: name one in it, such as {target / 'result.json'}")
-    if target.exists() and not target.is_file():  # a rename would put a file in the place of /dev/null
+    if os.path.exists(target) and not os.path.isfile(target):  # a rename would put a file in the place of /dev/null
         raise SJRobustError(f"{target} is no regular file, which is what would be written: choose another path")
     check_within(target.parent, target.name)
 
@@ -65,8 +65,8 @@ def check_within(path: str | os.PathLike[str], name: str = "file") -> None:
     """
     folder = there = Path(path)
     while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if there.exists() and not there.is_dir():
+        there, name = there.parent, there.name
+    if os.path.exists(there) and not os.path.isdir(there):
         raise SJRobustError(f"{there} is a file, expected a folder to write into: choose another path")
     try:
         handle, probe = tempfile.mkstemp(dir=there, prefix=f".{name}.", suffix=".part")

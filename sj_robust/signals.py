@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -55,15 +56,25 @@ def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
     """For a command: SIGTERM and SIGHUP raise Ended where they would kill, as Ctrl-C raises KeyboardInterrupt.
 
     During an import all three end the process at once, after a word to `say`: nothing has begun, and an exception could be swallowed
-    there, or come out as another one.
+    there, or come out as another one. So does a second one, if it is not an echo of the first; while the interpreter is taken down they
+    do nothing.
     """
+    first: list[float] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         interrupted = number == signal.SIGINT
-        if _imports(frame):
+        if first and time.monotonic() - first[0] < _TWINS:
+            return
+        if first or _imports(frame):
             say("interrupted" if interrupted else f"ended by {signal.Signals(number).name}")
             os._exit(1 if interrupted else 128 + number)
+        first.append(time.monotonic())
         raise KeyboardInterrupt if interrupted else Ended(number)
+
+    def again(number: int) -> None:
+        first.clear()
+        if signal.getsignal(number) is handler:
+            os.kill(os.getpid(), number)
 
     def lost(unraisable: Any) -> None:
         """The handler ran where Python drops exceptions, in a finalizer or a callback: the signal is sent again."""
@@ -73,8 +84,9 @@ def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
         if number is None:
             hook(unraisable)
         else:
-            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            threading.Timer(0.05, again, (number,)).start()
 
+    atexit.register(_ignore_all)
     hook, sys.unraisablehook = sys.unraisablehook, lost
     before = _handle([number for number in ENDING if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)], handler)
     try:
@@ -89,6 +101,11 @@ def _handle(numbers: list[int], handler: Callable[[int, FrameType | None], None]
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)}
+
+
+def _ignore_all() -> None:
+    for number in ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _restore(before: dict[int, Any]) -> None:

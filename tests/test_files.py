@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from sj_robust.errors import SJRobustError
-from sj_robust.files import atomic_folder, atomic_path, check_folder, only_one, sha256, write_atomic
+from sj_robust.files import (
+    atomic_folder,
+    atomic_path,
+    check_file,
+    check_folder,
+    check_within,
+    legible,
+    only_one,
+    sha256,
+    write_atomic,
+)
 
 HOLDER = '''
 import sys, time
@@ -147,3 +159,26 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path, na
 def test_sha256_of_a_known_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "abc", b"abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_what_cannot_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "to_nowhere").symlink_to(tmp_path / "missing")
+    os.mkfifo(tmp_path / "pipe")
+    bad = [tmp_path, tmp_path / "file" / "x.json", tmp_path / "file" / "deep" / "x.json", Path("/proc/x.json"), Path("/sys/x.json"),
+           Path("/dev/null"), Path("/dev/full"), tmp_path / "pipe", tmp_path / "to_nowhere" / "x.json",
+           tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "x.json"]  # fmt: skip
+    for path in bad:
+        with pytest.raises(SJRobustError, match=re.escape(str(path.parent)[:60])) as error:
+            check_file(path)
+        assert "\n" not in str(error.value)
+    for good in (tmp_path / "x.json", tmp_path / "new" / "deeper" / "x.json", tmp_path / "file", tmp_path / "to_nowhere"):
+        check_file(good)
+    check_within(tmp_path / "new" / "figures")
+    with pytest.raises(SJRobustError, match="is a file, expected a folder"):
+        check_within(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe", "to_nowhere"]
+
+
+def test_names_that_are_no_text_are_recorded_with_escapes() -> None:
+    assert legible(os.fsdecode(b"caf\xe9 \xc3\xa9")) == "caf\\xe9 é"

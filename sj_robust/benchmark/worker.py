@@ -32,10 +32,11 @@ def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
             # as the package itself does: loops keep their blocks, a conversion needs its memory
             with nullcontext() if task == "balance" else keep_large_blocks():
                 pipe.send((_timed(partial(TASKS[task], work), base, torch.device(settings.device)), None))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError):  # whoever asked has ended
         pass
     except Exception as error:
-        pipe.send((None, str(error) if isinstance(error, SJRobustError) else f"{type(error).__name__}: {error}"))
+        with suppress(BrokenPipeError):
+            pipe.send((None, str(error) if isinstance(error, SJRobustError) else f"{type(error).__name__}: {error}"))
 
 
 def _work(side: str, settings: BenchSettings) -> Work:

@@ -97,8 +97,9 @@ def _unexpected(error: Exception) -> str:
 
 def _system(error: OSError) -> str:
     """What the system said, about which file: a full disk, a missing permission."""
-    if error.errno == errno.ENOSPC or (error.errno and error.filename is not None):
-        where = "" if error.filename is None else f"{legible(os.fsdecode(error.filename))}: "
+    file = error.filename if error.filename2 is None else error.filename2  # of a renaming: what it should have become
+    if error.errno and (error.errno == errno.ENOSPC or isinstance(file, str | bytes | os.PathLike)):
+        where = "" if file is None else f"{legible(os.fsdecode(file))}: "
         return f"{where}{os.strerror(error.errno)}"
     return _unexpected(error)
 

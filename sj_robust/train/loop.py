@@ -91,9 +91,9 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
                 stop, due = team.totals(interrupted(), team.first and unsaved.seconds > 60 * config.checkpoint_minutes)
                 if stop or due or step % plan.per_epoch == 0 or progress.finished:
                     _read(unread, progress, folder)
-                    progress.log_bytes, progress.seconds, progress.scaler = log.sync(), clock.seconds, scaler.state_dict()
-                    if team.first:
-                        with deferred_signals(patient=True):
+                    with deferred_signals(patient=True):
+                        progress.log_bytes, progress.seconds, progress.scaler = log.sync(), clock.seconds, scaler.state_dict()
+                        if team.first:
                             save_state(folder, progress, groups)
                     unsaved.restart()
                 if stop:
