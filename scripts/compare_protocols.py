@@ -52,7 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reports", nargs="+", type=Path)
     try:
-        print(compare({path.stem: Report.from_json(path.read_text()) for path in parser.parse_args().reports}))
+        print(compare({path.stem: Report.from_json(path.read_text(encoding="utf-8")) for path in parser.parse_args().reports}))
     except (SJRobustError, OSError) as error:
         sys.exit(f"error: {error}")
 

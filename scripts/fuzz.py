@@ -333,7 +333,7 @@ def fuzz(counts: dict[str, int], seed: int, say: Callable[[str], None] = lambda 
 
 def limit_memory() -> None:
     """No case may take more than ROOM beyond what is there now."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.RLIM_INFINITY))
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--eps", type=Fraction, default=Fraction(8, 255))
     options = parser.parse_args()
     try:
-        one, other = (Report.from_json(path.read_text()) for path in (options.one, options.other))
+        one, other = (Report.from_json(path.read_text(encoding="utf-8")) for path in (options.one, options.other))
         print(compare(one, other, float(options.eps)))
     except (SJRobustError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -86,16 +86,16 @@ def main() -> None:
     for name in [] if chosen.table else chosen.architectures or [name for name in every if name not in done]:
         done[name] = result = {"architecture": name, "family": every.get(name, ""), **attempt(name)}
         RESULTS.parent.mkdir(exist_ok=True)
-        with open(RESULTS, "a") as file:
+        with open(RESULTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
         print(f"{name}: {result['outcome']} {result.get('reason', '')} ({result['seconds']:.0f} s)", flush=True)
     TABLE.parent.mkdir(exist_ok=True)
-    TABLE.write_text(table([done[name] for name in every if name in done]))
+    TABLE.write_text(table([done[name] for name in every if name in done]), encoding="utf-8")
     print(TABLE)
 
 
 def read() -> dict[str, dict[str, Any]]:
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.is_file() else []
     return {entry["architecture"]: entry for entry in map(json.loads, lines)}
 
 

@@ -6,15 +6,13 @@ import ctypes
 import errno
 import glob
 import hashlib
-import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from sj_robust.errors import SJRobustError
 
@@ -25,10 +23,10 @@ except ImportError:  # Windows
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block succeeds, delete it when not.
 
-    For one file that a library wants to write itself. The rename is atomic on POSIX file systems.
+    For one file that a library wants to write itself. The rename is atomic on POSIX file systems. `mode`: less the umask, as of open.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,17 +35,50 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode & ~_umask())
         _flush(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomic(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int = 0o666) -> None:
     """Write text (UTF-8) or bytes to `path`, whole or not at all."""
-    with atomic_path(path) as temporary:
+    with atomic_path(path, mode) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raise SJRobustError, before the work, where its result could not be written to the file `path`; its folders need not exist."""
+    target = Path(path)
+    if os.path.isdir(target):  # of a name that is too long, pathlib's own would raise
+        raise SJRobustError(f"{target} is a folder, expected a file to write: name one in it, such as {target / 'result.json'}")
+    if os.path.exists(target) and not os.path.isfile(target):  # a rename would put a file in the place of /dev/null
+        raise SJRobustError(f"{target} is no regular file, which is what would be written: choose another path")
+    check_within(target.parent, target.name)
+
+
+def check_within(path: str | os.PathLike[str], name: str = "file") -> None:
+    """The same where a file or folder `name` could not be written into the folder `path`, be it there or still to be made.
+
+    It is tried: permissions alone know nothing of full disks, read-only ones, or quotas.
+    """
+    folder = there = Path(path)
+    while not os.path.lexists(there) and there != there.parent:
+        there, name = there.parent, there.name
+    if os.path.exists(there) and not os.path.isdir(there):
+        raise SJRobustError(f"{there} is a file, expected a folder to write into: choose another path")
+    try:
+        handle, probe = tempfile.mkstemp(dir=there, prefix=f".{name}.", suffix=".part")
+        try:
+            os.write(handle, bytes(4096))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+            os.unlink(probe)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise SJRobustError(f"nothing can be written to {folder} ({reason}): make room, or choose another path") from None
 
 
 @contextmanager
@@ -155,7 +186,7 @@ def only_one(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
     path = Path(folder)
     fresh = not path.exists()
     path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as lock:
+    with open(path / ".lock", "w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
         except OSError as error:
@@ -182,100 +213,9 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(renameat2(at_cwd, os.fsencode(one.absolute()), at_cwd, os.fsencode(other.absolute()), rename_exchange) == 0)
 
 
-def read_text(path: str | os.PathLike[str], limit: int, needs: str = "") -> str:
-    """The text of a regular file of at most `limit` bytes: UTF-8, with or without a byte order mark.
-
-    A pipe or device, which may never end, is not opened for reading. `needs` ends the error where there is no such file.
-    Raises SJRobustError where it is missing, of another kind, larger or not text.
-    """
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                raise SJRobustError(f"{path} cannot be read (a folder, pipe or device): expected a regular file")
-            content = file.read(limit + 1)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SJRobustError(f"{path} cannot be read ({reason}){': ' if needs else ''}{needs}") from None
-    if len(content) > limit:
-        raise SJRobustError(f"{path} is larger than {limit} bytes, no such file is written by sj-robust")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise SJRobustError(f"{path} is not UTF-8 text: download or save it again") from None
-
-
-def parse_json(text: str, origin: object) -> dict[str, Any]:
-    """The object that `text` holds as JSON. NaN and infinities, which JSON does not have, and keys given twice, of which programs read
-    one or the other, are refused. Raises SJRobustError naming `origin`."""
-
-    def constant(name: str) -> float:
-        raise ValueError(f"{name} is not a JSON number")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if (again := _given_twice(name for name, _ in pairs)) is not None:
-            raise ValueError(f"{again[:80]!r} is given twice")
-        return dict(pairs)
-
-    try:
-        content = json.loads(text, parse_constant=constant, object_pairs_hook=once)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise SJRobustError(f"{origin} is not valid JSON ({reason}): download or save the checkpoint again") from None
-    if not isinstance(content, dict):
-        raise SJRobustError(f"{origin} holds a JSON {type(content).__name__}, expected an object: download or save the checkpoint again")
-    return content
-
-
-MAX_RECIPE_BYTES = 1 << 18  # PyYAML reads some hundred kB a second
-
-
-def parse_yaml(text: str, origin: object, advice: str = "correct it") -> Any:
-    """What `text` holds as YAML: plain values, lists and mappings.
-
-    Aliases count as often as they stand, because whatever reads the result meets them as often: nine lines can stand for 10⁹ values.
-    Raises SJRobustError naming `origin` where it is not YAML, nested too deeply, too much, or has a key twice.
-    """
-    import yaml
-
-    try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        _weigh(node, {})
-        return loader.construct_document(node)
-    except RecursionError:
-        raise SJRobustError(f"{origin} is not valid YAML (nested too deeply): {advice}") from None
-    except Exception as error:  # PyYAML's constructors raise whatever the values led to
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SJRobustError(f"{origin} is not valid YAML ({reason}): {advice}") from None
-
-
-_MOST_VALUES, _DEEPEST = 100_000, 40
-
-
-def _weigh(node: Any, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """(values, depth) of a YAML node with its aliases written out. Raises ValueError beyond any sensible file."""
-    if id(node) in known:
-        return known[id(node)]
-    known[id(node)] = (_MOST_VALUES, 0)  # until it is known: an alias inside of what it stands for never ends
-    children: list[Any] = [] if isinstance(node.value, str) else node.value
-    if node.id == "mapping":
-        if (again := _given_twice(key.value for key, _ in node.value if isinstance(key.value, str))) is not None:
-            raise ValueError(f"{again[:80]!r} is given twice")
-        children = [each for pair in node.value for each in pair]
-    weights = [_weigh(child, known) for child in children]
-    values, depth = 1 + sum(weight[0] for weight in weights), 1 + max((weight[1] for weight in weights), default=0)
-    if values > _MOST_VALUES or depth > _DEEPEST:
-        raise ValueError(f"more than {_MOST_VALUES} values with its aliases written out, or nested more than {_DEEPEST} deep")
-    known[id(node)] = values, depth
-    return values, depth
-
-
-def _given_twice(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+def legible(name: str) -> str:
+    """A file name as text for a record: bytes that were no text, which Python holds as lone surrogates, as \\xNN."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -295,11 +235,44 @@ def _umask() -> int:
     return mask
 
 
-def cache_folder() -> Path:
-    """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust. Raises RuntimeError for a user without a home."""
-    if folder := os.environ.get("SJ_ROBUST_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sj_robust"
+def cache_folder(*, make: bool = True) -> Path:
+    """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust.
+
+    With `make` it is made, for this user alone, where it is missing and can be. Raises RuntimeError for a user without a home.
+    """
+    if named := os.environ.get("SJ_ROBUST_CACHE"):
+        folder = Path(named).expanduser()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sj_robust"
+    if make:
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def private_cache(name: str) -> Path:
+    """The folder `name` of the cache, for what this user alone may write, made (0700) where it is missing.
+
+    Raises SJRobustError where it or the cache is a link or open to other users, OSError where it cannot be made, and RuntimeError as
+    `cache_folder` does. The cache itself may be root's, or shared as /tmp is, where nobody can put one folder in place of another.
+    """
+    cache = cache_folder()
+    folder = cache / name
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    for path in (cache, folder):
+        found = path.lstat()
+        owners = {os.geteuid(), 0} if path is cache else {os.geteuid()}
+        shared = path is cache and found.st_mode & stat.S_ISVTX
+        if stat.S_ISLNK(found.st_mode):
+            raise SJRobustError(f"{path} is a link: put a folder of your own there, or name one with SJ_ROBUST_CACHE")
+        if not stat.S_ISDIR(found.st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        if found.st_uid not in owners:
+            raise SJRobustError(f"{path} belongs to another user: name a folder of your own with SJ_ROBUST_CACHE")
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
+            raise SJRobustError(f"other users may write into {path}: chmod go-w, or name another folder with SJ_ROBUST_CACHE")
+    return folder
 
 
 def zoo_root() -> Path:

@@ -36,7 +36,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.journal import remove_journal
 from sj_robust.evaluate.protocol import find_protocol
-from sj_robust.files import only_one, sha256, write_atomic
+from sj_robust.files import behind_links, check_within, only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -99,8 +99,11 @@ def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
 def check_out(folder: str | os.PathLike[str]) -> None:
     """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as `folder`."""
     path = Path(folder)
+    check_within(behind_links(path).parent, path.name)
     if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
         raise SJRobustError(f"{path} exists and is no checkpoint of sj-robust, so it is not overwritten: choose another folder")
+    if path.name in ("", "..") or path.is_mount():
+        raise SJRobustError(f"{path} cannot be put in place as a whole: name a folder in it")
 
 
 def save_trained(
@@ -144,6 +147,7 @@ def run(
     for training in filter(None, (recipe.ann.train, recipe.finetune)):
         check_shares(training)
     _check_attacks(recipe.evaluate)
+    check_within(folder)
     device = own_device(torch.device(device))
     with (processes(_PATIENCE, "start it again, it goes on from the last saved state", device) as team,
           only_one(folder, "a run going on") if team.first else nullcontext()):  # fmt: skip
@@ -282,7 +286,7 @@ class _Run:
             "test": self.test.fingerprint,
         }
         self.stage(f"evaluated/{path.name}", made_from, work, shared=True)
-        return Report.from_json(path.read_text())
+        return Report.from_json(path.read_text(encoding="utf-8"))
 
     def make_result(
         self, path: Path, ann: Path, snn: Path, ann_report: Report, snn_report: Report, further: dict[str, list[Report]]

@@ -10,8 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, V
 
 from sj_robust.convert import Pooling, Replace
 from sj_robust.errors import SJRobustError
-from sj_robust.files import MAX_RECIPE_BYTES, parse_yaml, read_text
 from sj_robust.hub.config import TIMM_RUNTIME
+from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml, read_text
 from sj_robust.text import visible
 from sj_robust.train import TrainConfig, preset
 from sj_robust.train.config import Budget, Kind

@@ -29,7 +29,7 @@ def intact(folder: Path, recorded: dict[str, str] | None) -> bool:
 def read_record(path: Path) -> dict[str, Any]:
     """The record at `path`; an empty one where there is none that can be read."""
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

@@ -31,8 +31,10 @@ def visible_lines(text: object) -> str:
     return "\n".join(visible(line) for line in str(text).split("\n"))
 
 
-def visible_json(text: str) -> str:
-    """JSON with everything in its strings escaped that a terminal would not simply print."""
+def visible_json(text: str, *, ascii_only: bool = False) -> str:
+    """JSON with everything in its strings escaped that a terminal would not simply print, or that is not ASCII."""
+    if ascii_only:
+        return re.sub(r"[^\x20-\x7e\n]", lambda match: _units(match[0]), text)
     return text if text.replace("\n", "").isprintable() else re.sub(r"[^\x20-\x7e\n]", _escape_in_json, text)
 
 
@@ -41,8 +43,9 @@ def _escape(character: str) -> str:
 
 
 def _escape_in_json(match: re.Match[str]) -> str:
-    character = match[0]
-    if character.isprintable():
-        return character
+    return match[0] if match[0].isprintable() else _units(match[0])
+
+
+def _units(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))

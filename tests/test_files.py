@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from sj_robust.errors import SJRobustError
-from sj_robust.files import atomic_folder, atomic_path, check_folder, only_one, parse_json, parse_yaml, read_text, sha256, write_atomic
+from sj_robust.files import (
+    atomic_folder,
+    atomic_path,
+    check_file,
+    check_folder,
+    check_within,
+    legible,
+    only_one,
+    sha256,
+    write_atomic,
+)
 
 HOLDER = '''
 import sys, time
@@ -150,59 +161,24 @@ def test_sha256_of_a_known_file(tmp_path: Path) -> None:
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-NINE = [",".join([f"*a{number}"] * 9) for number in range(9)]
-LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n}: &a{n} [{nine}]\n" for n, nine in enumerate(NINE, 1))
-MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [{nine}]}}\n" for n, nine in enumerate(NINE, 1))
-
-
-@pytest.mark.parametrize(("text", "fragment"), [
-    (LAUGHS, "more than 100000 values"), (MERGES, "more than 100000 values"),
-    ("a: &a [*a]", "more than 100000 values"),
-    ("[" * 500 + "]" * 500, "nested"), ("{a: " * 60 + "1" + "}" * 60, "nested more than 40 deep"),
-    ("a: 1\nb: 2\na: 3", "'a' is given twice"),
-    ("!!python/object/apply:os.system [id]", "could not determine a constructor"),
-    ("a: !!int x", "invalid literal"), ("a: 2024-13-45", "month"),
-    ("a: " + "9" * 5000, "4300 digits"), ("? [1]\n: 2", "unhashable"),
-    ("--- a\n--- b", "but found another document"), ("a: *b", "undefined alias"),
-    ("\x00", "special characters"), ("a: [", "expected"),
-    ("[x, " * 30_000, "not valid YAML")])  # fmt: skip
-def test_yaml_of_a_stranger_is_one_line(text: str, fragment: str) -> None:
-    with pytest.raises(SJRobustError, match=r"recipe\.yaml is not valid YAML \(.*\): correct it") as error:
-        parse_yaml(text, "recipe.yaml")
-    assert fragment in str(error.value)
-
-
-def test_yaml_of_a_user_is_read_with_its_aliases() -> None:
-    text = "a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}"
-    assert parse_yaml(text, "it") == {"a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": {"x": [1, 2], "y": 3}}
-    assert parse_yaml("", "it") is None
-
-
-@pytest.mark.parametrize(("text", "fragment"), [
-    ('{"a": 1, "a": 2}', "'a' is given twice"), ('{"b": [{"x": 1, "y": 2, "x": 1}]}', "'x' is given twice"),
-    ('{"a": -Infinity}', "not a JSON number"),
-    ("[" * 10**5, "nested too deeply"),
-    ("{" + '"a":{' * 10**5, "nested too deeply"), ('{"a": ' + "1" * 5000 + "}", "4300 digits"),
-    ("", "Expecting value"),
-    ('"text"', "holds a JSON str"), ('{"\x01": 1}', "control character")])  # fmt: skip
-def test_json_of_a_stranger_is_one_line(text: str, fragment: str) -> None:
-    with pytest.raises(SJRobustError) as error:
-        parse_json(text, "x.json")
-    assert fragment in str(error.value)
-
-
-def test_only_regular_files_of_bounded_size_are_read(tmp_path: Path) -> None:
+def test_what_cannot_be_written_is_known_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "to_nowhere").symlink_to(tmp_path / "missing")
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "large").write_bytes(b" " * 101)
-    (tmp_path / "latin").write_bytes(b"\xe9")
-    with open(tmp_path / "sparse", "wb") as file:
-        file.truncate(1 << 40)
-    for name, fragment in {"pipe": "a folder, pipe or device", "large": "larger than 100 bytes", "latin": "not UTF-8", "": "Is a directory",
-                           "none": "No such file", "sparse": "larger than", "nul\0": "null"}.items():  # fmt: skip
-        with pytest.raises(SJRobustError, match=fragment):
-            read_text(tmp_path / name, 100)
-    for device in ("/dev/zero", "/dev/null"):
-        with pytest.raises(SJRobustError, match="cannot be read"):
-            read_text(device, 100)
-    (tmp_path / "bom").write_bytes(b"\xef\xbb\xbfname: x")
-    assert read_text(tmp_path / "bom", 100) == "name: x"
+    bad = [tmp_path, tmp_path / "file" / "x.json", tmp_path / "file" / "deep" / "x.json", Path("/proc/x.json"), Path("/sys/x.json"),
+           Path("/dev/null"), Path("/dev/full"), tmp_path / "pipe", tmp_path / "to_nowhere" / "x.json",
+           tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "x.json"]  # fmt: skip
+    for path in bad:
+        with pytest.raises(SJRobustError, match=re.escape(str(path.parent)[:60])) as error:
+            check_file(path)
+        assert "\n" not in str(error.value)
+    for good in (tmp_path / "x.json", tmp_path / "new" / "deeper" / "x.json", tmp_path / "file", tmp_path / "to_nowhere"):
+        check_file(good)
+    check_within(tmp_path / "new" / "figures")
+    with pytest.raises(SJRobustError, match="is a file, expected a folder"):
+        check_within(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe", "to_nowhere"]
+
+
+def test_names_that_are_no_text_are_recorded_with_escapes() -> None:
+    assert legible(os.fsdecode(b"caf\xe9 \xc3\xa9")) == "caf\\xe9 é"

@@ -35,7 +35,7 @@ def test_the_readme_of_this_repository_is_up_to_date(script: Any) -> None:
 
 def test_each_model_has_a_row_with_its_figures(script: Any, readme: Path) -> None:
     script.main([str(readme)])
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     assert text.startswith(f"# Title\n\n{script.BEGIN}\n| model | clean |")
     assert text.endswith(f" |\n{script.END}\n\n| another | table |\n")
     for entry in list_models():
@@ -50,11 +50,11 @@ def test_each_model_has_a_row_with_its_figures(script: Any, readme: Path) -> Non
 
 def test_a_table_that_is_out_of_date_fails_the_check_and_stays(script: Any, readme: Path) -> None:
     script.main([str(readme)])
-    altered = readme.read_text().replace(" % [", " % [9", 1)
-    readme.write_text(altered)
+    altered = readme.read_text(encoding="utf-8").replace(" % [", " % [9", 1)
+    readme.write_text(altered, encoding="utf-8")
     with pytest.raises(SystemExit, match="not what the zoo says"):
         script.main([str(readme), "--check"])
-    assert readme.read_text() == altered
+    assert readme.read_text(encoding="utf-8") == altered
 
 
 def test_protocols_are_columns_and_what_was_not_measured_is_a_dash(script: Any) -> None:

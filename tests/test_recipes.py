@@ -82,5 +82,5 @@ def test_what_it_asks_for_exists(recipe: Recipe) -> None:
 
 
 def test_its_comment_has_the_command(path: Path) -> None:
-    comment = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
+    comment = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#"))
     assert f"sj-robust run zoo/recipes/{path.name} --data PATH_OF_" in comment

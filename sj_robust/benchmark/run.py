@@ -5,8 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import platform
-from collections.abc import Iterator
+import signal
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
@@ -17,7 +20,7 @@ from pydantic import ValidationError
 from sj_robust.allocator import allocator_name
 from sj_robust.benchmark.report import BenchReport, BenchSettings, Measurement
 from sj_robust.benchmark.sides import SIDES, UNIT
-from sj_robust.benchmark.tasks import TASKS, can
+from sj_robust.benchmark.tasks import COSTS, TASKS, can
 from sj_robust.benchmark.worker import serve
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.facts import versions
@@ -27,19 +30,44 @@ from sj_robust.progress import bar
 Times = dict[tuple[str, str], list[tuple[float, int | None]]]  # (side, task) → seconds and peak bytes of each repeat
 
 
-def bench(*, show_progress: bool | None = None, **settings: Any) -> BenchReport:
+def bench(
+    *,
+    show_progress: bool | None = None,
+    say: Callable[[str], object] = lambda line: None,
+    so_far: Callable[[BenchReport], object] = lambda report: None,
+    **settings: Any,
+) -> BenchReport:
     """Time every task on every side, `repeats` times in turn after one untimed round; see BenchSettings for the keywords.
+
+    say: called with a line on how long it will take, by the first round, and with one for each side whenever a task is done.
+    so_far: called with all that is known after each timed step, for whoever may be stopped.
 
     Raises SJRobustError for unknown sides, tasks or settings, and when a side fails.
     """
+    started = time.monotonic()
     chosen = _settings(settings)
     times: Times = {}
     thresholds: dict[str, dict[str, float]] = {}
     jobs = [(task, side) for task in chosen.tasks for side in chosen.sides if can(side, task)]
     steps = len(jobs) * (chosen.repeats + 1)
     with _workers(chosen) as (pipes, threads), bar("benchmark", steps, unit="steps", show=show_progress) as status:
-        for task in chosen.tasks:
+
+        def known() -> BenchReport:
+            return BenchReport(
+                settings=chosen,
+                measurements=tuple(_measurement(task, side, times, chosen) for task, side in jobs if (side, task) in times),
+                threshold_difference=_difference(list(thresholds.values())),
+                machine=_machine(threads),
+                versions=versions(),
+            )
+
+        ready = time.monotonic()
+        for number, task in enumerate(chosen.tasks):
             for turn in range(chosen.repeats + 1):
+                if turn == 1 and not number:
+                    seconds = (time.monotonic() - ready) * (chosen.repeats + 1) * sum(COSTS[each] for each in chosen.tasks) / COSTS[task]
+                    say(f"about {_spoken(seconds + ready - started)} in all, by the first round of {task}; stopped before, it shows what "
+                        "is known by then")
                 for side in (side for side in chosen.sides if can(side, task)):
                     status.note(f"{task} {side}")
                     pipes[side].send(task)
@@ -49,13 +77,16 @@ def bench(*, show_progress: bool | None = None, **settings: Any) -> BenchReport:
                     if result:
                         thresholds[side] = result
                     status.advance(1)
-    return BenchReport(
-        settings=chosen,
-        measurements=tuple(_measurement(task, side, times, chosen) for task, side in jobs),
-        threshold_difference=_difference(list(thresholds.values())),
-        machine=_machine(threads),
-        versions=versions(),
-    )
+                    if turn:
+                        so_far(known())
+            for row in known().rows():
+                if row[0] == task:
+                    say("  ".join(filter(None, [*row[:4], f"{row[4]} images/s", row[5] and f"{row[5]} × (T × ANN)"])))
+        return known()
+
+
+def _spoken(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.0f} minutes"
 
 
 def _settings(given: dict[str, Any]) -> BenchSettings:
@@ -81,7 +112,8 @@ def _workers(settings: BenchSettings) -> Iterator[tuple[dict[str, Connection], i
         for side in settings.sides:
             pipes[side], theirs = context.Pipe()
             process = context.Process(target=serve, args=(theirs, side, settings), daemon=True)
-            process.start()
+            with _deaf_to_ctrl_c():
+                process.start()
             theirs.close()
             processes.append(process)
         yield pipes, max(_answer(pipe, side) for side, pipe in pipes.items())
@@ -90,6 +122,20 @@ def _workers(settings: BenchSettings) -> Iterator[tuple[dict[str, Connection], i
             process.terminate()
         for process in processes:
             process.join()
+
+
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Processes started meanwhile get no Ctrl-C, which a terminal sends to all of them: this one tells them when to end."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which would unblock the signal as it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _context() -> Any:
@@ -144,7 +190,7 @@ def _machine(threads: int) -> dict[str, str | int]:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -109,6 +109,7 @@ def _balance_layer_by_layer(work: Work, nodes: dict[str, Merged]) -> dict[str, f
 
 
 TASKS: dict[str, Callable[[Work], Any]] = {"train": train, "rfgsm": rfgsm, "finetune": finetune, "pgd10": pgd10, "balance": balance}
+COSTS = {"train": 1.0, "rfgsm": 1.4, "finetune": 3.5, "pgd10": 11.0, "balance": 3.0}  # roughly, of a step, for the time all will take
 
 
 def can(side: str, task: str) -> bool:

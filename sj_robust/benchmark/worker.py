@@ -32,10 +32,11 @@ def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
             # as the package itself does: loops keep their blocks, a conversion needs its memory
             with nullcontext() if task == "balance" else keep_large_blocks():
                 pipe.send((_timed(partial(TASKS[task], work), base, torch.device(settings.device)), None))
-    except (EOFError, KeyboardInterrupt):
+    except (EOFError, BrokenPipeError):  # whoever asked has ended
         pass
     except Exception as error:
-        pipe.send((None, str(error) if isinstance(error, SJRobustError) else f"{type(error).__name__}: {error}"))
+        with suppress(BrokenPipeError):
+            pipe.send((None, str(error) if isinstance(error, SJRobustError) else f"{type(error).__name__}: {error}"))
 
 
 def _work(side: str, settings: BenchSettings) -> Work:
@@ -77,7 +78,7 @@ def _timed(job: Callable[[], Any], base: int | None, device: torch.device) -> tu
 
 def _forget_peak() -> None:
     with suppress(OSError):  # not Linux: the peak is then that of the whole process so far
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _resident() -> int | None:
@@ -87,7 +88,7 @@ def _resident() -> int | None:
 def _status(field: str) -> int | None:
     """Bytes from /proc/self/status; None where there is no such file (not Linux)."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)

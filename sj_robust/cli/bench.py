@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Json, command, print_table, say, words
+from sj_robust.cli.common import Json, command, print_json, print_table, say, words
+from sj_robust.files import check_file, write_atomic
+
+if TYPE_CHECKING:
+    from sj_robust.benchmark import BenchReport
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,28 +40,46 @@ def bench(
 ) -> None:
     """Time training, attacks and threshold balancing of a spiking network against T times its ANN and against plainer nodes.
 
-    The sides take turns, one process each. Leave the machine alone meanwhile.
+    The sides take turns, one process each. Leave the machine alone meanwhile. It says how long it will take, and each row as it comes;
+    stopped before the end, it shows and writes what is known.
     """
-    from sj_robust.benchmark import SIDES
     from sj_robust.benchmark import bench as measure
-    from sj_robust.files import write_atomic
 
-    report = measure(
-        architecture=arch,
-        timesteps=timesteps,
-        batch_size=batch_size,
-        tasks=tuple(words(tasks)),
-        sides=tuple(words(sides)),
-        repeats=repeats,
-        threads=threads,
-        channels_last=not contiguous,
-        device=device,
-    )
     if out:
-        write_atomic(out, report.to_json())
+        check_file(out)
+    known: list[BenchReport] = []
+
+    def keep(report: BenchReport) -> None:
+        known[:] = [report]
+        if out:
+            write_atomic(out, report.to_json())
+
+    try:
+        measure(
+            architecture=arch,
+            timesteps=timesteps,
+            batch_size=batch_size,
+            tasks=tuple(words(tasks)),
+            sides=tuple(words(sides)),
+            repeats=repeats,
+            threads=threads,
+            channels_last=not contiguous,
+            device=device,
+            say=say,
+            so_far=keep,
+        )
+    finally:
+        if known:  # all, or what was known when it was stopped
+            _show(known[0], out, as_json)
+
+
+def _show(report: BenchReport, out: Path | None, as_json: bool) -> None:
+    from sj_robust.benchmark import SIDES
+
+    if out:
         say(f"report: {out}")
     if as_json:
-        print(report.to_json().rstrip())
+        print_json(json.loads(report.to_json()))
         return
     settings, machine = report.settings, report.machine
     what = f"{settings.architecture}, T={settings.timesteps}, batch {settings.batch_size}"
@@ -66,4 +89,7 @@ def bench(
         print(f"{side}: {SIDES[side]}")
     if report.threshold_difference is not None:
         print(f"balance: the sides' thresholds differ by at most {report.threshold_difference:.1e}")
-    print(f"median and range of {settings.repeats} interleaved rounds; torch {report.versions['torch']}, allocator {machine['allocator']}")
+    rounds = min(len(measured.seconds) for measured in report.measurements)
+    stopped = "" if rounds == settings.repeats else f" (stopped: {rounds} at least)"
+    print(f"median and range of {settings.repeats} interleaved rounds{stopped}; "
+          f"torch {report.versions['torch']}, allocator {machine['allocator']}")  # fmt: skip

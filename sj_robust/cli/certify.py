@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pick_device
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, shown, write
 from sj_robust.cli.options import Args, Resize, Size
 
 
@@ -45,6 +45,7 @@ def certify(
     """
     from sj_robust.evaluate.certificate import certify as measure
 
+    check_out(out)
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     certificate = measure(
@@ -59,5 +60,5 @@ def certify(
         seed=seed,
         device=where,
     )
-    write(certificate, out)
-    show(certificate, as_json)
+    with shown(certificate, as_json):
+        write(certificate, out)

@@ -19,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sj_robust.errors import SJRobustError, first_line
+from sj_robust.files import legible
+from sj_robust.signals import Ended
 from sj_robust.text import LONGEST, visible, visible_json, visible_lines
 
 
@@ -64,7 +66,7 @@ Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as the command `name`, with `example` under its help.
 
-    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1.
+    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1; so is SIGTERM, with 143.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -76,22 +78,37 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
                 raise
             except KeyboardInterrupt:
                 fail("interrupted" + (f"; {again}" if again else ""))
+            except Ended as end:
+                fail(f"ended by {end.signal}" + (f"; {again}" if again else ""), code=int(end.code or 1))
             except SJRobustError as error:
                 fail(str(error), error)
             except OSError as error:
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF) and error.filename is None:
                     raise  # of stdout, which main gives up
-                fail(f"{error.filename or type(error).__name__}: {error.strerror or error}", error)
+                fail(_system(error), error)
             except Exception as error:
-                fail(f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1 for the traceback)", error)
+                fail(_unexpected(error), error)
 
         return app.command(name, epilog=f"Example: {example}")(guarded)
 
     return register
 
 
-def fail(message: str, error: BaseException | None = None) -> NoReturn:
-    """End with `message` on one line of stderr and exit code 1; with SJ_ROBUST_DEBUG set, after the traceback of `error`.
+def _unexpected(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1 for the traceback)"
+
+
+def _system(error: OSError) -> str:
+    """What the system said, about which file: a full disk, a missing permission."""
+    file = error.filename if error.filename2 is None else error.filename2  # of a renaming: what it should have become
+    if error.errno and (error.errno == errno.ENOSPC or isinstance(file, str | bytes | os.PathLike)):
+        where = "" if file is None else f"{legible(os.fsdecode(file))}: "
+        return f"{where}{os.strerror(error.errno)}"
+    return _unexpected(error)
+
+
+def fail(message: str, error: BaseException | None = None, code: int = 1) -> NoReturn:
+    """End with `message` on one line of stderr and this exit code; with SJ_ROBUST_DEBUG set, after the traceback of `error`.
 
     Of several processes that end together, the first one to fail speaks.
     """
@@ -99,11 +116,11 @@ def fail(message: str, error: BaseException | None = None) -> NoReturn:
         from sj_robust.distributed import first_to_fail
 
         if not first_to_fail():
-            raise typer.Exit(1)
+            raise typer.Exit(code)
     if error is not None and os.environ.get("SJ_ROBUST_DEBUG"):
         print(visible_lines("".join(traceback.format_exception(error)).rstrip("\n")), file=sys.stderr)
     print(f"sj-robust: {visible(message)}", file=sys.stderr)
-    raise typer.Exit(1)
+    raise typer.Exit(code)
 
 
 def several_processes() -> bool:
@@ -137,8 +154,9 @@ def print_json(value: Any) -> None:
 
 
 def show_json(text: str) -> None:
-    """JSON on stdout; what a terminal would not simply print is escaped in it."""
-    sys.stdout.write(visible_json(text.rstrip()) + "\n")
+    """JSON on stdout; what a terminal would not simply print, or has no sign for, is escaped in it."""
+    narrow = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+    sys.stdout.write(visible_json(text.rstrip(), ascii_only=narrow) + "\n")
 
 
 def print_table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:

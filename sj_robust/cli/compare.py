@@ -11,6 +11,7 @@ import typer
 from sj_robust.cli.common import Json, command, console, print_table, say, show, show_json, usage
 from sj_robust.cli.hub import calm
 from sj_robust.cli.options import zoo_names
+from sj_robust.files import check_file
 
 if TYPE_CHECKING:
     from sj_robust.hub.compare import Cell, Comparison
@@ -57,6 +58,8 @@ def compare(
         usage("expected NAME..., or --hub for every model on the Hub")
     if dataset and not hub:
         usage("--dataset chooses among the models of --hub")
+    if html is not None:
+        check_file(html)
     if hub or any("/" in name and not os.path.isdir(name) for name in names or ()):
         calm()
     on_hub = [model.name for model in list_hub(dataset)] if hub else []

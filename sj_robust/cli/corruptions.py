@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, usage, words
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, show, write
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, shown, write
 from sj_robust.cli.options import Args, Resize, Size
 
 
@@ -43,6 +43,7 @@ def corruptions(
     """
     from sj_robust.evaluate.corrupted import evaluate_corruptions
 
+    check_out(out)
     where = pick_device(device)
     levels = [int(word) if word.isdecimal() else usage(f"--severities {word!r} is not a whole number") for word in words(severities)]
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
@@ -56,5 +57,5 @@ def corruptions(
         seed=seed,
         device=where,
     )
-    write(report, out)
-    show(report, as_json)
+    with shown(report, as_json):
+        write(report, out)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Device, Seed, command, console, pick_device, say
+from sj_robust.files import check_within
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,6 +23,7 @@ def demo(
     device: Device = None,
 ) -> None:
     """Convert the embedded robust ANN, finetune it briefly on the embedded images and measure all of it: a few minutes on 2 cores."""
+    check_within(out)
     say("loading torch ...")
     from sj_robust import demo as it
 

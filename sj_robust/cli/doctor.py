@@ -76,7 +76,7 @@ def _facts() -> dict[str, Any]:
         "neuron backend cpu": cpu_kernel_status(),
         "neuron backend cupy": cupy_status(),
         "zoo": _place(zoo_root),
-        "cache": _place(cache_folder),
+        "cache": _place(lambda: cache_folder(make=False)),
         "hub cache": _place(lambda: Path(constants.HF_HUB_CACHE)),
         "hub": f"{hub['endpoint']}: {hub['state']}",
         "hub login": hub["login"],

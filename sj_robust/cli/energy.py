@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
-from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, load_both, recorded_in, show, write
+from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, recorded_in, shown, write
 from sj_robust.cli.options import Args, Resize, Size, zoo_names
 
 if TYPE_CHECKING:
@@ -47,22 +48,22 @@ def energy(
     from sj_robust.evaluate.energy import measure_energy
 
     target = recorded_in(checkpoint, record)
+    check_out(out)
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
-    write(measured, out)
-    if target:
-        _record(target, measured)
-    show(measured, as_json)
+    with shown(measured, as_json):
+        write(measured, out)
+        if target:
+            _record(target, measured)
 
 
-def _record(checkpoint: str, measured: Energy) -> None:
+def _record(folder: Path, measured: Energy) -> None:
     from sj_robust.errors import SJRobustError
-    from sj_robust.hub import record, zoo
+    from sj_robust.hub import record
     from sj_robust.hub.config import EVALUATION
     from sj_robust.hub.results import read_report
 
-    folder = zoo.resolve(checkpoint)
     report = read_report(folder / EVALUATION)
     if report is None or report.dataset.fingerprint != measured.dataset.fingerprint:
         found = "no evaluation" if report is None else f"one on {report.dataset.name} {report.dataset.split}"
@@ -103,6 +104,7 @@ def latency(
     """
     from sj_robust.evaluate.latency import measure_latency
 
+    check_out(out)
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     measured = measure_latency(
@@ -117,5 +119,5 @@ def latency(
         seed=seed,
         device=where,
     )
-    write(measured, out)
-    show(measured, as_json)
+    with shown(measured, as_json):
+        write(measured, out)

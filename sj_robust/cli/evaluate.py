@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, load_both, recorded_in, show, write
+from sj_robust.cli.measure import (
+    BatchSize,
+    MaxImages,
+    MaybeCheckpoint,
+    Model,
+    Out,
+    SplitName,
+    check_out,
+    load_both,
+    recorded_in,
+    shown,
+    write,
+)
 from sj_robust.cli.options import Args, Resize, Size, zoo_names
+from sj_robust.files import check_within
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.report import Report
@@ -90,11 +103,16 @@ def evaluate(
     from sj_robust.errors import SJRobustError
     from sj_robust.evaluate.figures import draw_figures
     from sj_robust.evaluate.journal import remove_journal
-    from sj_robust.hub import load, zoo
+    from sj_robust.hub import load
     from sj_robust.hub import record as record_in
     from sj_robust.model import SpikingModel
 
-    target = recorded_in(checkpoint, record)
+    check_out(out)
+    if plot:
+        check_within(plot)
+    folder = recorded_in(checkpoint, record)
+    kept = out or (folder and folder / "evaluation.json")
+    journal = kept and Path(f"{kept}.partial")
     where = pick_device(device)
     if protocol is not None and attacks != "fgsm,pgd10":
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
@@ -102,9 +120,6 @@ def evaluate(
     chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")
-    folder = zoo.resolve(target) if target else None
-    kept = out or (folder and folder / "evaluation.json")
-    journal = kept and Path(f"{kept}.partial")
     report = measure(
         classifier,
         dataset,
@@ -127,15 +142,15 @@ def evaluate(
     )
     if rank():
         return  # of several processes the first one speaks
-    write(report, out)
-    if folder:
-        say(f"recorded: {record_in(folder, report=report)[0]}; sj-robust card {folder} writes it into the card")
-    if plot:
-        for figure in draw_figures(report, plot):
-            say(f"figure: {figure}")
-    if journal and not report.stopped:
-        remove_journal(journal)
-    show(report, as_json)
+    with shown(report, as_json):
+        write(report, out)
+        if folder:
+            say(f"recorded: {record_in(folder, report=report)[0]}; sj-robust card {folder} writes it into the card")
+        if plot:
+            for figure in draw_figures(report, plot):
+                say(f"figure: {figure}")
+        if journal and not report.stopped:
+            remove_journal(journal)
 
 
 def _report(path: Path) -> Report:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from sj_robust.cli.common import Json, command, show_json, show_text, usage
-from sj_robust.cli.measure import Checkpoint, Model
+from sj_robust.cli.common import Json, command, usage
+from sj_robust.cli.measure import Checkpoint, Model, show
 from sj_robust.cli.options import Args, Size, arguments
+from sj_robust.files import check_file
 
 
 class Format(StrEnum):
@@ -51,6 +52,7 @@ def export(
 
     if dt is not None and format is not Format.nir:
         usage(f"--dt is for --format nir: a file in the format {format.value} has no time step")
+    check_file(out)
     folder = zoo.resolve(checkpoint)
     network = load(folder, model=call_builder(model, arguments(arg)) if model else None)
     size = read_config(folder).input_size
@@ -60,7 +62,4 @@ def export(
         done = export_nir(network, out, input_size=size, dt=1.0 if dt is None else dt)  # type: ignore[arg-type]
     else:
         done = (export_onnx if format is Format.onnx else export_torch)(network, out, input_size=size)
-    if as_json:
-        show_json(done.to_json())
-    else:
-        show_text(done.summary())
+    show(done, as_json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +11,7 @@ import typer
 
 from sj_robust.cli.common import say, show_json, show_text, usage
 from sj_robust.cli.options import arguments, one_of, zoo_names
+from sj_robust.files import check_file, check_within, write_atomic
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.report import Measurement
@@ -51,17 +54,30 @@ def load_both(
     return classifier, load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
 
 
-def recorded_in(checkpoint: str | None, record: bool) -> str | None:
-    """The checkpoint that --record writes into, None without it; wrong usage where there is none."""
-    if record and not checkpoint:
+def recorded_in(checkpoint: str | None, record: bool) -> Path | None:
+    """The checkpoint folder that --record writes into, None without it; wrong usage where there is none.
+
+    Raises SJRobustError, before the work, where nothing can be written there.
+    """
+    if not record:
+        return None
+    if not checkpoint:
         usage("--record writes into a CHECKPOINT, and there is none: keep the result with --out")
-    return checkpoint if record else None
+    from sj_robust.hub import zoo
+
+    folder = zoo.resolve(checkpoint)
+    check_within(folder)
+    return folder
+
+
+def check_out(out: Path | None) -> None:
+    """Raise SJRobustError, before the work, where the result could not be written."""
+    if out:
+        check_file(out)
 
 
 def write(measured: Measurement, out: Path | None) -> None:
     """The result into the file, if one is named."""
-    from sj_robust.files import write_atomic
-
     if out:
         write_atomic(out, measured.to_json())
         say(f"result: {out}")
@@ -73,3 +89,12 @@ def show(measured: Any, as_json: bool) -> None:
         show_json(measured.to_json())
     else:
         show_text(measured.summary())
+
+
+@contextmanager
+def shown(measured: Any, as_json: bool) -> Iterator[None]:
+    """Show the result after the block that writes it, and also where that fails: the disk may have filled up meanwhile."""
+    try:
+        yield
+    finally:
+        show(measured, as_json)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from sj_robust.cli.common import budget, usage
+from sj_robust.files import legible
 from sj_robust.secrets import masked
 
 
@@ -135,4 +136,4 @@ def one_of(name: str | None, model: str | None) -> None:
 
 def command_line() -> str:
     """The command as it was typed, for the record, without the secrets in it."""
-    return masked("sj-robust " + shlex.join(sys.argv[1:]))
+    return masked("sj-robust " + legible(shlex.join(sys.argv[1:])))

@@ -15,6 +15,7 @@ from sj_robust.convert.percentile import percentile
 from sj_robust.errors import SJRobustError
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.model.mode import evaluation_mode
+from sj_robust.signals import deferred_signals
 
 
 def balance_thresholds(
@@ -120,7 +121,8 @@ class _Relay:
         def work(batch: Tensor) -> None:
             with self._turn:
                 try:
-                    job(batch)
+                    if not self._barrier.broken:
+                        job(batch)
                 except BaseException as error:
                     if self._error is None:
                         self._error = error
@@ -129,11 +131,13 @@ class _Relay:
         threads = [threading.Thread(target=work, args=(batch,), daemon=True) for batch in batches]
         for thread in threads:
             thread.start()
-        try:
+        # Ctrl-C lets every batch stop at its next node. It waits for them, however often it is repeated: a thread that computes while
+        # the interpreter is taken down aborts the process.
+        with deferred_signals(patient=True) as interrupted:
             for thread in threads:
-                thread.join()
-        except BaseException:  # Ctrl-C: let every batch stop at its next node
-            self._barrier.abort()
-            raise
+                while thread.is_alive():
+                    thread.join(0.1)
+                    if interrupted():
+                        self._barrier.abort()
         if self._error is not None:
             raise self._error

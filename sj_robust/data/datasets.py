@@ -17,7 +17,7 @@ from sj_robust.data.decode import Square
 from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source, split_in_name
 from sj_robust.data.stream import STREAM_FROM, EncodedImages
 from sj_robust.errors import SJRobustError
-from sj_robust.files import zoo_root
+from sj_robust.files import legible, zoo_root
 from sj_robust.secrets import harmless
 from sj_robust.traffic import LimitError, limited
 
@@ -156,7 +156,7 @@ def load_dataset(
     if stream and square is None:
         raise SJRobustError("images that are decoded as they are used need an image_size: all are brought to it")
     images = source.stream(square) if stream and square else torch.from_numpy(source.read(square))
-    return ImageDataset(images, torch.from_numpy(source.labels), source.classes, name, source.split)
+    return ImageDataset(images, torch.from_numpy(source.labels), source.classes, legible(name), source.split)
 
 
 def known_name(text: str) -> str | None:

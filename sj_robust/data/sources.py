@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from sj_robust.data.decode import CACHE_FROM, Encoded, Pixels, Square, cached, decode_images
 from sj_robust.data.stream import EncodedImages, unpacked
 from sj_robust.errors import SJRobustError
-from sj_robust.files import sha256
+from sj_robust.files import legible, sha256
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMNS = ("label", "fine_label")
@@ -150,9 +150,9 @@ def folder_source(folder: Path, split: str) -> Source:
 
     def stream(square: Square) -> EncodedImages:  # names and lengths stand for contents, which may take an hour to read
         facts = "".join(f"{file.relative_to(root)}/{file.stat().st_size}/" for file in files)
-        return EncodedImages(files, square, hashlib.sha256(facts.encode()).hexdigest(), place)
+        return EncodedImages(files, square, hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest(), place)
 
-    return Source(np.array(labels, np.int64), tuple(classes), "all" if whole else split, read, stream)
+    return Source(np.array(labels, np.int64), tuple(map(legible, classes)), "all" if whole else split, read, stream)
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -65,7 +65,7 @@ class Journal:
         if path is not None:
             for file in (path, *sorted(path.parent.glob(f"{path.name}.rank*"))):
                 with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-                    found = json.loads(file.read_text())
+                    found = json.loads(file.read_text(encoding="utf-8"))
                     if found["key"] == key:
                         units = {str(name): Unit(**unit) for name, unit in found["units"].items()}
                         journal.merge(units)

@@ -28,9 +28,11 @@ from sj_robust.evaluate.extend import taken_over
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
+from sj_robust.files import check_file
 from sj_robust.model import SpikingModel
 from sj_robust.neuron import View
 from sj_robust.progress import bar
+from sj_robust.signals import deferred_signals
 
 _PATIENCE = timedelta(hours=12)  # one process may have the hard images
 
@@ -96,6 +98,8 @@ def evaluate(
     Source: ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3; for the protocols see `sj_robust.evaluate.protocol`.
     """
     started = time.monotonic()
+    if journal is not None:
+        check_file(journal)
     total = image_count(dataset, max_images)
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
     _check_at_least(0, check_images=check_images, time_limit=time_limit or 0)
@@ -135,7 +139,8 @@ def evaluate(
             try:
                 attack_ensemble(correct, plan, notes, search, survivors_only=survivors_only, mine=mine)
             finally:
-                notes.save()
+                with deferred_signals(patient=True):
+                    notes.save()
         for done in shard.gather(notes.done):
             notes.merge(done)
         outcome = attack_ensemble(correct, plan, notes, None, survivors_only=survivors_only)

@@ -14,12 +14,13 @@ from jinja2 import Environment, StrictUndefined
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Report, energy_name, eps_name
-from sj_robust.files import MAX_RECIPE_BYTES, parse_yaml, write_atomic
+from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CARD, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
 from sj_robust.hub.readme import BEGIN, END, keep_own
 from sj_robust.hub.results import Point, Results, protocol_of, read_report, read_reports, results
+from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml
 from sj_robust.text import visible
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.facts import state_sha256
-from sj_robust.files import MAX_RECIPE_BYTES, atomic_folder, read_text, write_atomic
+from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of
 from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVALUATION, STRONGEST_FIRST, WEIGHTS, Config, read_config
@@ -26,6 +26,7 @@ from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs, protocol_of, read_report, read_reports
 from sj_robust.model import NormalizedClassifier, SpikingModel
+from sj_robust.reading import MAX_RECIPE_BYTES, read_text
 
 
 def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: Any = None, training: Any = None, name: str | None = None,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from sj_robust import files
+from sj_robust import reading
 from sj_robust.errors import SJRobustError
 from sj_robust.text import visible
 
@@ -202,13 +202,13 @@ def read_config(folder: Path) -> Config:
 
 def parse_json(path: Path, limit: int) -> dict[str, Any]:
     """A JSON object from a file of at most `limit` bytes of a checkpoint folder. Raises SJRobustError where it is none."""
-    return files.parse_json(read_bounded(path, limit), path)
+    return reading.parse_json(read_bounded(path, limit), path)
 
 
 def read_bounded(path: Path, limit: int) -> str:
     """The UTF-8 text of a file of at most `limit` bytes of a checkpoint folder. Raises SJRobustError where it is missing, no regular
     file, larger or not text."""
-    return files.read_text(path, limit, needs=f"a checkpoint folder needs {CONFIG} and {WEIGHTS}")
+    return reading.read_text(path, limit, needs=f"a checkpoint folder needs {CONFIG} and {WEIGHTS}")
 
 
 def first_error(error: ValidationError) -> str:

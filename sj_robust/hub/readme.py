@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from sj_robust.errors import SJRobustError
-from sj_robust.files import parse_yaml
 from sj_robust.hub.config import CARD
+from sj_robust.reading import parse_yaml
 
 BEGIN = "<!-- sj-robust: `sj-robust card` writes what is between this line and the one that ends it, and keeps what is around them -->"
 END = "<!-- sj-robust: end of what `sj-robust card` writes -->"

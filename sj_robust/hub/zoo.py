@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Report  # no torch
-from sj_robust.files import atomic_folder, parse_yaml, sha256, write_atomic, zoo_root
+from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
 from sj_robust.hub.config import (
     CONFIG,
     EVALUATIONS,
@@ -32,6 +32,7 @@ from sj_robust.hub.config import (
 )
 from sj_robust.hub.near import did_you_mean, missing_folder, zoo_names
 from sj_robust.hub.results import Results, check_belongs, read_results
+from sj_robust.reading import parse_yaml
 from sj_robust.text import visible
 
 VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, RECIPE)  # the card and its figures are derived from these

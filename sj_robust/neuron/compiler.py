@@ -1,4 +1,9 @@
-"""Compiling the CPU kernel: once per machine, with whatever C compiler is there, into the user's cache."""
+"""Compiling the CPU kernel: once per machine, with whatever C compiler is there, into the user's cache.
+
+A library in the cache runs as code of ours, and damage to it need not show: it may crash every start, or flip spikes. So its
+name holds the hash of its content, which is checked before it is opened, and opened is what was checked, not what lies there by
+then. A hash says nothing against somebody who can write both: of folders and files that another user may write, nothing is run.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,15 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from sj_robust.files import atomic_path, cache_folder
+from sj_robust.errors import SJRobustError
+from sj_robust.files import private_cache, write_atomic
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 
@@ -53,6 +60,8 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
             reason = f"{compiler[0]} failed: {next((line for line in lines if 'error' in line), lines[-1] if lines else error)}"
         except (OSError, subprocess.TimeoutExpired, AttributeError) as error:
             reason = str(error)
+        except SJRobustError as error:
+            return None, str(error)
     return None, reason
 
 
@@ -69,39 +78,76 @@ def _compiler() -> list[str]:
 
 
 def _compiled(command: list[str]) -> ctypes.CDLL:
-    """The kernel for this source, compiler and processor, from the cache or made now."""
+    """The kernel for this source, compiler and processor, from the cache or made now.
+
+    Raises SJRobustError where another user may write the cache. One that cannot be used at all costs only the compilation.
+    """
     macros = _run([*command, "-dM", "-E", "-x", "c", os.devnull])  # compiler version and instruction set
-    sources = [KERNELS / "lif.h", KERNELS / "lif_cpu.c"]
-    key = hashlib.sha256("\0".join([macros, *command, *(source.read_text() for source in sources)]).encode()).hexdigest()
+    sources = [(KERNELS / name).read_bytes() for name in ("lif.h", "lif_cpu.c")]
+    key = hashlib.sha256(b"\0".join([macros.encode(), *map(os.fsencode, command), *sources])).hexdigest()[:24]
     try:
-        library = cache_folder() / "kernels" / f"lif_cpu-{key[:24]}.so"
-        if library.exists() and library.stat().st_uid == os.getuid():  # nobody else's code, even in a shared folder
-            with suppress(OSError, AttributeError):  # damaged: made again
-                return _open(library)
-        with atomic_path(library) as temporary:
-            return _build(command, temporary)
-    except (OSError, RuntimeError):  # the cache cannot be used: compile for this process alone
-        with tempfile.TemporaryDirectory() as work:
-            return _build(command, Path(work) / "lif_cpu.so")
+        folder = private_cache("kernels")
+    except (OSError, RuntimeError):
+        return _open(_build(command))
+    for path in sorted(folder.glob(f"lif_cpu-{key}-*.so")):
+        with suppress(OSError, AttributeError):
+            if (content := _checked(path)) is not None:
+                return _open(content)
+        log.warning("sj-robust: %s is damaged, or another user may have written it: the CPU kernel is compiled again", path)
+        with suppress(OSError):
+            path.unlink()
+    library = _open(content := _build(command))  # opened first: nothing is kept that does not load
+    with suppress(OSError):
+        write_atomic(folder / f"lif_cpu-{key}-{_digest(content)}.so", content, mode=0o600)
+    return library
 
 
-def _build(command: list[str], library: Path) -> ctypes.CDLL:
-    """Compile into `library` and open it, so that nothing is kept that does not load."""
+def _checked(path: Path) -> bytes | None:
+    """The content, where it is as its name says and nobody else could have written it."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return None
+        content = file.read()
+    return content if path.stem.endswith(f"-{_digest(content)}") else None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _build(command: list[str]) -> bytes:
+    """The library that `command` makes of the source."""
     with tempfile.TemporaryDirectory() as work:
-        built = str(Path(work) / "lif_cpu.o")
-        _run([*command, "-c", str(KERNELS / "lif_cpu.c"), "-o", built])
+        built, library = Path(work) / "lif_cpu.o", Path(work) / "lif_cpu.so"
+        _run([*command, "-c", str(KERNELS / "lif_cpu.c"), "-o", str(built)])
         # Linked without OpenMP's library: the symbols are those of the one that torch has loaded, with torch's own threads.
         undefined = ["-undefined", "dynamic_lookup"] if os.uname().sysname == "Darwin" else []
-        _run([*(flag for flag in command if flag != "-fopenmp"), "-shared", *undefined, built, "-o", str(library)])
-    return _open(library)
+        _run([*(flag for flag in command if flag != "-fopenmp"), "-shared", *undefined, str(built), "-o", str(library)])
+        return library.read_bytes()
 
 
 def _run(command: list[str]) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=_SECONDS, stdin=subprocess.DEVNULL).stdout
+    plain = {**os.environ, "LC_ALL": "C"}  # else a compiler speaks the user's language, in an encoding of its own
+    return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace", timeout=_SECONDS,
+                          stdin=subprocess.DEVNULL, env=plain).stdout  # fmt: skip
 
 
-def _open(path: Path) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(path), mode=os.RTLD_NOW | os.RTLD_LOCAL)
+def _open(content: bytes) -> ctypes.CDLL:
+    """Open just these bytes, from memory or a copy of our own: a file in the cache may be replaced, or cut off under the process."""
+    if hasattr(os, "memfd_create"):
+        with suppress(OSError):  # not open to all
+            memory = os.memfd_create("lif_cpu")  # left open: a library is known by its path, so that no other may get this number
+            with open(memory, "wb", closefd=False) as file:
+                file.write(content)
+            return _declared(ctypes.CDLL(f"/proc/self/fd/{memory}", mode=os.RTLD_NOW | os.RTLD_LOCAL))
+    with tempfile.TemporaryDirectory() as work:
+        library = Path(work) / "lif_cpu.so"
+        library.write_bytes(content)
+        return _declared(ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_LOCAL))
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, long, number, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     library.lif_forward_layer.argtypes = [pointer] * 4 + [long] * 5 + [number, whole, whole]
     library.lif_backward_layer.argtypes = [pointer] * 6 + [long] * 4 + [number, whole, whole, number, whole]

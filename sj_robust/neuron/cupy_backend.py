@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def source() -> str:
     """The CUDA source, one text: CuPy's cache of compiled kernels knows nothing of included files."""
-    return (KERNELS / "lif.h").read_text() + (KERNELS / "lif_cuda.cu").read_text()
+    return "".join((KERNELS / name).read_text(encoding="utf-8") for name in ("lif.h", "lif_cuda.cu"))
 
 
 @fused.lif_spikes.register_kernel("cuda")

@@ -55,7 +55,7 @@ class NoLog(Log):
 
 def read_log(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All lines of `folder`/log.jsonl, in order; each has "event": "train" or "validation"."""
-    return [json.loads(line) for line in (Path(folder) / LOG_FILE).read_text().splitlines()]
+    return [json.loads(line) for line in (Path(folder) / LOG_FILE).read_text(encoding="utf-8").splitlines()]
 
 
 def draw_curves(folder: Path) -> None:

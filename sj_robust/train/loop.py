@@ -19,6 +19,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.files import only_one
 from sj_robust.model.layout import layout_of, settle_layout
 from sj_robust.progress import bar
+from sj_robust.signals import deferred_signals
 from sj_robust.train import average
 from sj_robust.train.checkpoint import Groups, Progress, Validation, check_same_run, exists, load_state, restore, save_state
 from sj_robust.train.config import Kind, TrainConfig, learning_rate
@@ -29,7 +30,7 @@ from sj_robust.train.optimizer import clamp_thresholds, frozen_thresholds, make_
 from sj_robust.train.parallel import synchronised
 from sj_robust.train.plan import Plan
 from sj_robust.train.precision import autocast, loss_scaler
-from sj_robust.train.session import Stopwatch, deferred_interrupt, reproducible
+from sj_robust.train.session import Stopwatch, reproducible
 
 DRAW_SECONDS = 30  # drawing takes a second: curves.png is remade at a validation only where the last is older than this
 PATIENCE = timedelta(minutes=10)  # between processes, which wait for each other in every step and while the first one saves
@@ -62,7 +63,7 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
     if team.count > 1:
         average.copy(team.from_first({name: tensor.cpu() for name, tensor in weights.items()}), weights)
     fixed = frozen_thresholds(model, not config.learn_thresholds)
-    with keep_large_blocks(), reproducible(device), fixed, deferred_interrupt() as interrupted:
+    with keep_large_blocks(), reproducible(device), fixed, deferred_signals() as interrupted:
         optimizer, scaler = make_optimizer(model, config), loss_scaler(config, device)
         ema = average.start(weights) if config.ema else {}
         best = average.start(weights)
@@ -86,13 +87,14 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
                             average.copy(weights, best)
                     if result:
                         log.write(event="validation", epoch=plan.epoch(step), **result.model_dump(), seconds=round(clock.seconds, 1))
-                # clocks and Ctrl-C differ from process to process: what they ask for is agreed on
+                # clocks and signals differ from process to process: what they ask for is agreed on
                 stop, due = team.totals(interrupted(), team.first and unsaved.seconds > 60 * config.checkpoint_minutes)
                 if stop or due or step % plan.per_epoch == 0 or progress.finished:
                     _read(unread, progress, folder)
-                    progress.log_bytes, progress.seconds, progress.scaler = log.sync(), clock.seconds, scaler.state_dict()
-                    if team.first:
-                        save_state(folder, progress, groups)
+                    with deferred_signals(patient=True):
+                        progress.log_bytes, progress.seconds, progress.scaler = log.sync(), clock.seconds, scaler.state_dict()
+                        if team.first:
+                            save_state(folder, progress, groups)
                     unsaved.restart()
                 if stop:
                     raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sj_robust.data import ImageDataset
 from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
+from sj_robust.files import check_within
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel
 from sj_robust.train.checkpoint import Progress, Validation
 from sj_robust.train.config import PRESETS, Kind, TrainConfig
@@ -48,7 +49,7 @@ def train_ann(model: NormalizedClassifier, dataset: ImageDataset, config: TrainC
 
     `model` maps images float32 [N,C,H,W] in [0,1] to logits [N,K] and is trained in place; at the end it is in eval mode and holds
     the weights (their moving average, with `ema`) that were best on `config.validation` held-out images of `dataset`, never a test
-    set. `folder` receives state.safetensors (every epoch, every `checkpoint_minutes` and on Ctrl-C), log.jsonl and curves.png.
+    set. `folder` receives state.safetensors (every epoch, every `checkpoint_minutes`, on Ctrl-C and SIGTERM), log.jsonl and curves.png.
 
     `resume=True` continues the run in `folder`, or starts it where there is none: the final weights equal those of an uninterrupted
     run bit for bit on one machine with the same number of threads. A finished run returns at once.
@@ -59,7 +60,7 @@ def train_ann(model: NormalizedClassifier, dataset: ImageDataset, config: TrainC
 
     Raises SJRobustError: `folder` holds a run and `resume` is False; its state is damaged, or of another config, dataset or network;
     too few images; the loss or a weight is no longer finite, or another process has ended (the last good state stays).
-    KeyboardInterrupt after saving.
+    KeyboardInterrupt after saving; SIGTERM and SIGHUP do what they did before, once the state is saved.
     """
     return _train(model, dataset, config or PRESETS["ann"]["default"], folder, "ann", resume, device, show_progress)
 
@@ -91,6 +92,7 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
         raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
                             f"num_classes={len(dataset.classes)}")
     device = own_device(torch.device(device))
+    check_within(folder)
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
     return _result(progress, plan, dataset, device)
 

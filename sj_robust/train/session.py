@@ -1,11 +1,9 @@
-"""What surrounds the loop: its clocks, random state, and Ctrl-C."""
+"""What surrounds the loop: its clocks and random state."""
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,24 +28,3 @@ def reproducible(device: torch.device) -> Iterator[None]:
     """Global random state restored afterwards; meanwhile cuDNN kernels that give the same bits each time."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.backends.cudnn.flags(enabled=True, deterministic=True):
         yield
-
-
-@contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C only asks; the loop looks between two steps, where the state is whole. A second Ctrl-C interrupts at once."""
-    asked = False
-
-    def handler(number: int, frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread gets Ctrl-C, and may set handlers
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -46,6 +46,11 @@ def environment() -> dict[str, str]:
     return kept | {"COLUMNS": "200", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 
+@pytest.fixture(scope="session", name="environment")
+def _environment() -> dict[str, str]:
+    return environment()
+
+
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with my_networks.py, recipe.yaml and the data set `colours`: 48 training and 16 test images of 8×8 in 2 classes."""

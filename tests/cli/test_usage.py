@@ -148,7 +148,7 @@ def test_a_device_that_is_not_there_is_named(cli: Cli) -> None:
 def test_output_that_cannot_be_written_is_one_line() -> None:
     command = [sys.executable, "-m", "sj_robust", "list"]
     for arguments in ([], ["--json"]):
-        with open("/dev/full", "w") as full:
+        with open("/dev/full", "w", encoding="utf-8") as full:
             done = subprocess.run([*command, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 1
         assert done.stderr == "sj-robust: the output cannot be written (No space left on device): make room, or send it elsewhere\n"

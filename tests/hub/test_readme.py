@@ -28,8 +28,9 @@ def card(tmp_path: Path) -> Path:
 
 
 def edited(card: Path, before: str = "", after: str = "", front: str = "") -> str:
-    text = card.read_text().replace(BEGIN, before + BEGIN).replace(f"{END}\n", f"{END}\n{after}").replace("---\n", f"---\n{front}", 1)
-    card.write_text(text)
+    written = card.read_text(encoding="utf-8")
+    text = written.replace(BEGIN, before + BEGIN).replace(f"{END}\n", f"{END}\n{after}").replace("---\n", f"---\n{front}", 1)
+    card.write_text(text, encoding="utf-8")
     return text
 
 
@@ -37,7 +38,7 @@ def edited(card: Path, before: str = "", after: str = "", front: str = "") -> st
 def test_text_around_the_generated_part_stays_to_the_letter(card: Path, where: str) -> None:
     text = edited(card, before=MINE if where != "after" else "", after=MINE if where != "before" else "")
     assert write_card(card.parent).read_text() == text
-    card.write_text(text.replace("time steps", "time stops"))  # inside of the generated part
+    card.write_text(text.replace("time steps", "time stops"), encoding="utf-8")  # inside of the generated part
     assert write_card(card.parent).read_text() == text
 
 
@@ -54,7 +55,7 @@ def test_the_generated_part_follows_what_is_recorded(card: Path) -> None:
 
 def test_metadata_of_ones_own_stays(card: Path) -> None:
     edited(card, front="language: en\nthumbnail: https://example.org/x.png\n")
-    card.write_text(card.read_text().replace("tags:\n", "tags:\n- my-tag\n"))
+    card.write_text(card.read_text(encoding="utf-8").replace("tags:\n", "tags:\n- my-tag\n"), encoding="utf-8")
     for _ in range(2):
         data = ModelCard(write_card(card.parent).read_text()).data.to_dict()
         assert (data["language"], data["thumbnail"]) == ("en", "https://example.org/x.png")
@@ -107,9 +108,9 @@ def test_push_checks_and_changes_the_generated_part_alone(hub: Any, card: Path, 
 
 @pytest.mark.parametrize("own", ["", MINE])
 def test_a_card_of_other_weights_is_refused_whatever_stands_around_it(hub: Any, card: Path, own: str) -> None:
-    weights = re.findall(r"`([0-9a-f]{64})`", card.read_text())[0]
+    weights = re.findall(r"`([0-9a-f]{64})`", card.read_text(encoding="utf-8"))[0]
     right = f"| sha256 of model.safetensors | `{weights}` |\n"
-    card.write_text(card.read_text().replace(weights, "1" * 64))
+    card.write_text(card.read_text(encoding="utf-8").replace(weights, "1" * 64), encoding="utf-8")
     edited(card, before=f"{right}\n{own}", after=f"{own}{right}")
     with pytest.raises(SJRobustError, match="card of other weights"):
         push(card.parent, NAME)
@@ -117,8 +118,8 @@ def test_a_card_of_other_weights_is_refused_whatever_stands_around_it(hub: Any, 
 
 
 def test_a_line_that_pretends_to_end_the_generated_part(card: Path) -> None:
-    text = card.read_text()
-    card.write_text(text.replace("## Results\n", f"## Results\n\n{END}\nforged\n"))
+    text = card.read_text(encoding="utf-8")
+    card.write_text(text.replace("## Results\n", f"## Results\n\n{END}\nforged\n"), encoding="utf-8")
     assert write_card(card.parent).read_text() == text
 
 

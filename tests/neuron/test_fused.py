@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -149,9 +150,31 @@ for _ in range(2):
 """
 
 
-def python(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True,
+def python(tmp_path: Path, umask: int = -1, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, umask=umask,
                           env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), **environment})
+
+
+def flipped(library: Path) -> None:
+    content = bytearray(library.read_bytes())
+    content[len(content) // 3] ^= 0x10
+    library.write_bytes(content)
+
+
+def behind_a_link(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("elsewhere")))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "garbage": lambda library: library.write_bytes(b"not a library"),
+    "empty": lambda library: library.write_bytes(b""),
+    "cut off": lambda library: os.truncate(library, library.stat().st_size // 2),
+    "a byte flipped": flipped,
+    "a byte appended": lambda library: library.write_bytes(library.read_bytes() + b"\0"),
+    "open to the group": lambda library: library.chmod(0o660),
+    "open to all": lambda library: library.chmod(0o606),
+    "a link": behind_a_link,
+}
 
 
 EXPECTED = "[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]\n" * 2
@@ -173,18 +196,86 @@ def test_kernels_can_be_switched_off(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == (EXPECTED, "")
 
 
-@needs_kernel
-def test_the_kernel_is_compiled_once_and_again_where_its_file_is_damaged(tmp_path: Path) -> None:
+STARTS = """
+import os, sys
+from sj_robust.neuron.compiler import cpu_library
+for line in sys.stdin:
+    if os.fork():
+        os.wait()
+        print("end", flush=True)
+    else:
+        print("fused" if cpu_library() else "torch", flush=True)
+        os._exit(0)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
+    """Starts a process that looks for the kernel, and gives the lines it prints; torch is imported once for all of them."""
     log, wrapper = tmp_path / "log", tmp_path / "cc"
     wrapper.write_text(f'#!/bin/sh\ncase "$*" in *" -c "*) echo compiled >> {log};; esac\nexec {os.environ.get("CC") or "cc"} "$@"\n')
     wrapper.chmod(0o755)
+    with subprocess.Popen([sys.executable, "-c", STARTS], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), "CC": str(wrapper)},
+                          ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        to, replies = process.stdin, process.stdout
+
+        def one() -> list[str]:
+            print(file=to, flush=True)
+            return list(iter(replies.readline, "end\n"))
+
+        yield one
+        to.close()
+
+
+@needs_kernel
+def test_the_kernel_is_compiled_once_and_again_where_its_file_is_damaged(tmp_path: Path, start: Callable[[], list[str]]) -> None:
     for _ in range(2):
-        assert python(tmp_path, CC=str(wrapper)).stdout == EXPECTED
-        assert log.read_text().count("compiled") == 1
+        assert start() == ["fused\n"]
+    for compiled, damage in enumerate(DAMAGES.values(), 2):
+        (library,) = tmp_path.rglob("*.so")
+        damage(library)
+        warning, status = start()
+        assert ("compiled again" in warning, status) == (True, "fused\n")
+        assert (tmp_path / "log").read_text().count("compiled") == compiled
+    assert start() == ["fused\n"]
+
+
+@needs_kernel
+def test_nothing_is_run_from_a_cache_that_others_may_write(tmp_path: Path, start: Callable[[], list[str]]) -> None:
+    start()
+    cache, kernels = tmp_path / "cache", tmp_path / "cache" / "kernels"
+    for folder in (cache, kernels):
+        for mode in (0o770, 0o702, 0o777):
+            folder.chmod(mode)
+            warning, status = start()
+            assert ("SJ_ROBUST_CACHE" in warning, "no fused CPU kernel" in warning, status) == (True, True, "torch\n")
+            folder.chmod(0o700)
+    cache.chmod(0o1777)  # as /tmp: nobody can put another folder in the place of ours
+    assert start() == ["fused\n"]
+    cache.chmod(0o700)
+    for folder in (kernels, cache):
+        behind_a_link(folder)
+        warning, status = start()
+        assert ("is a link" in warning, status) == (True, "torch\n")
+
+
+@needs_kernel
+def test_nobody_else_may_write_what_was_compiled(tmp_path: Path) -> None:
+    python(tmp_path, umask=0)
     (library,) = tmp_path.rglob("*.so")
-    library.write_bytes(b"not a library")
-    assert python(tmp_path, CC=str(wrapper)).stdout == EXPECTED
-    assert log.read_text().count("compiled") == 2
+    assert {path.stat().st_mode & 0o077 for path in (library, library.parent, library.parent.parent)} == {0}
+
+
+@needs_kernel
+def test_processes_that_compile_at_once_leave_one_whole_library(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from sj_robust.neuron.compiler import cpu_kernel_status; print(cpu_kernel_status())"]
+    environment = {**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache")}
+    running = [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]
+    assert [process.communicate()[0] for process in running] == ["fused\n"] * 3
+    assert [path.suffix for path in (tmp_path / "cache" / "kernels").iterdir()] == [".so"]
 
 
 @needs_kernel

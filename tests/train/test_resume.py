@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import load_file
 
 from sj_robust.errors import SJRobustError
@@ -182,3 +183,48 @@ def test_the_state_is_plain_safetensors_with_batch_norm_buffers(finished):
     assert {"model/backbone.1.running_mean", "model/backbone.1.num_batches_tracked", "momentum/backbone.0.weight",
             "best/backbone.6.bias"} <= names
     assert [path.name for path in sorted(finished.iterdir())] == ["curves.png", "log.jsonl", STATE]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_scheduler_s_signal_ends_the_process_once_the_state_is_saved(toy, tmp_path, uninterrupted, number):
+    case = "snn-saved-each-epoch"
+    process = start_and_signal(tmp_path, case, number, 14)
+    assert process.returncode == -number, process.stderr.read()  # nobody asked for another end
+    stopped, _ = load_state(tmp_path)
+    assert 14 <= stopped.step < stopped.total_steps
+    toy.run_case(case, tmp_path, resume=True)
+    same_outcome(tmp_path, uninterrupted[case])
+
+
+def test_ctrl_c_twice_while_the_state_is_saved(toy, tmp_path, monkeypatch):
+    def fsync(file: int) -> None:
+        if calls == [13]:  # the first came in step 12, in the forward pass
+            signal.raise_signal(signal.SIGINT)
+        real(file)
+
+    class Interrupting(NormalizedClassifier):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training and torch.is_grad_enabled():
+                calls[0] += 1
+                if calls == [13]:
+                    signal.raise_signal(signal.SIGINT)
+            return super().forward(x)
+
+    calls, real = [0], os.fsync
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(KeyboardInterrupt):
+        train_ann(Interrupting(toy.ann().backbone, (0.5,) * 3, (0.25,) * 3), toy.patterns(), toy.config(epochs=3), tmp_path)
+    assert load_state(tmp_path)[0].step == 13
+
+
+def test_ctrl_c_while_the_last_curves_are_drawn_is_not_dropped(toy, tmp_path, monkeypatch):
+    def savefig(figure: Figure, *args: object, **settings: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+        real(figure, *args, **settings)
+
+    real = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    with pytest.raises(KeyboardInterrupt):
+        train_ann(toy.ann(), toy.patterns(), toy.config(epochs=1), tmp_path)
+    assert load_state(tmp_path)[0].finished
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
