@@ -40,7 +40,6 @@ class Traffic:
     def __init__(self, timeouts: Mapping[str, float], questions: str = "/api/", answer: int = MAX_ANSWER) -> None:
         self.timeouts, self.questions, self.answer = timeouts, questions, answer
         self.requests, self.waited = 0, 0.0
-        self.bytes, self.seconds = 0, 0.0  # of the current window
         self.too_silent = False
         self._owner = threading.get_ident()
         self._path, self._size = "", cast(int | None, None)
@@ -131,15 +130,16 @@ class Traffic:
     def _counted(self, stream: Any, most: int) -> Iterator[bytes]:
         """The parts of a body, until it is longer or slower than it may be. Time counts only while it is waited for."""
         total, begun = 0, time.monotonic()
+        came, seconds = 0, 0.0  # of the current window
         for part in stream:
-            self.seconds += time.monotonic() - begun
-            total, self.bytes = total + len(part), self.bytes + len(part)
+            seconds += time.monotonic() - begun
+            total, came = total + len(part), came + len(part)
             if total > most:
                 raise LimitError(f"sends more than the {most} bytes{self._of} that were expected")
-            if self.seconds > WINDOW:
-                if self.bytes < MIN_RATE * self.seconds:
-                    raise SlowError(f"sends less than {MIN_RATE} bytes a second ({self.bytes} in {self.seconds:.0f} s)")
-                self.seconds, self.bytes = 0.0, 0
+            if seconds > WINDOW:
+                if came < MIN_RATE * seconds:
+                    raise SlowError(f"sends less than {MIN_RATE} bytes a second ({came} in {seconds:.0f} s)")
+                came, seconds = 0, 0.0
             yield part
             begun = time.monotonic()
 

@@ -11,11 +11,6 @@ from pathlib import Path
 from sj_robust.files import zoo_root
 
 
-def zoo_names() -> list[str]:
-    """The names of the zoo's models, sorted."""
-    return sorted(path.stem for path in zoo_root().glob("*.yaml"))
-
-
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
     """"did you mean a, b?" with up to three of `names`, the nearest first and case aside; empty where none is near."""
     known = {candidate.lower(): candidate for candidate in names}
@@ -27,7 +22,7 @@ def suggestion(text: str | Path) -> str:
     """The same with the zoo's names and the folders that lie where `text` was looked for; it begins with a colon where it says anything."""
     path = Path(text)
     candidates = [str(path.with_name(sibling)) for sibling in _folders(path.parent)] if path.name else []
-    hint = did_you_mean(str(path), candidates) or did_you_mean(path.name, zoo_names())
+    hint = did_you_mean(str(path), candidates) or did_you_mean(path.name, (entry.stem for entry in zoo_root().glob("*.yaml")))
     return f": {hint}" if hint else ""
 
 

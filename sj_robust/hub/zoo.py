@@ -30,7 +30,7 @@ from sj_robust.hub.config import (
     read_bounded,
     read_config,
 )
-from sj_robust.hub.near import did_you_mean, missing_folder, zoo_names
+from sj_robust.hub.near import did_you_mean, missing_folder
 from sj_robust.hub.results import Results, check_belongs, read_results
 from sj_robust.reading import parse_yaml
 from sj_robust.text import visible
@@ -222,7 +222,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _nearest(name: str) -> str:
-    names = zoo_names()
+    names = sorted(path.stem for path in root().glob("*.yaml"))
     if not names:
         return "the zoo is empty"
     some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
