@@ -43,11 +43,12 @@ def load_both(
     """The classifier and the data set: of a checkpoint, or what the user's function returns."""
     from sj_robust.data import load_dataset
     from sj_robust.hub import load
+    from sj_robust.model import expose
     from sj_robust.source import call_builder
 
     one_of(checkpoint, model)
     built = call_builder(model, arguments(arg)) if model else None
-    classifier = load(checkpoint, model=built) if checkpoint else built
+    classifier = expose(load(checkpoint, model=built) if checkpoint else built)
     return classifier, load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
 
 

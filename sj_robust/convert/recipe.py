@@ -19,7 +19,7 @@ from sj_robust.convert.rewrite import Plan
 from sj_robust.convert.scan import Replace, Scan, scan, separate
 from sj_robust.convert.watch import recorded_calls
 from sj_robust.errors import SJRobustError
-from sj_robust.model import NormalizedClassifier, SpikingClassifier, SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingClassifier, SpikingModel, expose
 from sj_robust.model.classifier import SpikingActivation
 from sj_robust.model.layout import layout_of
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
@@ -102,7 +102,7 @@ def convert(
 
     Raises SJRobustError: no calibration images, values out of bounds, an activation that cannot become a node, attention, layer norm.
     """
-    if isinstance(ann, SpikingModel):
+    if isinstance(ann := expose(ann), SpikingModel):
         raise SJRobustError("the network is spiking already: convert takes an ANN")
     if isinstance(ann, NormalizedClassifier):
         mean, std = mean or ann.mean.flatten().tolist(), std or ann.std.flatten().tolist()

@@ -15,6 +15,7 @@ from sj_robust.convert.watch import Watch
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.mode import evaluation_mode
+from sj_robust.model.unwrap import spiking, unwrap
 
 DEAD = 0.9
 """A layer is called dead where at least this share of its neurons never fired on any image."""
@@ -143,10 +144,12 @@ def inspect_conversion(snn: SpikingClassifier, images: Tensor, ann: nn.Module | 
     """
     if images.dim() != 4 or len(images) < 1:
         raise SJRobustError(f"images of shape {list(images.shape)}: expected [N,C,H,W] with at least one image in [0,1]")
+    snn = spiking(snn)  # type: ignore[assignment]
     with evaluation_mode(snn), _Inspection(snn, len(images)) as seen:
         sequence = snn.forward_sequence(images)
     agreement: list[Agreement] = []
     if ann is not None:
+        ann = unwrap(ann)
         with evaluation_mode(ann):
             expected = ann(images if isinstance(ann, NormalizedClassifier) else snn.normalize(images))
         agreement = [_agreement(t, sequence[:t].mean(0), expected) for t in range(1, len(sequence) + 1)]

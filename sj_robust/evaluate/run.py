@@ -28,7 +28,8 @@ from sj_robust.evaluate.extend import taken_over
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
-from sj_robust.model import SpikingModel
+from sj_robust.model import SpikingModel, expose
+from sj_robust.model.unwrap import bare
 from sj_robust.neuron import View
 from sj_robust.progress import bar
 
@@ -96,6 +97,8 @@ def evaluate(
     Source: ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3; for the protocols see `sj_robust.evaluate.protocol`.
     """
     started = time.monotonic()
+    model = expose(model)
+    itself = bare(model)
     total = image_count(dataset, max_images)
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
     _check_at_least(0, check_images=check_images, time_limit=time_limit or 0)
@@ -115,7 +118,7 @@ def evaluate(
         predicted, activity = _clean_pass(bench, total, False if shard.rank else show_progress)
         labels = dataset.labels[:total].cpu()
         correct, mine = predicted == labels, shard.mine(total)
-        described, data = facts.model_facts(model, num_classes), facts.dataset_facts(dataset, total)
+        described, data = facts.model_facts(itself, num_classes), facts.dataset_facts(dataset, total)
         notes = Journal.open(None if journal is None else Path(journal), {
             "weights": described.weights_sha256, "settings": described.settings,
             "images": data.fingerprint, "predicted": predicted.tolist(),

@@ -54,7 +54,7 @@ def export_nir(
     where the extra `nir` is not installed, the image size is not known, or the file cannot be written.
     """
     nir = needs("nir", "nir")
-    if not isinstance(classifier(snn), SpikingClassifier):
+    if not isinstance(snn := classifier(snn), SpikingClassifier):
         raise SJRobustError("NIR describes spiking networks, and this one is an ANN: convert it first, or export it as onnx or torch")
     if not (math.isfinite(dt) and dt > 0):
         raise SJRobustError(f"dt is {dt}: expected a time step above 0")

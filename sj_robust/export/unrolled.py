@@ -31,6 +31,7 @@ def export_onnx(model: NormalizedClassifier, path: str | os.PathLike[str], *, in
     """
     onnx = needs("onnx", "export")
     needs("onnxscript", "export")
+    model = classifier(model)
     with writing(path) as temporary:
         program = _program(model, input_size)
         try:
@@ -49,6 +50,7 @@ def export_torch(model: NormalizedClassifier, path: str | os.PathLike[str], *, i
     As `export_onnx`, but run by torch of about this version, without this package or SpikingJelly, on the CPU.
     Raises SJRobustError where the network cannot be traced or the file cannot be written.
     """
+    model = classifier(model)
     with writing(path) as temporary:
         program = _program(model, input_size)
         with open(temporary, "wb") as file:
@@ -92,7 +94,7 @@ class _Unrolled(nn.Module):
 
 def _program(model: NormalizedClassifier, size: Sequence[int] | None) -> torch.export.ExportedProgram:
     """The classifier in eval mode on the CPU, traced for any batch size."""
-    channels, height, width = image_size(classifier(model), size)
+    channels, height, width = image_size(model, size)
     plain: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     for name, module in list(plain.named_modules()):
         if isinstance(module, SpikingActivation):

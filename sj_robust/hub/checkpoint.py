@@ -23,7 +23,8 @@ from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVAL
 from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs, protocol_of, read_report
-from sj_robust.model import NormalizedClassifier
+from sj_robust.model import NormalizedClassifier, expose
+from sj_robust.model.unwrap import bare
 
 
 def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: Any = None, training: Any = None, name: str | None = None,
@@ -43,6 +44,7 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
     Raises SJRobustError where the folder holds anything that is not a checkpoint of ours, the weights are not finite, or the
     report is of another model.
     """
+    model = bare(expose(model))  # type: ignore[assignment]  # checked below
     if not isinstance(model, NormalizedClassifier):  # spiking ones are, too
         raise SJRobustError(f"save got a {type(model).__name__}, expected what convert or from_spikingjelly returned, or "
                             "NormalizedClassifier(network, mean, std)")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from sj_robust.data import ImageDataset
 from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
-from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.train.checkpoint import Progress, Validation
 from sj_robust.train.config import PRESETS, Kind, TrainConfig
 from sj_robust.train.loop import fit
@@ -78,6 +78,8 @@ def finetune(snn: SpikingModel, dataset: ImageDataset, config: TrainConfig | Non
 
 def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, folder: str | os.PathLike[str], kind: Kind, resume: bool,
            device: str | torch.device, show_progress: bool | None) -> TrainResult:
+    if isinstance(exposed := expose(model), SpikingModel):
+        model = exposed  # an ANN is trained in its wrapper, which may be there to make it fast
     if isinstance(model, SpikingModel) != (kind == "finetune"):
         raise SJRobustError("finetune takes a spiking network: convert yours (sj_robust.convert), or wrap it (from_spikingjelly)"
                             if kind == "finetune" else "train_ann takes a network without spiking nodes: use finetune for a spiking one")
