@@ -16,6 +16,7 @@ from sj_robust.convert import rebuild
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import Config
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, from_spikingjelly
+from sj_robust.model.plain import as_stored
 
 Classifier = SpikingModel | NormalizedClassifier
 
@@ -53,17 +54,21 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
     SpikingJelly's nodes have other constants or surrogate functions than those that were saved.
     """
     classifier: Classifier
+    if max(config.settings["mean"]) > 1:
+        raise SJRobustError(f"the settings of {origin} have the mean {config.settings['mean']}: expected one of images in [0,1]")
     if config.layers_by_node:
         settings = {key: config.settings.get(key) for key in ("timesteps", "mean", "std", "input")}
         classifier = from_spikingjelly(backbone, **settings, num_classes=config.num_classes)  # type: ignore[arg-type]
     elif config.kind == "snn":
         try:
             with torch.random.fork_rng(devices=[]):
-                classifier = rebuild(backbone, dict(config.settings), source=dict(config.source))
+                classifier = rebuild(as_stored(backbone, tensors, "backbone."), dict(config.settings), source=dict(config.source),
+                                     input_size=config.input_size)  # fmt: skip
         except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
             raise SJRobustError(f"the settings of {origin} do not fit {_called(config, backbone)} ({_line(error)})") from error
     else:
-        classifier = NormalizedClassifier(backbone, config.settings["mean"], config.settings["std"])
+        classifier = NormalizedClassifier(as_stored(backbone, tensors, ""), config.settings["mean"], config.settings["std"])
+    classifier.num_classes = config.num_classes
     holder = weights_of(classifier)
     if problems := mismatches(holder.state_dict(), tensors):
         raise SJRobustError(f"{origin} does not fit {_called(config, backbone)}: {few(problems)}")

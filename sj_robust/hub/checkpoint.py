@@ -24,7 +24,7 @@ from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs, protocol_of, read_report
 from sj_robust.model import NormalizedClassifier, expose
-from sj_robust.model.unwrap import bare
+from sj_robust.model.unwrap import bare, unwrap
 
 
 def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: Any = None, training: Any = None, name: str | None = None,
@@ -96,6 +96,7 @@ def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Modul
     tensors = _read_weights(folder / WEIGHTS, config)
     if model is not None:
         backbone = model if isinstance(model, nn.Module) else model()
+        backbone = unwrap(backbone)
         backbone = backbone.backbone if isinstance(backbone, NormalizedClassifier) else backbone
     elif config.architecture is None:
         made_by = f"it was made by {config.model!r}" if config.model else "what made it was not recorded"

@@ -1,4 +1,5 @@
-"""Networks inside of wrappers: taken out of those that compute the same, refused in those of which nobody knows."""
+"""Networks inside of wrappers: taken out of those that compute the same, refused in those of
+which nobody knows."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 def unwrap(model: nn.Module) -> nn.Module:
     """The network in `model`, where all around it are WRAPPERS; else `model` itself.
 
-    A wrapper that somebody derived from with another forward pass, or put a hook on, is none of these.
+    A wrapper that somebody derived from with another forward pass, or put a hook on, is none of
+    these.
     """
     while (inner := _wrapped(model)) is not None:
         model = inner
@@ -43,20 +45,31 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def expose(model: Any) -> nn.Module:
-    """The spiking network in a wrapper, which is to be treated as one; anything else as it is, wrapped or not.
+    """The spiking network in a wrapper, which is to be treated as one; anything else as it is,
+    wrapped or not.
 
-    Raises SJRobustError for what is no module, and for one that holds a spiking network in any other way: it would be taken for an ANN.
+    Raises SJRobustError for what is no module, and for one that holds a spiking network in any
+    other way: it would be taken for an ANN.
     """
     if not isinstance(model, nn.Module):
-        raise SJRobustError(f"got a {type(model).__name__}: expected the network, a torch.nn.Module")
+        raise SJRobustError(
+            f"got a {type(model).__name__}: expected the network, a torch.nn.Module"
+        )
     network = model
-    while not isinstance(network, SpikingModel) and (inner := _wrapped(network) or _around_spiking(network)) is not None:
+    while (
+        not isinstance(network, SpikingModel)
+        and (inner := _wrapped(network) or _around_spiking(network)) is not None
+    ):
         network = inner
     if isinstance(network, SpikingModel):
         return network
     for name, module in network.named_modules():
-        if isinstance(module, _SPIKING) or _scripted_as(module) in ("SpikingClassifier", "SpikingJellyClassifier", "SpikingActivation"):
-            raise taken_for_ann(network, f", {name or 'itself'},")
+        if isinstance(module, _SPIKING) or _scripted_as(module) in (
+            "SpikingClassifier",
+            "SpikingJellyClassifier",
+            "SpikingActivation",
+        ):
+            raise taken_for_ann(network, f", {name}," if name else "")
     return model
 
 
@@ -64,13 +77,16 @@ def spiking(model: Any) -> SpikingModel:
     """The spiking network that `model` is, or wraps. Raises SJRobustError where it is none."""
     network = expose(model)
     if not isinstance(network, SpikingModel):
-        raise SJRobustError(f"{type(network).__name__} is no spiking network: expected what convert or from_spikingjelly returned")
+        raise SJRobustError(
+            f"{type(network).__name__} is no spiking network: expected what convert or from_spikingjelly returned"
+        )
     return network
 
 
 @contextmanager
 def showing_hidden() -> Iterator[list[nn.Module]]:
-    """Every spiking network that runs in the block, also one that no module holds: in a list, or in what a function remembers."""
+    """Every spiking network that runs in the block, also one that no module holds: in a list, or
+    in what a function remembers."""
     seen: list[nn.Module] = []
 
     def note(module: nn.Module, inputs: Any) -> None:
@@ -85,9 +101,13 @@ def showing_hidden() -> Iterator[list[nn.Module]]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """`model` as it is stored: out of its wrapper, and for a NormalizedClassifier with its backbone out of its own."""
+    """`model` as it is stored: out of its wrapper, and for a NormalizedClassifier with its
+    backbone out of its own."""
     model = unwrap(model)
-    if type(model) is NormalizedClassifier and (inner := unwrap(model.backbone)) is not model.backbone:
+    if (
+        type(model) is NormalizedClassifier
+        and (inner := unwrap(model.backbone)) is not model.backbone
+    ):
         normalised = NormalizedClassifier(inner, model.mean, model.std).train(model.training)
         if (source := getattr(model, "source", None)) is not None:
             normalised.source = source
@@ -106,22 +126,30 @@ def _wrapped(model: nn.Module) -> nn.Module | None:
 
 
 def _around_spiking(model: nn.Module) -> nn.Module | None:
-    """What an nn.Sequential of it alone is around, or a normalisation by 0 and 1: of a spiking network, which normalises for itself, that
-    computes the same. An ANN is left in it, since it is part of the names of its weights."""
+    """What an nn.Sequential of it alone is around, or a normalisation by 0 and 1: of a spiking
+    network, which normalises for itself, that computes the same. An ANN is left in it, since it
+    is part of the names of its weights."""
     if any(vars(model).get(hooks) for hooks in _HOOKS):
         return None
     if isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward:
         parts = [part for part in model if not isinstance(part, nn.Identity)]
         return parts[0] if len(parts) == 1 else None
     if type(model) is NormalizedClassifier:
-        same = torch.equal(model.mean, torch.zeros_like(model.mean)) and torch.equal(model.std, torch.ones_like(model.std))
+        same = torch.equal(model.mean, torch.zeros_like(model.mean)) and torch.equal(
+            model.std, torch.ones_like(model.std)
+        )
         return model.backbone if same else None
     return None
 
 
 def _scripted_as(module: nn.Module) -> str | None:
-    """The name of the class that torch.jit made `module` from, None for one that it did not make."""
-    return getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
+    """The name of the class that torch.jit made `module` from, None for one that it did not
+    make."""
+    return (
+        getattr(module, "original_name", None)
+        if isinstance(module, torch.jit.ScriptModule)
+        else None
+    )
 
 
 def taken_for_ann(model: nn.Module, where: str = "") -> SJRobustError:

@@ -1,4 +1,5 @@
-"""A spiking network inside of something else is measured as the spiking network it is, or not at all."""
+"""A spiking network inside of something else is measured as the spiking network it is, or not at
+all."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from sj_robust import GradientView, SJRobustError, convert, export_torch, finetune, from_spikingjelly, load, save, train_ann
+from sj_robust import (
+    GradientView,
+    SJRobustError,
+    convert,
+    export_torch,
+    finetune,
+    from_spikingjelly,
+    load,
+    save,
+    train_ann,
+)
 from sj_robust.attack import PGD
 from sj_robust.convert import inspect_conversion
 from sj_robust.data import ImageDataset
@@ -88,7 +99,9 @@ WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
     "ModelEmaV3": ModelEmaV3,
     "normalised by 0 and 1": lambda snn: NormalizedClassifier(snn, NONE, ONE),
     "two wrappers": lambda snn: nn.DataParallel(torch.compile(nn.Sequential(snn), backend="eager")),  # type: ignore[arg-type]
-    "normalised in a wrapper": lambda snn: nn.DataParallel(NormalizedClassifier(nn.DataParallel(snn), NONE, ONE)),
+    "normalised in a wrapper": lambda snn: nn.DataParallel(
+        NormalizedClassifier(nn.DataParallel(snn), NONE, ONE)
+    ),
 }
 REFUSED: dict[str, Callable[[SpikingClassifier], nn.Module]] = {
     "own": Own,
@@ -108,9 +121,16 @@ REFUSED: dict[str, Callable[[SpikingClassifier], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_known_wrappers_are_seen_through(name: str, snn: SpikingClassifier, dataset: ImageDataset) -> None:
-    arguments: dict[str, Any] = dict(protocol="quick", eps=[2 / 255], max_images=40, check_images=0, show_progress=False)
-    found, alone = evaluate(WRAPPED[name](snn), dataset, **arguments), evaluate(snn, dataset, **arguments)
+def test_known_wrappers_are_seen_through(
+    name: str, snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
+    arguments: dict[str, Any] = dict(
+        protocol="quick", eps=[2 / 255], max_images=40, check_images=0, show_progress=False
+    )
+    found, alone = (
+        evaluate(WRAPPED[name](snn), dataset, **arguments),
+        evaluate(snn, dataset, **arguments),
+    )
     assert found.model == alone.model and found.model.kind == "snn"
     assert found.settings.views == alone.settings.views and len(alone.settings.views) == 4
     assert found.per_image == alone.per_image
@@ -118,23 +138,33 @@ def test_known_wrappers_are_seen_through(name: str, snn: SpikingClassifier, data
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_spiking_network_in_anything_else_is_refused(name: str, snn: SpikingClassifier, dataset: ImageDataset) -> None:
+def test_a_spiking_network_in_anything_else_is_refused(
+    name: str, snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
     model = REFUSED[name](snn)
     measures: list[Callable[[], Any]] = [
-        lambda: evaluate(model, dataset, eps=[2 / 255], attacks=["fgsm"], max_images=8, check_images=0),
+        lambda: evaluate(
+            model, dataset, eps=[2 / 255], attacks=["fgsm"], max_images=8, check_images=0
+        ),
         lambda: measure_energy(model, dataset, max_images=8),
         lambda: certify(model, dataset, sigma=0.1, n0=10, n=20, max_images=2),
-        lambda: evaluate_corruptions(model, dataset, names=["contrast"], severities=[1], max_images=8),
+        lambda: evaluate_corruptions(
+            model, dataset, names=["contrast"], severities=[1], max_images=8
+        ),
     ]
     for measure in measures:
-        with pytest.raises(SJRobustError, match="holds a spiking network.*would be taken for an ANN") as refusal:
+        with pytest.raises(
+            SJRobustError, match=r"holds a spiking network.*would be taken for an ANN"
+        ) as refusal:
             measure()
         assert "\n" not in str(refusal.value)
 
 
 def test_networks_of_spikingjelly_in_wrappers(dataset: ImageDataset) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), neuron.LIFNode(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), neuron.LIFNode(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
     functional.set_step_mode(network, "s")
     snn = from_spikingjelly(network, timesteps=2, mean=NONE, std=ONE)
     for name in ("DataParallel", "torch.compile", "Sequential"):
@@ -143,7 +173,9 @@ def test_networks_of_spikingjelly_in_wrappers(dataset: ImageDataset) -> None:
         expose(Own(snn))
 
 
-def test_an_ann_in_a_wrapper_is_described_as_itself(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
+def test_an_ann_in_a_wrapper_is_described_as_itself(
+    ann: NormalizedClassifier, dataset: ImageDataset
+) -> None:
     arguments: dict[str, Any] = dict(attacks=["fgsm"], eps=[2 / 255], max_images=20, check_images=0)
     alone = evaluate(ann, dataset, **arguments)
     inside = NormalizedClassifier(nn.DataParallel(ann.backbone), ann.mean, ann.std)
@@ -159,23 +191,43 @@ def test_everything_that_takes_a_spiking_network_takes_it_wrapped(
     assert torch.equal(view(x), GradientView(snn, "activation")(x))
     attack = PGD(eps=8 / 255, steps=2)
     assert torch.equal(attack(nn.DataParallel(view), x, y), attack(view, x, y))
-    assert measure_latency(wrapped, dataset, max_images=8).clean == measure_latency(snn, dataset, max_images=8).clean
-    assert measure_energy(wrapped, dataset, max_images=8).snn == measure_energy(snn, dataset, max_images=8).snn
+    assert (
+        measure_latency(wrapped, dataset, max_images=8).clean
+        == measure_latency(snn, dataset, max_images=8).clean
+    )
+    assert (
+        measure_energy(wrapped, dataset, max_images=8).snn
+        == measure_energy(snn, dataset, max_images=8).snn
+    )
     assert certify(wrapped, dataset, sigma=0.1, n0=10, n=20, max_images=2).model.kind == "snn"
     assert inspect_conversion(wrapped, x, nn.DataParallel(ann)) == inspect_conversion(snn, x, ann)  # type: ignore[arg-type]
     save(wrapped, tmp_path / "snn", input_size=(3, 8, 8))  # type: ignore[arg-type]
     again = load(tmp_path / "snn", model=nn.Sequential(*_fresh()))
     assert isinstance(again, SpikingModel) and torch.equal(again(x), snn(x))
-    assert export_torch(wrapped, tmp_path / "snn.pt2", input_size=(3, 8, 8)).timesteps == snn.timesteps  # type: ignore[arg-type]
+    assert (
+        export_torch(wrapped, tmp_path / "snn.pt2", input_size=(3, 8, 8)).timesteps == snn.timesteps
+    )  # type: ignore[arg-type]
     with pytest.raises(SJRobustError, match="spiking already"):
         convert(wrapped, x[None])
     with pytest.raises(SJRobustError, match="taken for an ANN"):
         convert(Own(snn), x[None])
 
 
-def test_training_takes_a_wrapped_spiking_network_for_one(snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path) -> None:
-    wrapped = nn.DataParallel(convert(nn.Sequential(*_fresh()), dataset.floats()[None, :16], 2, mean=NONE, std=ONE, calibration_timesteps=2))
-    config = TrainConfig(epochs=0.2, batch_size=16, method="natural", validation=16, augmentation="none")
+def test_training_takes_a_wrapped_spiking_network_for_one(
+    snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path
+) -> None:
+    snn = convert(
+        nn.Sequential(*_fresh()),
+        dataset.floats()[None, :16],
+        2,
+        mean=NONE,
+        std=ONE,
+        calibration_timesteps=2,
+    )
+    wrapped = nn.DataParallel(snn)
+    config = TrainConfig(
+        epochs=0.2, batch_size=16, method="natural", validation=16, augmentation="none"
+    )
     before = wrapped.module.thresholds()
     assert finetune(wrapped, dataset, config, tmp_path / "run").kind == "finetune"  # type: ignore[arg-type]
     assert wrapped.module.thresholds() != before
@@ -184,7 +236,9 @@ def test_training_takes_a_wrapped_spiking_network_for_one(snn: SpikingClassifier
 
 
 def test_what_is_no_module_is_said_to_be_none(dataset: ImageDataset) -> None:
-    with pytest.raises(SJRobustError, match=r"got a function: expected the network, a torch\.nn\.Module"):
+    with pytest.raises(
+        SJRobustError, match=r"got a function: expected the network, a torch\.nn\.Module"
+    ):
         evaluate(lambda x: x, dataset)  # type: ignore[arg-type]
 
 
