@@ -182,6 +182,8 @@ class _Run:
             trains_on=self.train,
             shared=True,
         )
+        channels = len(read_config(ann).settings["mean"])
+        self.train, self.test = self.train.in_channels(channels), self.test.in_channels(channels)
         converted = snn = self.stage(
             "converted",
             {"convert": _settings(recipe.convert), "seed": recipe.seed, "ann": _identity(ann)},
@@ -212,10 +214,11 @@ class _Run:
     def make_ann(self, path: Path) -> None:
         settings = self.recipe.ann
         ann = self.team.after_first(lambda: open_ann(settings, self.train, seed=self.recipe.seed))
+        train = self.train.in_channels(len(ann.mean))
         result: Any = read_config(zoo.resolve(settings.checkpoint)).training if settings.checkpoint else None
         if settings.train:
             result = train_ann(
-                ann, self.train, settings.train, training_folder(path), resume=True, device=self.device, show_progress=self.show
+                ann, train, settings.train, training_folder(path), resume=True, device=self.device, show_progress=self.show
             )
         if settings.checkpoint and settings.train:
             begun = read_config(zoo.resolve(settings.checkpoint))
@@ -223,7 +226,7 @@ class _Run:
         if settings.weights:  # whose weights these were before training: the card names them
             ann.source = {"initial_weights": Path(settings.weights).name, "initial_weights_sha256": sha256(settings.weights)}
         if self.team.first:
-            save_trained(ann, path, self.train, result, name=settings.name, builder=settings.model, license=self.recipe.license)
+            save_trained(ann, path, train, result, name=settings.name, builder=settings.model, license=self.recipe.license)
 
     def make_converted(self, path: Path) -> None:
         ann = self.load(self.folder / "ann")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ import timm
 import torch
 from torch import nn
 
-from sj_robust.data import MEAN_STD, ImageDataset
+from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
 from sj_robust.hub.config import Config, read_config
@@ -27,14 +25,22 @@ from sj_robust.traffic import limited
 def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> Any:
     """The NormalizedClassifier that `settings` describe, for the images and classes of `dataset`; random weights are drawn by `seed`.
 
-    A network of other classes that is to be trained on the data gets a fresh classifier layer.
+    Its images have `len(network.mean)` channels, which `dataset.in_channels` brings them to. A network of other classes that is
+    to be trained on the data gets a fresh classifier layer.
     Raises SJRobustError: no such network, weights that do not fit it or are of other classes than the images, a checkpoint that is
     spiking already, no known mean and std, or others than the given ones.
     """
     from sj_robust.hub import load
-    from sj_robust.model import NormalizedClassifier, SpikingModel, load_weights
+    from sj_robust.model import NormalizedClassifier, SpikingModel, expose, load_weights
+    from sj_robust.model.normalized import unit_scale
+    from sj_robust.model.plain import as_float32, check_convertible
+    from sj_robust.model.unwrap import bare
     from sj_robust.model.weights import check_normalisation
+    from sj_robust.normalisation import look_at, normalisation
 
+    if settings.mean and settings.std:
+        mean, std = unit_scale(settings.mean, settings.std)
+        settings = settings.model_copy(update={"mean": mean, "std": std})
     stored = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -43,15 +49,19 @@ def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> 
             network = load(settings.checkpoint, model=network)
         elif network is None:
             network = _create(settings, dataset)
+        network = bare(expose(network))
         if settings.weights:
             stored = load_weights(network, settings.weights)
     name = settings.checkpoint or settings.model or settings.architecture
     if isinstance(network, SpikingModel):
         raise SJRobustError(f"{name} is a spiking network already: expected an ANN")
+    check_convertible(network)
+    network, seen = as_float32(network), look_at(network, dataset)
     if isinstance(network, NormalizedClassifier):
         check_normalisation(str(name), (network.mean.flatten().tolist(), network.std.flatten().tolist()), settings.mean, settings.std)
     else:
-        network = NormalizedClassifier(network, *normalisation(settings, network, dataset, stored))
+        network = NormalizedClassifier(network, *normalisation(settings, network, seen, stored))
+    network.num_classes = seen.num_classes or network.num_classes
     if (found := network.num_classes) != (wanted := len(dataset.classes)):
         reset = getattr(network.backbone, "reset_classifier", None)  # every timm network has it
         if not (settings.train and reset):
@@ -60,6 +70,7 @@ def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             reset(wanted)
+        network.num_classes = wanted
     return network
 
 
@@ -122,42 +133,6 @@ def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise SJRobustError(f"{name!r} returned a {type(network).__name__}: expected a torch.nn.Module")
     return network
-
-
-def normalisation(
-    settings: AnnSettings, backbone: nn.Module, dataset: ImageDataset, stored: tuple[list[float], list[float]] | None = None
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std as the model knows them: 0 and 1 where the network normalises for itself, else those `stored` with its weights.
-
-    Where it does not know them: as given, else as pretrained weights want them, else of the named data set, else, for random weights,
-    of the pretrained_cfg. Raises SJRobustError where there are none, or the given ones contradict what the model knows.
-    """
-    from sj_robust.model.weights import check_normalisation, normalisation_in, rounded
-
-    name, channels = type(backbone).__name__, dataset.images.shape[1]
-    if normalisation_in(dict(backbone.named_buffers())):
-        name, stored = f"{name}, which normalises the images itself,", ([0.0] * channels, [1.0] * channels)
-    if stored:
-        check_normalisation(settings.weights or name, stored, settings.mean, settings.std)
-        return stored
-    if settings.mean and settings.std:
-        return settings.mean, settings.std
-    known = getattr(backbone, "pretrained_cfg", None) or {}
-    trained_with = (known["mean"], known["std"]) if known.get("mean") and known.get("std") else None
-    if settings.brings_weights:
-        chosen = trained_with
-    else:  # what timm notes of an architecture says nothing on the weights in a file
-        chosen = MEAN_STD.get(dataset.name, None if settings.weights else trained_with)
-    if settings.mean or settings.std or chosen is None:
-        raise SJRobustError(f"the mean and std that {settings.weights or name} was trained with are not known: give both, mean and std")
-    if settings.weights:
-        mean, std = map(rounded, chosen)
-        warnings.warn(
-            f"{settings.weights} does not say with which mean and std it was trained: {dataset.name}'s are taken, {mean} and {std}; "
-            "give both if it was others (0,0,0 and 1,1,1 for none)",
-            stacklevel=2,
-        )
-    return chosen
 
 
 def fingerprint(settings: AnnSettings) -> dict[str, Any]:

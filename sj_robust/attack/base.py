@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sj_robust.attack.loss import margin
 from sj_robust.attack.mode import attack_mode
-from sj_robust.attack.view import true_logits
+from sj_robust.attack.view import GradientView, true_logits
 from sj_robust.errors import SJRobustError
+from sj_robust.model.unwrap import unwrap
 
 Norm = Literal["linf", "l2"]
 
@@ -61,6 +62,8 @@ class Attack:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
         _check_batch(x, y, ids)
+        if isinstance(view := unwrap(model), GradientView):
+            model = view  # it is judged by another forward pass than its own
         if not len(x):
             return x.clone()
         with attack_mode(model, x.device):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sj_robust.model.unwrap import spiking
 from sj_robust.neuron import AdaptiveSharpness
 
 if TYPE_CHECKING:
@@ -22,13 +23,15 @@ class GradientView(nn.Module):
     while running forward, so backward may come later. `snn` itself is shared, not copied, and shows no trace of the view
     outside of the call. ASSG gathers statistics over the iterations of an attack: foreign attack code makes a GradientView per
     attack and batch, or calls `forget` before each.
+
+    A wrapped network (DataParallel, torch.compile) is taken out of its wrapper. Raises SJRobustError for one that is not spiking.
     """
 
-    def __init__(self, snn: SpikingModel, view: View) -> None:
+    def __init__(self, snn: SpikingModel | nn.Module, view: View) -> None:
         super().__init__()
-        self.snn = snn
+        self.snn = spiking(snn)
         self.view = view
-        self.training = snn.training
+        self.training = self.snn.training
 
     @property
     def num_classes(self) -> int:

@@ -72,7 +72,7 @@ def convert(
     """
     one_of(source, model)
     from sj_robust.convert import inspect_conversion
-    from sj_robust.data import calibration_batches, load_dataset
+    from sj_robust.data import calibration_indices, load_dataset
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
     from sj_robust.pipeline import check_out, convert_with, save_trained
@@ -109,6 +109,7 @@ def convert(
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     ann = open_ann(ann_settings, dataset, seed=seed)
+    dataset = dataset.in_channels(len(ann.mean))
     facts: dict[str, Any] = (
         facts_of(read_config(zoo.resolve(ann_settings.checkpoint)))
         if ann_settings.checkpoint
@@ -116,8 +117,8 @@ def convert(
     )
     snn = convert_with(ann, dataset, settings, seed=seed, source={**facts, "command": command_line()}, device=where)
     save_trained(snn, out, dataset, builder=model)
-    calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
-    report = inspect_conversion(snn, calibration.flatten(0, 1)[:INSPECTED].to(where), ann)
+    some = calibration_indices(dataset, settings.batches, settings.batch_size, seed=seed)[:INSPECTED]
+    report = inspect_conversion(snn, dataset.floats(some).to(where), ann, dataset.labels[some])
     if json:
         print_json({"checkpoint": str(out), "report": report.model_dump(mode="json")})
         return

@@ -46,12 +46,17 @@ def load_both(
     """The classifier and the data set: of a checkpoint, or what the user's function returns."""
     from sj_robust.data import load_dataset
     from sj_robust.hub import load
+    from sj_robust.model import NormalizedClassifier, expose
+    from sj_robust.normalisation import look_at
     from sj_robust.source import call_builder
 
     one_of(checkpoint, model)
     built = call_builder(model, arguments(arg)) if model else None
-    classifier = load(checkpoint, model=built) if checkpoint else built
-    return classifier, load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
+    classifier = expose(load(checkpoint, model=built) if checkpoint else built)
+    dataset = load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
+    if isinstance(classifier, NormalizedClassifier):
+        return classifier, dataset.in_channels(len(classifier.mean))
+    return classifier, look_at(classifier, dataset).dataset
 
 
 def recorded_in(checkpoint: str | None, record: bool) -> Path | None:

@@ -130,6 +130,7 @@ def train_ann(
         train=config,
     )
     ann = open_ann(settings, dataset, seed=seed)
+    dataset = dataset.in_channels(len(ann.mean))
     result = train(ann, dataset, config, training_folder(out), resume=resume, device=where)
     if rank():
         return  # of several processes the first one saves and speaks
@@ -217,7 +218,7 @@ def finetune(
     snn = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
     if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
-    dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
+    dataset = load_dataset(data, "train", image_size=image_size, resize=resize).in_channels(len(snn.mean))
     result = train(snn, dataset, config, training_folder(out), resume=resume, device=where)
     if rank():
         return

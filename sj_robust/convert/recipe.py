@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -19,9 +18,12 @@ from sj_robust.convert.rewrite import Plan
 from sj_robust.convert.scan import Replace, Scan, scan, separate
 from sj_robust.convert.watch import recorded_calls
 from sj_robust.errors import SJRobustError
-from sj_robust.model import NormalizedClassifier, SpikingClassifier, SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingClassifier, SpikingModel, expose
 from sj_robust.model.classifier import SpikingActivation
 from sj_robust.model.layout import layout_of
+from sj_robust.model.normalized import unit_scale
+from sj_robust.model.plain import as_float32, check_convertible, copied, make_plain
+from sj_robust.model.unwrap import unwrap
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
 
 _ADDED = ("replace_activation", "pooling", "folded", "worth", "plan")  # left out of a network's settings where they are the default
@@ -102,13 +104,16 @@ def convert(
 
     Raises SJRobustError: no calibration images, values out of bounds, an activation that cannot become a node, attention, layer norm.
     """
-    if isinstance(ann, SpikingModel):
+    if isinstance(ann := expose(ann), SpikingModel):
         raise SJRobustError("the network is spiking already: convert takes an ANN")
-    if isinstance(ann, NormalizedClassifier):
-        mean, std = mean or ann.mean.flatten().tolist(), std or ann.std.flatten().tolist()
-        ann = ann.backbone
+    if isinstance(ann := unwrap(ann), NormalizedClassifier):
+        mean = ann.mean.flatten().tolist() if mean is None else mean
+        std = ann.std.flatten().tolist() if std is None else std
+        ann = unwrap(ann.backbone)
     if mean is None or std is None:
         raise SJRobustError("convert needs mean and std, one value a channel, that the network's input is normalised with")
+    mean, std = unit_scale(mean, std)
+    check_convertible(ann)
     batches = list(calibration)
     if not batches:
         raise SJRobustError("convert needs calibration images: a tensor [B,N,C,H,W] or batches [N,C,H,W] in [0,1] from the training set")
@@ -128,17 +133,20 @@ def convert(
     return converted
 
 
-def rebuild(backbone: nn.Module, settings: dict[str, Any], *, source: dict[str, Any] | None = None) -> SpikingClassifier:
+def rebuild(
+    backbone: nn.Module, settings: dict[str, Any], *, source: dict[str, Any] | None = None, input_size: Sequence[int] | None = None
+) -> SpikingClassifier:
     """The spiking structure that `settings` (a SpikingClassifier's) describes, around a fresh ANN backbone, without calibration.
 
     Batch norms are integrated, or replaced by the identity where the settings fused or omitted them; a fused
     convolution gets the bias that the folding gave it. Weights and thresholds are to be loaded afterwards.
+    input_size: [C,H,W] of its images, asked for where norms were fused; default: as the backbone's pretrained_cfg has it, else 32×32.
     Raises SJRobustError for settings that are not valid.
     """
     valid = _validated(settings)
     if valid.norm != "integrate":
-        size = tuple(getattr(backbone, "pretrained_cfg", {}).get("input_size", (len(valid.mean), 32, 32)))
-        prepare_norms(backbone, valid.norm, torch.zeros(1, *size))
+        size = input_size or getattr(backbone, "pretrained_cfg", {}).get("input_size", (len(valid.mean), 32, 32))
+        prepare_norms(backbone, valid.norm, torch.zeros(1, len(valid.mean), *size[1:]))
     replace_pooling(backbone, valid.pooling)
     return _structure(backbone, valid, valid.repeat_at or "", source or {})
 
@@ -165,7 +173,7 @@ class ThresholdBalancing(ModuleConversionRecipe):
         # one layout for all, so that it does not matter how the network was opened.
         dense, layout = torch.contiguous_format, layout_of(ann)
         batches = [batch.to(converter.device, memory_format=dense) for batch in self.batches]
-        backbone = copy.deepcopy(ann).to(converter.device).to(memory_format=dense).eval()
+        backbone = as_float32(make_plain(copied(ann))).to(converter.device).to(memory_format=dense).eval()
         sample = NormalizedClassifier(backbone, settings.mean, settings.std).to(converter.device).normalize(batches[0][:2])
         prepare_norms(backbone, settings.norm, sample)
         replace_pooling(backbone, settings.pooling)
@@ -175,6 +183,7 @@ class ThresholdBalancing(ModuleConversionRecipe):
             update={"plan": _recorded(backbone, found), "channels": found.channels if self.per_channel else settings.channels}
         )
         model = _structure(backbone, settings, "", self.source).to(converter.device)
+        model.num_classes = found.logits.shape[1]
         _check(model, batches[0][:2], found)
         model.repeat_at = _find_repeat(model, batches[0][:2])
         model.folded = settings.norm != "omit" and not norm_names(backbone)
@@ -199,7 +208,9 @@ class ThresholdBalancing(ModuleConversionRecipe):
             for module in model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.reset_running_stats()
-        return model.requires_grad_(True).to(memory_format=layout).eval()
+        for node in model.nodes().values():
+            node.v_threshold.requires_grad_(True)
+        return model.to(memory_format=layout).eval()
 
 
 def _structure(backbone: nn.Module, settings: ConversionSettings, repeat_at: str, source: dict[str, Any]) -> SpikingClassifier:
@@ -248,7 +259,7 @@ def _check_training(backbone: nn.Module, x: Tensor) -> None:
     """Raise SJRobustError where the network returns more than logits once it is trained, such as those of auxiliary heads."""
     with torch.random.fork_rng(devices=[]):
         try:
-            output = copy.deepcopy(backbone).train()(x)
+            output = copied(backbone).train()(x)
         except ValueError:  # a batch norm that has one value a channel, as the sample is small: no statement on the network
             return
     if not isinstance(output, Tensor):

@@ -15,6 +15,7 @@ from sj_robust.convert.watch import Watch
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.mode import evaluation_mode
+from sj_robust.model.unwrap import spiking, unwrap
 
 DEAD = 0.9
 """A layer is called dead where at least this share of its neurons never fired on any image."""
@@ -80,7 +81,8 @@ class Agreement(_Facts):
 
 
 class ConversionReport(_Facts):
-    """See `inspect_conversion`. `agreement` is empty where no ANN was given."""
+    """See `inspect_conversion`. `agreement` is empty where no ANN was given; the accuracies, shares of the images, are None
+    without labels."""
 
     network: str
     timesteps: int
@@ -96,6 +98,8 @@ class ConversionReport(_Facts):
     analogue: list[Leftover]
     analogue_share: float
     agreement: list[Agreement]
+    accuracy: float | None = None
+    ann_accuracy: float | None = None
     advice: list[str]
 
     def to_json(self) -> str:
@@ -130,23 +134,37 @@ class ConversionReport(_Facts):
             f"Not spiking: {self.analogue_share:.1%} of the products (inputs other than 0 and 1)", *kept,
             *(["and, without products of their own:", *others] if others else []),
             *(["", "Agreement with the ANN", *_aligned(logits)] if self.agreement else []),
+            *self._accuracies(),
             *(["", *self.advice] if self.advice else []),
         ])  # fmt: skip
 
+    def _accuracies(self) -> list[str]:
+        """Both, so that an ANN shows that gets its images in another form than it was trained with."""
+        if self.accuracy is None:
+            return []
+        ann = "" if self.ann_accuracy is None else f"the ANN {self.ann_accuracy:.1%}, "
+        return ["", f"Right on these images: {ann}the spiking network {self.accuracy:.1%}"]
+
 
 @torch.no_grad()
-def inspect_conversion(snn: SpikingClassifier, images: Tensor, ann: nn.Module | None = None) -> ConversionReport:
+def inspect_conversion(
+    snn: SpikingClassifier, images: Tensor, ann: nn.Module | None = None, labels: Tensor | None = None
+) -> ConversionReport:
     """Run `snn` on `images` [N,C,H,W] in [0,1] and tell what spikes, what does not, and how the logits compare with the ANN's.
 
     `ann`: the network it was converted from, as it was given to `convert`: a NormalizedClassifier, or a backbone that takes images
-    normalised as the spiking network's are. Training flags are restored. Raises SJRobustError for images of another form.
+    normalised as the spiking network's are. labels [N]: what is right, for the accuracy of both. Training flags are restored.
+    Raises SJRobustError for images of another form.
     """
     if images.dim() != 4 or len(images) < 1:
         raise SJRobustError(f"images of shape {list(images.shape)}: expected [N,C,H,W] with at least one image in [0,1]")
+    snn = spiking(snn)  # type: ignore[assignment]
     with evaluation_mode(snn), _Inspection(snn, len(images)) as seen:
         sequence = snn.forward_sequence(images)
     agreement: list[Agreement] = []
+    expected = None
     if ann is not None:
+        ann = unwrap(ann)
         with evaluation_mode(ann):
             expected = ann(images if isinstance(ann, NormalizedClassifier) else snn.normalize(images))
         agreement = [_agreement(t, sequence[:t].mean(0), expected) for t in range(1, len(sequence) + 1)]
@@ -172,6 +190,8 @@ def inspect_conversion(snn: SpikingClassifier, images: Tensor, ann: nn.Module | 
         analogue=[Leftover(name=name, what=what, calls=calls) for (name, what), calls in seen.leftovers.items()] + _unused(snn, seen),
         analogue_share=sum(layer.share for layer in layers if not layer.spiking),
         agreement=agreement,
+        accuracy=_accuracy(sequence.mean(0), labels),
+        ann_accuracy=_accuracy(expected, labels),
         advice=_advice(snn, dead, saturated, len(nodes), agreement),
     )
 
@@ -259,6 +279,10 @@ def _unused(snn: SpikingClassifier, seen: _Inspection) -> list[Leftover]:
 def _agreement(t: int, logits: Tensor, expected: Tensor) -> Agreement:
     same = float((logits.argmax(1) == expected.argmax(1)).double().mean())
     return Agreement(timesteps=t, top1=same, cosine=float(nn.functional.cosine_similarity(logits, expected, dim=1).double().mean()))
+
+
+def _accuracy(logits: Tensor | None, labels: Tensor | None) -> float | None:
+    return None if logits is None or labels is None else float((logits.argmax(1).cpu() == labels.cpu()).double().mean())
 
 
 def _advice(snn: SpikingClassifier, dead: list[str], saturated: list[str], nodes: int, agreement: list[Agreement]) -> list[str]:

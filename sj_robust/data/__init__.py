@@ -2,6 +2,7 @@
 
 from sj_robust.data.augment import Augmentation
 from sj_robust.data.datasets import MEAN_STD, NAMES, ImageDataset, load_dataset
-from sj_robust.data.loader import batches, calibration_batches, steps_per_epoch
+from sj_robust.data.loader import batches, calibration_batches, calibration_indices, steps_per_epoch
 
-__all__ = ["MEAN_STD", "NAMES", "Augmentation", "ImageDataset", "batches", "calibration_batches", "load_dataset", "steps_per_epoch"]
+__all__ = ["MEAN_STD", "NAMES", "Augmentation", "ImageDataset", "batches", "calibration_batches", "calibration_indices", "load_dataset",
+           "steps_per_epoch"]  # fmt: skip

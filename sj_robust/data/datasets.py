@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sj_robust.data.decode import Square
 from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source, split_in_name
-from sj_robust.data.stream import STREAM_FROM, EncodedImages
+from sj_robust.data.stream import STREAM_FROM, EncodedImages, in_channels
 from sj_robust.errors import SJRobustError
 from sj_robust.files import legible, zoo_root
 from sj_robust.secrets import harmless
@@ -76,6 +76,13 @@ class ImageDataset:
         images = self.images.subset(slice(count)) if isinstance(self.images, EncodedImages) else self.images[:count]
         return replace(self, images=images, labels=self.labels[:count])
 
+    def in_channels(self, channels: int) -> ImageDataset:
+        """The images grey (1) or in colour (3); as they are for another number, which no data set here has."""
+        if channels not in (1, 3) or self.images.shape[1] not in (1, 3) or channels == self.images.shape[1]:
+            return self
+        encoded = isinstance(self.images, EncodedImages)
+        return replace(self, images=self.images.in_channels(channels) if encoded else in_channels(self.images, channels))  # type: ignore[union-attr,arg-type]
+
     def split_off(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in dataset order.
 
@@ -112,7 +119,7 @@ class ImageDataset:
 
 def load_dataset(
     name_or_path: str | os.PathLike[str], split: Split = "train", *, image_size: int | None = None, resize: int | None = None,
-    stream: bool | None = None,
+    stream: bool | None = None, channels: Literal[1, 3] = 3,
 ) -> ImageDataset:
     """Load one split of a dataset, into memory unless `stream`.
 
@@ -129,6 +136,8 @@ def load_dataset(
     `stream`: leave the images where they are and decode them as they are used, which needs `image_size`. None does so where decoded
     images would take more than STREAM_FROM (8 GiB). Parquet files are then copied once, still compressed, into the cache.
 
+    `channels`: 3 makes grey images RGB, 1 makes coloured ones grey, for a network such as those of MNIST.
+
     A single parquet file, or class folders without train/ and test/, are read whichever split is asked for; `.split` then
     says what was read: the split in the file's name, else "all".
 
@@ -136,6 +145,8 @@ def load_dataset(
     """
     if split not in ("train", "test"):
         raise SJRobustError(f"unknown split {split!r}: expected 'train' or 'test'")
+    if channels not in (1, 3):
+        raise SJRobustError(f"channels={channels!r}: expected 1 (grey) or 3 (RGB)")
     if image_size is not None and image_size < 1:
         raise SJRobustError(f"image_size={image_size}: expected a number of pixels, 1 or more")
     if resize is not None and (image_size is None or resize < image_size):
@@ -156,7 +167,7 @@ def load_dataset(
     if stream and square is None:
         raise SJRobustError("images that are decoded as they are used need an image_size: all are brought to it")
     images = source.stream(square) if stream and square else torch.from_numpy(source.read(square))
-    return ImageDataset(images, torch.from_numpy(source.labels), source.classes, legible(name), source.split)
+    return ImageDataset(images, torch.from_numpy(source.labels), source.classes, legible(name), source.split).in_channels(channels)
 
 
 def known_name(text: str) -> str | None:

@@ -61,14 +61,18 @@ def steps_per_epoch(dataset: ImageDataset, batch_size: int, *, drop_last: bool =
 
 def calibration_batches(dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int) -> Tensor:
     """Different images drawn by `seed`, not augmented: float32 [batches,batch_size,C,H,W] in [0,1]."""
+    return dataset.floats(calibration_indices(dataset, batches, batch_size, seed=seed)).unflatten(0, (batches, batch_size))
+
+
+def calibration_indices(dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int) -> Tensor:
+    """Which images these are, int64 [batches * batch_size]."""
     count = batches * batch_size
     if count < 1 or count > len(dataset):
         raise SJRobustError(
             f"{batches} calibration batches of {batch_size} need {count} images but {dataset.name} has {len(dataset)}: "
             "use fewer or smaller batches (at least one image)"
         )
-    indices = torch.randperm(len(dataset), generator=_generator("calibration", seed))[:count]
-    return dataset.floats(indices).unflatten(0, (batches, batch_size))
+    return torch.randperm(len(dataset), generator=_generator("calibration", seed))[:count]
 
 
 def _generator(purpose: str, *numbers: int) -> torch.Generator:

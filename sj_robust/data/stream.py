@@ -30,20 +30,22 @@ Rows = npt.NDArray[np.int64]
 
 
 class EncodedImages:
-    """Stands in the place of a tensor uint8 [N,3,S,S]: indexing with positions gives that tensor's rows, decoded, S×S.
+    """Stands in the place of a tensor uint8 [N,3,S,S], or with channels=1 grey [N,1,S,S].
 
-    `identity` stands for the content of `items`, in fingerprints; `place(i)` names item i in errors.
+    Indexing with positions gives that tensor's rows, decoded, S×S. `identity` stands for the content of `items`, in
+    fingerprints; `place(i)` names item i in errors.
     """
 
     def __init__(
-        self, items: Sequence[Encoded], square: Square, identity: str, place: Callable[[int], str], rows: Rows | None = None
-    ) -> None:
-        self._items, self._square, self._identity, self._place = items, square, identity, place
+        self, items: Sequence[Encoded], square: Square, identity: str, place: Callable[[int], str], rows: Rows | None = None,
+        channels: int = 3,
+    ) -> None:  # fmt: skip
+        self._items, self._square, self._identity, self._place, self._channels = items, square, identity, place, channels
         self._rows = np.arange(len(items)) if rows is None else rows
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((len(self._rows), 3, self._square.size, self._square.size))
+        return torch.Size((len(self._rows), self._channels, self._square.size, self._square.size))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,16 +60,35 @@ class EncodedImages:
             (self._items[row] for row in rows), len(rows), square=self._square, crops=crops,
             place=lambda i: self._place(rows[min(i, len(rows) - 1)]),
         )  # fmt: skip
-        return torch.from_numpy(pixels)
+        return in_channels(torch.from_numpy(pixels), self._channels)
 
     def subset(self, positions: Tensor | slice) -> EncodedImages:
         """Those at `positions`, still encoded."""
         rows = self._rows[positions if isinstance(positions, slice) else positions.numpy()]
-        return EncodedImages(self._items, self._square, self._identity, self._place, rows)
+        return EncodedImages(self._items, self._square, self._identity, self._place, rows, self._channels)
+
+    def in_channels(self, channels: int) -> EncodedImages:
+        """The same images, grey (1) or in colour (3) once they are decoded."""
+        return EncodedImages(self._items, self._square, self._identity, self._place, self._rows, channels)
 
     def digest(self) -> Any:
         """A hash object fed with what tells these images from others: the stored files, the size they are brought to, the rows."""
-        return hashlib.sha256(f"encoded/{self._identity}/{self._square}/".encode() + self._rows.astype("<i8").tobytes())
+        grey = "grey/" if self._channels == 1 else ""
+        return hashlib.sha256(f"encoded/{self._identity}/{self._square}/{grey}".encode() + self._rows.astype("<i8").tobytes())
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Images uint8 [N,C,H,W] of 1 or 3 channels in 1 or 3: what is grey stays what it is, colours become the luma of ITU-R 601, by PIL's
+    own arithmetic."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    grey = torch.empty_like(images[:, :1])
+    for some, into in zip(images.split(1024), grey.split(1024), strict=True):  # not all at once, as int32
+        red, green, blue = some.int().unbind(1)
+        into[:, 0] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+    return grey
 
 
 class Blobs(Sequence[Encoded]):

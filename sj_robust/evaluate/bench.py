@@ -20,6 +20,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
 from sj_robust.model import SpikingModel
+from sj_robust.model.unwrap import showing_hidden, taken_for_ann
 
 BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
 _SIGN_BYTES = 1 << 30
@@ -121,11 +122,13 @@ def check_fit(bench: Bench, total: int) -> int:
     data = bench.dataset
     _, x, _ = next(bench.batches(torch.arange(1)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), showing_hidden() as hidden:
             logits = bench.model(x)
     except (RuntimeError, ValueError, AssertionError, SJRobustError) as error:
         reason = first_line(error)
         raise SJRobustError(f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}") from error
+    if hidden and not isinstance(bench.model, SpikingModel):
+        raise taken_for_ann(bench.model)
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")

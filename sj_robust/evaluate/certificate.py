@@ -20,6 +20,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, image_count, true_forward
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement
+from sj_robust.model import expose
 from sj_robust.progress import bar
 
 
@@ -127,6 +128,7 @@ def certify(
     Raises SJRobustError if data and model do not fit, and on settings out of range.
     """
     started = time.monotonic()
+    model = expose(model)
     total = image_count(dataset, max_images)
     _check_settings(sigma, n0, n, alpha, batch_size)
     where = device_of(model, device)

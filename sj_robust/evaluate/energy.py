@@ -22,7 +22,7 @@ from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import Bench, check_fit, device_of, image_count, true_forward
 from sj_robust.evaluate.latency import IMAGES, aligned
 from sj_robust.evaluate.report import Activity, EnergyEstimate, Facts, Measurement
-from sj_robust.model import NormalizedClassifier, SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingModel, expose
 from sj_robust.progress import Bar, bar
 
 ESTIMATED_ON = 64  # images, for the figure in a report
@@ -121,6 +121,7 @@ def measure_energy(
     Raises SJRobustError if data and model do not fit, and on settings out of range.
     """
     started = time.monotonic()
+    model = expose(model)
     total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)
     if batch_size < 1:
         raise SJRobustError(f"batch_size is {batch_size}: expected at least 1")

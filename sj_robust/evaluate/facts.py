@@ -16,9 +16,11 @@ import sj_robust
 from sj_robust.data import ImageDataset
 from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report
 from sj_robust.model import NormalizedClassifier, SpikingModel
+from sj_robust.model.unwrap import bare
 
 
 def model_facts(model: nn.Module, num_classes: int) -> ModelFacts:
+    model = bare(model)  # a wrapper would give the weights other names, and so another hash
     common: dict[str, Any] = {
         "architecture": _architecture(model),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

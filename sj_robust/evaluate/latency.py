@@ -18,7 +18,7 @@ from sj_robust.evaluate import facts
 from sj_robust.evaluate.bench import Bench, check_ball, check_fit, device_of, image_count, true_forward
 from sj_robust.evaluate.ensemble import noise_seed
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement, eps_name
-from sj_robust.model import SpikingJellyClassifier, SpikingModel
+from sj_robust.model import SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.neuron import View, parse_view, view_name
 from sj_robust.progress import Bar, bar
 
@@ -97,6 +97,7 @@ def measure_latency(
     out of range.
     """
     started = time.monotonic()
+    snn = expose(snn)
     if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"a {type(snn).__name__} has no time steps: latency is measured of a spiking network")
     total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)

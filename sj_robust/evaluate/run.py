@@ -29,7 +29,8 @@ from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
 from sj_robust.files import check_file
-from sj_robust.model import SpikingModel
+from sj_robust.model import SpikingModel, expose
+from sj_robust.model.unwrap import bare
 from sj_robust.neuron import View
 from sj_robust.progress import bar
 from sj_robust.signals import deferred_signals
@@ -100,6 +101,8 @@ def evaluate(
     started = time.monotonic()
     if journal is not None:
         check_file(journal)
+    model = expose(model)
+    itself = bare(model)
     total = image_count(dataset, max_images)
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
     _check_at_least(0, check_images=check_images, time_limit=time_limit or 0)
@@ -119,7 +122,7 @@ def evaluate(
         predicted, activity = _clean_pass(bench, total, False if shard.rank else show_progress)
         labels = dataset.labels[:total].cpu()
         correct, mine = predicted == labels, shard.mine(total)
-        described, data = facts.model_facts(model, num_classes), facts.dataset_facts(dataset, total)
+        described, data = facts.model_facts(itself, num_classes), facts.dataset_facts(dataset, total)
         notes = Journal.open(None if journal is None else Path(journal), {
             "weights": described.weights_sha256, "settings": described.settings,
             "images": data.fingerprint, "predicted": predicted.tolist(),

@@ -15,7 +15,8 @@ from torch import nn
 
 from sj_robust.errors import SJRobustError
 from sj_robust.files import atomic_path, sha256
-from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier
+from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, expose
+from sj_robust.model.unwrap import bare
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def needs(package: str, extra: str) -> Any:
 
 
 def classifier(model: nn.Module) -> NormalizedClassifier:
-    """`model` itself. SJRobustError unless it is a SpikingClassifier or NormalizedClassifier."""
+    """`model` itself, or what it wraps. SJRobustError unless it is a SpikingClassifier or NormalizedClassifier."""
+    model = bare(expose(model))
     if not isinstance(model, NormalizedClassifier):
         expected = "a SpikingClassifier or NormalizedClassifier(network, mean, std)"
         raise SJRobustError(f"cannot export a {type(model).__name__}: expected {expected}")

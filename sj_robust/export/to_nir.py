@@ -54,10 +54,12 @@ def export_nir(
     where the extra `nir` is not installed, the image size is not known, or the file cannot be written.
     """
     nir = needs("nir", "nir")
-    if not isinstance(classifier(snn), SpikingClassifier):
+    network = classifier(snn)
+    if not isinstance(network, SpikingClassifier):
         raise SJRobustError("NIR describes spiking networks, and this one is an ANN: convert it first, or export it as onnx or torch")
     if not (math.isfinite(dt) and dt > 0):
         raise SJRobustError(f"dt is {dt}: expected a time step above 0")
+    snn = network
     size = image_size(snn, input_size)
     with writing(path) as temporary:
         graph = _Builder(nir, snn, size, dt).graph()

@@ -6,7 +6,6 @@ each spiking node is one opaque operation in it.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch.export.graph_signature import InputKind
 
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.model import SpikingActivation, SpikingClassifier
+from sj_robust.model.plain import copied
 from sj_robust.model.resnet import SubsampleAndPad
 
 _BATCH = 2  # not 1, which tracing takes for something special
@@ -55,7 +55,7 @@ class Step:
 
 def trace_step(snn: SpikingClassifier, size: tuple[int, int, int]) -> Step:
     """One step of `snn`'s backbone on images of `size` [C,H,W], in eval mode. SJRobustError where torch.export cannot follow it."""
-    backbone = copy.deepcopy(snn.backbone).cpu().eval().requires_grad_(False)
+    backbone = copied(snn.backbone).cpu().eval().requires_grad_(False)
     for name, module in list(backbone.named_modules()):
         if isinstance(module, SpikingActivation):
             backbone.set_submodule(name, _Opaque(name, module.worth))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.export.files import Exported, classifier, described, image_size, needs, writing
 from sj_robust.model import NormalizedClassifier, SpikingActivation, SpikingClassifier
+from sj_robust.model.plain import copied
 
 IMAGES, LOGITS = "images", "logits"
 _SHAPES = ({0: torch.export.Dim("batch")},)
@@ -31,6 +31,7 @@ def export_onnx(model: NormalizedClassifier, path: str | os.PathLike[str], *, in
     """
     onnx = needs("onnx", "export")
     needs("onnxscript", "export")
+    model = classifier(model)
     with writing(path) as temporary:
         program = _program(model, input_size)
         try:
@@ -49,6 +50,7 @@ def export_torch(model: NormalizedClassifier, path: str | os.PathLike[str], *, i
     As `export_onnx`, but run by torch of about this version, without this package or SpikingJelly, on the CPU.
     Raises SJRobustError where the network cannot be traced or the file cannot be written.
     """
+    model = classifier(model)
     with writing(path) as temporary:
         program = _program(model, input_size)
         with open(temporary, "wb") as file:
@@ -92,8 +94,8 @@ class _Unrolled(nn.Module):
 
 def _program(model: NormalizedClassifier, size: Sequence[int] | None) -> torch.export.ExportedProgram:
     """The classifier in eval mode on the CPU, traced for any batch size."""
-    channels, height, width = image_size(classifier(model), size)
-    plain: Any = copy.deepcopy(model).cpu().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
+    channels, height, width = image_size(model, size)
+    plain: Any = copied(model).cpu().eval().requires_grad_(False).to(memory_format=torch.contiguous_format)
     for name, module in list(plain.named_modules()):
         if isinstance(module, SpikingActivation):
             plain.set_submodule(name, _Unrolled(module))

@@ -18,6 +18,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import LARGEST_SIDE, Config, plain_values
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, from_spikingjelly
 from sj_robust.model.limit import limited
+from sj_robust.model.plain import as_stored
 from sj_robust.text import visible
 
 Classifier = SpikingModel | NormalizedClassifier
@@ -63,13 +64,16 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
     SpikingJelly's nodes have other constants or surrogate functions than those that were saved.
     """
     classifier: Classifier
+    if max(config.settings["mean"]) > 1:
+        raise SJRobustError(f"the settings of {origin} have the mean {config.settings['mean']}: expected one of images in [0,1]")
     try:
         with torch.random.fork_rng(devices=[]), limited(f"config.json of {origin}", len(tensors)):
-            classifier = _structure(config, backbone)
+            classifier = _structure(config, backbone, tensors)
     except SJRobustError:
         raise
     except Exception as error:  # settings name places in the network, and lead to whatever lies there
         raise SJRobustError(f"the settings of {origin} do not fit {_called(config, backbone)} ({_line(error)})") from error
+    classifier.num_classes = config.num_classes
     holder = weights_of(classifier)
     if problems := mismatches(holder.state_dict(), tensors):
         raise SJRobustError(f"{origin} does not fit {_called(config, backbone)}: {few(problems)}")
@@ -80,13 +84,14 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
     return classifier.to(memory_format=getattr(torch, config.memory_format)).eval()
 
 
-def _structure(config: Config, backbone: nn.Module) -> Classifier:
+def _structure(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor]) -> Classifier:
     if config.layers_by_node:
         settings = {key: config.settings.get(key) for key in ("timesteps", "mean", "std", "input")}
         return from_spikingjelly(backbone, **settings, num_classes=config.num_classes)  # type: ignore[arg-type]
     if config.kind == "snn":
-        return rebuild(backbone, dict(config.settings), source=dict(config.source))
-    return NormalizedClassifier(backbone, config.settings["mean"], config.settings["std"])
+        backbone = as_stored(backbone, tensors, "backbone.")
+        return rebuild(backbone, dict(config.settings), source=dict(config.source), input_size=config.input_size)
+    return NormalizedClassifier(as_stored(backbone, tensors, ""), config.settings["mean"], config.settings["std"])
 
 
 def weights_of(model: Classifier) -> nn.Module:

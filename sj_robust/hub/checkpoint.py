@@ -25,7 +25,8 @@ from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVAL
 from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs, protocol_of, read_report, read_reports
-from sj_robust.model import NormalizedClassifier, SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingModel, expose
+from sj_robust.model.unwrap import bare, unwrap
 from sj_robust.reading import MAX_RECIPE_BYTES, read_text
 
 
@@ -46,6 +47,7 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
     Raises SJRobustError where the folder holds anything that is not a checkpoint of ours, the weights are not finite, or the
     report is of another model.
     """
+    model = bare(expose(model))  # type: ignore[assignment]  # checked below
     if not isinstance(model, NormalizedClassifier):  # spiking ones are, too
         raise SJRobustError(f"save got a {type(model).__name__}, expected what convert or from_spikingjelly returned, or "
                             "NormalizedClassifier(network, mean, std)")
@@ -97,6 +99,7 @@ def load(folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Modul
     tensors = _read_weights(folder / WEIGHTS, config)
     if model is not None:
         backbone = model if isinstance(model, nn.Module) else model()
+        backbone = unwrap(backbone)
         backbone = backbone.backbone if isinstance(backbone, NormalizedClassifier) else backbone
     elif config.architecture is None:
         made_by = f"it was made by {config.model!r}" if config.model else "what made it was not recorded"

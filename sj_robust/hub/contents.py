@@ -7,12 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
-import yaml
-
-from sj_robust.errors import SJRobustError, first_line
+from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import EVALUATIONS, RECIPE, SOURCE_EVALUATION, read_bounded
-from sj_robust.hub.origin import most_bytes, own_files
+from sj_robust.hub.origin import own_files
 from sj_robust.hub.results import read_report
+from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml
 
 MAX_PIXELS = 1 << 24
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -33,10 +32,7 @@ def check_contents(folder: Path) -> None:
 
 
 def _check_recipe(path: Path) -> None:
-    try:
-        content = yaml.safe_load(read_bounded(path, most_bytes(RECIPE)))
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise SJRobustError(f"{path} is not valid YAML ({first_line(error)}): save the checkpoint again, or remove the file") from None
+    content = parse_yaml(read_bounded(path, MAX_RECIPE_BYTES), path, "save the checkpoint again, or remove the file")
     if not isinstance(content, dict) or not isinstance(content.get("name"), str):
         raise SJRobustError(f"{path} is not a recipe, which is a mapping with a name: save the checkpoint again, or remove the file")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import importlib.metadata
 import json
@@ -21,6 +20,8 @@ from sj_robust.hub.build import Classifier, assemble, build_backbone, probe
 from sj_robust.hub.config import FORMAT_VERSION, LIBRARY, Architecture, Config, ModelArgs, first_error
 from sj_robust.model import SpikingModel
 from sj_robust.model.layout import layout_of
+from sj_robust.model.normalized import count_logits
+from sj_robust.model.plain import copied
 
 _ARCHITECTURE: TypeAdapter[str] = TypeAdapter(Architecture)
 _MODEL_ARGS: TypeAdapter[dict[str, Any]] = TypeAdapter(ModelArgs)
@@ -38,7 +39,7 @@ def describe(model: Classifier, tensors: Mapping[str, Tensor], content: bytes, *
     size = input_size or source.get("input_size") or known.get("input_size")
     mean, std = ([float(value) for value in buffer.flatten()] for buffer in (model.mean, model.std))
     described: dict[str, Any] = {
-        "format_version": FORMAT_VERSION, "library_name": LIBRARY, "num_classes": model.num_classes,
+        "format_version": FORMAT_VERSION, "library_name": LIBRARY, "num_classes": _classes(model, size),
         "model": builder or source.get("model"), "input_size": size, "classes": classes or source.get("classes"),
         "source": source, "created_with": versions(),
         "training": training.model_dump(mode="json") if isinstance(training, BaseModel) else training,
@@ -61,6 +62,14 @@ def describe(model: Classifier, tensors: Mapping[str, Tensor], content: bytes, *
             return config
     warnings.warn(f"{type(model.backbone).__name__} cannot be rebuilt from a timm name: load will need model=", stacklevel=3)
     return _validated({**described, "architecture": None})
+
+
+def _classes(model: Classifier, size: Sequence[int] | None) -> int:
+    """K, read off a forward pass where the size of its images is known, and is right."""
+    try:
+        return count_logits(model, probe(list(size or ())).to(model.mean.device))
+    except Exception:  # whatever a network does with images of another size
+        return model.num_classes
 
 
 def versions() -> dict[str, str]:
@@ -97,7 +106,7 @@ def _rebuilds(model: Classifier, config: Config, tensors: Mapping[str, Tensor]) 
     if config.input_size is None:
         return True
     # equal names and shapes do not make equal networks: another stride or activation shows in the logits only
-    original, images = copy.deepcopy(model).cpu().eval(), probe(config.input_size)
+    original, images = copied(model).cpu().eval(), probe(config.input_size)
     with torch.no_grad():
         return torch.allclose(original(images), rebuilt(images), rtol=1e-3, atol=1e-3)
 

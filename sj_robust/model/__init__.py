@@ -5,6 +5,7 @@ from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.model.normalized import NormalizedClassifier
 from sj_robust.model.spiking import SpikingModel
 from sj_robust.model.spikingjelly import SpikingJellyClassifier, from_spikingjelly
+from sj_robust.model.unwrap import expose, unwrap
 from sj_robust.model.weights import create_ann, load_weights, read_state_dict
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "SpikingJellyClassifier",
     "SpikingModel",
     "create_ann",
+    "expose",
     "from_spikingjelly",
     "load_weights",
     "read_state_dict",
+    "unwrap",
 ]

@@ -23,7 +23,7 @@ class SpikingJellyClassifier(SpikingModel):
 
     def __init__(self, network: nn.Module, *, timesteps: int, mean: Sequence[float], std: Sequence[float], input: Input | None = None,
                  num_classes: int | None = None) -> None:
-        super().__init__(network, mean, std)
+        super().__init__(network, mean, std, num_classes=num_classes)
         check_timesteps(timesteps)
         if input not in (None, *get_args(Input)):
             raise SJRobustError(f"input is {input!r}: expected one of {', '.join(get_args(Input))}")
@@ -31,7 +31,6 @@ class SpikingJellyClassifier(SpikingModel):
         multistep = all(getattr(node, "step_mode", "m") == "m" for node in self.nodes().values())
         self.timesteps = timesteps
         self.input: Input = input or ("sequence" if multistep else "step")
-        self._num_classes = num_classes
         self._shown: list[NodeInView] = []
         self.source = {}
 
@@ -40,10 +39,6 @@ class SpikingJellyClassifier(SpikingModel):
         """How it computes; what its nodes are is read off them, because training may have changed it."""
         return {"timesteps": self.timesteps, "mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist(),
                 "input": self.input, "nodes": {name: described(node) for name, node in self.nodes().items()}}
-
-    @property
-    def num_classes(self) -> int:
-        return self._num_classes or super().num_classes
 
     def nodes(self) -> dict[str, nn.Module]:
         return self._nodes[0]
@@ -123,7 +118,7 @@ def from_spikingjelly(network: nn.Module, *, timesteps: int, mean: Sequence[floa
         mean, std: per channel, of images in [0,1]; 0 and 1 where the network normalises for itself.
         input: "sequence": [T, N, C, H, W] at once (the default where all nodes are in multi-step mode). "step": [N, C, H, W],
             `timesteps` times (the default otherwise). "images": [N, C, H, W] once; the network makes its own steps.
-        num_classes: K, where neither the network's `num_classes` nor the width of its last linear layer says so.
+        num_classes: K, where neither the network's `num_classes` nor a pass of images of a usual size shows it.
 
     Raises SJRobustError for nodes that views cannot reach (`neuron.foreign.find_nodes`), none at all, and settings out of range.
     """

@@ -23,7 +23,7 @@ from sj_robust.errors import SJRobustError, first_line
 from sj_robust.model import resnet, vgg, wide_resnet  # noqa: F401  imported to register their architectures with timm
 from sj_robust.model.base import renamed
 from sj_robust.model.limit import LARGEST, limited
-from sj_robust.model.normalized import NormalizedClassifier
+from sj_robust.model.normalized import NormalizedClassifier, unit_scale
 from sj_robust.text import visible
 
 # where training scripts put the weights inside a checkpoint, averaged ones first: the order of timm's own loader, then that of others
@@ -107,13 +107,14 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> Normalisatio
 
 
 def normalisation_in(tensors: Mapping[str, Tensor]) -> Normalisation | None:
-    """Mean and std that `tensors` hold under names of `NORMALISATION`, for images in [0,1]; those of images up to 255 are divided."""
-    for pair in NORMALISATION:
-        if all(key in tensors for key in pair):
-            mean, std = (tensors[key].flatten().tolist() for key in pair)
-            scale = 255.0 if max(mean, default=0.0) > 1 else 1.0
-            return [value / scale for value in mean], [value / scale for value in std]
-    return None
+    """Mean and std that `tensors` hold under names of `NORMALISATION`, for images in [0,1] (`unit_scale`)."""
+    names = normalisation_names(tensors)
+    return unit_scale(*(tensors[name] for name in names)) if names else None
+
+
+def normalisation_names(tensors: Mapping[str, Tensor]) -> tuple[str, str] | None:
+    """The names in `NORMALISATION` under which `tensors` hold a mean and a std, if they do."""
+    return next((pair for pair in NORMALISATION if all(key in tensors for key in pair)), None)
 
 
 def check_normalisation(origin: str, known: Normalisation, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -12,10 +13,12 @@ from sj_robust.data import ImageDataset
 from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
 from sj_robust.files import check_within
-from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, expose
+from sj_robust.model.normalized import count_logits
 from sj_robust.train.checkpoint import Progress, Validation
 from sj_robust.train.config import PRESETS, Kind, TrainConfig
 from sj_robust.train.loop import fit
+from sj_robust.train.optimizer import THRESHOLD
 from sj_robust.train.plan import Plan
 
 
@@ -79,6 +82,8 @@ def finetune(snn: SpikingModel, dataset: ImageDataset, config: TrainConfig | Non
 
 def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, folder: str | os.PathLike[str], kind: Kind, resume: bool,
            device: str | torch.device, show_progress: bool | None) -> TrainResult:
+    if isinstance(exposed := expose(model), SpikingModel):
+        model = exposed  # an ANN is trained in its wrapper, which may be there to make it fast
     if isinstance(model, SpikingModel) != (kind == "finetune"):
         raise SJRobustError("finetune takes a spiking network: convert yours (sj_robust.convert), or wrap it (from_spikingjelly)"
                             if kind == "finetune" else "train_ann takes a network without spiking nodes: use finetune for a spiking one")
@@ -86,7 +91,11 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
         raise SJRobustError("consistency compares the time steps of a spiking network: leave it out for an ANN")
     if isinstance(model, SpikingJellyClassifier) and (config.consistency or config.checkpointing):
         raise SJRobustError("consistency and checkpointing take converted networks: leave them out for SpikingJelly's own nodes")
+    _check_trainable(model, config)
     highest = int(dataset.labels.max()) if len(dataset) else -1
+    if isinstance(model, NormalizedClassifier) and len(dataset):
+        like = next(model.parameters())
+        model.num_classes = count_logits(model, dataset.first(1).floats().to(like.device))
     classes = getattr(model, "num_classes", None)
     if isinstance(classes, int) and highest >= classes:
         raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
@@ -95,6 +104,22 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
     check_within(folder)
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
     return _result(progress, plan, dataset, device)
+
+
+def _check_trainable(model: torch.nn.Module, config: TrainConfig) -> None:
+    """Raise SJRobustError where nothing of the network trains, or its weights are not float32; warn where thresholds alone train."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta or parameter.dtype != torch.float32:
+            found = "on the meta device" if parameter.is_meta else str(parameter.dtype).removeprefix("torch.")
+            raise SJRobustError(f"{name} is {found}: expected float32 weights; call float() on the network, and choose the "
+                                "precision of its passes by the setting of that name")  # fmt: skip
+    trains = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    weights = [name for name in trains if not name.endswith(THRESHOLD)]
+    if not (trains if config.learn_thresholds else weights):
+        raise SJRobustError("nothing of the network trains, all its weights are frozen (requires_grad=False): call "
+                            "requires_grad_(True) on it")  # fmt: skip
+    if not weights:
+        warnings.warn("all weights are frozen (requires_grad=False): only the firing thresholds train", stacklevel=4)
 
 
 def _result(progress: Progress, plan: Plan, dataset: ImageDataset, device: torch.device) -> TrainResult:

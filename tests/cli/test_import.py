@@ -131,7 +131,7 @@ def test_networks_on_the_hub(cli: Cli, place: Path, workplace: Path, hub: Any, m
         assert "10 classes apart, colours has 2" in line
     for name in ("bob/absent", "hf-hub:bob/absent"):
         line = refusal(cli("convert", name, "--data", "ten", *SMALL, "--out", "no", cwd=place))
-        assert "bob/absent is neither a folder here nor a repository" in line
+        assert f"bob/absent is neither a folder in {place} nor a repository that {hub.endpoint} shows you" in line
 
 
 @pytest.fixture(scope="module")
