@@ -13,6 +13,7 @@ from sj_robust.attack.loss import margin
 from sj_robust.attack.mode import attack_mode
 from sj_robust.attack.view import true_logits
 from sj_robust.errors import SJRobustError
+from sj_robust.model.images import checked_labels
 
 Norm = Literal["linf", "l2"]
 
@@ -60,13 +61,18 @@ class Attack:
         return {"name": self.name, **asdict(self)}
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
-        _check_batch(x, y, ids)
+        _check_images(x)
+        if y is not None:
+            y = checked_labels(y, len(x), known if isinstance(known := getattr(model, "num_classes", None), int) else None)
+        if ids is None:
+            ids = torch.arange(len(x), device=x.device)
+        require(ids.shape == x.shape[:1], f"ids have shape {list(ids.shape)}: expected [{len(x)}]")
         if not len(x):
             return x.clone()
         with attack_mode(model, x.device):
             x = x.detach().clone()  # clones: inference tensors cannot take part in autograd
-            y = None if y is None else y.detach().clone()
-            return self.run(model, x, y, seed, torch.arange(len(x), device=x.device) if ids is None else ids)
+            y = None if y is None else y.to(x.device, copy=True)
+            return self.run(model, x, y, seed, ids)
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
         """The attack itself, on checked inputs, in eval mode, with gradients on."""
@@ -122,10 +128,10 @@ def require(condition: bool, message: str) -> None:
         raise SJRobustError(message)
 
 
-def _check_batch(x: Tensor, y: Tensor | None, ids: Tensor | None) -> None:
-    require(x.dtype == torch.float32 and x.dim() >= 2, f"images are {x.dtype} {list(x.shape)}: expected float32 [N, C, H, W]")
-    require(y is None or y.shape == x.shape[:1], f"labels have shape {None if y is None else list(y.shape)}: expected [{len(x)}]")
-    require(ids is None or ids.shape == x.shape[:1], f"ids have shape {None if ids is None else list(ids.shape)}: expected [{len(x)}]")
+def _check_images(x: Tensor) -> None:
+    kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+    require(isinstance(x, Tensor) and x.dtype == torch.float32 and x.dim() >= 2, f"images are {kind}: expected float32 [N, C, H, W]")
     if x.numel():
-        low, high = (float(bound) for bound in x.detach().aminmax())
-        require(low >= 0 and high <= 1, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation belongs inside the model)")
+        low, high = torch.stack(x.detach().aminmax()).tolist()
+        inside = low >= 0 and high <= 1  # False for NaN
+        require(inside, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation belongs inside the model)")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
+from sj_robust.model.images import checked_images
 
 
 class NormalizedClassifier(nn.Module):
@@ -19,7 +20,7 @@ class NormalizedClassifier(nn.Module):
 
     Raises:
         SJRobustError: `mean` and `std` differ in length or are empty, a value is not finite, a std is not positive;
-            in `forward`, images that are not [N,C,H,W] with that many channels.
+            in `forward`, what `checked_images` does not take for images.
     """
 
     mean: Tensor
@@ -43,9 +44,7 @@ class NormalizedClassifier(nn.Module):
 
     def normalize(self, x: Tensor) -> Tensor:
         """Images in [0,1] to what the backbone takes, same shape."""
-        if x.dim() != 4 or x.shape[1] != len(self.mean):
-            raise SJRobustError(f"images of shape {list(x.shape)}: expected [N,{len(self.mean)},H,W]")
-        return (x - self.mean) / self.std
+        return (checked_images(x, self.mean.shape[0], self.mean) - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
         """Images in [0,1] [N,C,H,W] to logits [N,K]."""
