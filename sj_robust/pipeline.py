@@ -113,9 +113,10 @@ def save_trained(
     result: TrainResult | dict[str, Any] | None = None,
     **facts: Any,
 ) -> None:
-    """Save a model made for the images of `dataset`."""
+    """Save a model made for the images of `dataset`, whose class names are the model's if it knows none."""
     shape = tuple(dataset.images.shape[1:])
-    hub.save(model, folder, training=result, classes=dataset.classes, input_size=shape, **facts)  # type: ignore[arg-type]
+    classes = model.classes or dataset.classes
+    hub.save(model, folder, training=result, classes=classes, input_size=shape, **facts)  # type: ignore[arg-type]
 
 
 def run(

@@ -9,7 +9,7 @@ import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
 from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, recorded_in, shown, write
-from sj_robust.cli.options import Args, Resize, Size, zoo_names
+from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.energy import Energy
@@ -91,6 +91,7 @@ def latency(
     split: SplitName = "test",
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -106,7 +107,9 @@ def latency(
 
     check_out(out)
     where = pick_device(device)
-    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
+    classifier, dataset = load_both(
+        checkpoint, data, split, image_size, resize, model, arg, same_classes
+    )
     measured = measure_latency(
         classifier,
         dataset,

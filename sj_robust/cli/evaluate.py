@@ -21,7 +21,7 @@ from sj_robust.cli.measure import (
     shown,
     write,
 )
-from sj_robust.cli.options import Args, Resize, Size, zoo_names
+from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 from sj_robust.files import check_within
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def evaluate(
     split: SplitName = "test",
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -116,7 +117,9 @@ def evaluate(
     where = pick_device(device)
     if protocol is not None and attacks != "fgsm,pgd10":
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
-    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
+    classifier, dataset = load_both(
+        checkpoint, data, split, image_size, resize, model, arg, same_classes
+    )
     chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")

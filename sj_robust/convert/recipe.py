@@ -104,9 +104,10 @@ def convert(
     """
     if isinstance(ann, SpikingModel):
         raise SJRobustError("the network is spiking already: convert takes an ANN")
+    classes = None
     if isinstance(ann, NormalizedClassifier):
         mean, std = mean or ann.mean.flatten().tolist(), std or ann.std.flatten().tolist()
-        ann = ann.backbone
+        classes, ann = ann.classes, ann.backbone
     if mean is None or std is None:
         raise SJRobustError("convert needs mean and std, one value a channel, that the network's input is normalised with")
     batches = list(calibration)
@@ -125,6 +126,7 @@ def convert(
     recipe = ThresholdBalancing(settings, batches, source=source or {}, on_layer=on_layer, per_channel=per_channel)
     converted = ModuleConverter(recipe).convert(ann)
     assert isinstance(converted, SpikingClassifier)
+    converted.classes = classes
     return converted
 
 

@@ -92,6 +92,13 @@ class ImageDataset:
         images = self.images.subset(slice(count)) if isinstance(self.images, EncodedImages) else self.images[:count]
         return replace(self, images=images, labels=self.labels[:count])
 
+    def with_classes(self, names: Sequence[str]) -> ImageDataset:
+        """The same images under other names of their classes, one for each label, in that order."""
+        if len(names) < len(self.classes):
+            raise SJRobustError(f"{len(names)} names for the {len(self.classes)} classes of "
+                                f"{self.name}: expected one for each")  # fmt: skip
+        return replace(self, classes=tuple(names))
+
     def split_off(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in dataset order.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sj_robust.attack import FGSM, Attack
 from sj_robust.attack.base import project
-from sj_robust.data import ImageDataset
+from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
 from sj_robust.model import SpikingModel
@@ -87,6 +87,11 @@ class Bench:
         if sum(map(len, self._signs.values())) * x[0].numel() < _SIGN_BYTES:
             known.update(zip(chosen.tolist(), sign.to("cpu", torch.int8), strict=True))
         return project(x + attack.eps * sign, x, attack.eps)
+
+
+def fitted(dataset: Any, model: nn.Module) -> ImageDataset:
+    """The data as a data set whose labels are those of the model. Raises SJRobustError where its classes have other names."""
+    return in_order_of(model, as_dataset(dataset))
 
 
 def image_count(dataset: ImageDataset, max_images: int | None) -> int:

@@ -19,7 +19,7 @@ from sj_robust.attack.noise import normal_like
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
-from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, image_count, true_forward
+from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, fitted, image_count, true_forward
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement
 from sj_robust.model.images import OutsideWarning
 from sj_robust.progress import bar
@@ -129,6 +129,7 @@ def certify(
     Raises SJRobustError if data and model do not fit, and on settings out of range.
     """
     started = time.monotonic()
+    dataset = fitted(dataset, model)
     total = image_count(dataset, max_images)
     _check_settings(sigma, n0, n, alpha, batch_size)
     where = device_of(model, device)

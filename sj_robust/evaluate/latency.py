@@ -15,7 +15,7 @@ from sj_robust.attack import Attack, GradientView, evaluation_mode, parse_attack
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate import facts
-from sj_robust.evaluate.bench import Bench, check_ball, check_fit, device_of, image_count, true_forward
+from sj_robust.evaluate.bench import Bench, check_ball, check_fit, device_of, fitted, image_count, true_forward
 from sj_robust.evaluate.ensemble import noise_seed
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement, eps_name
 from sj_robust.model import SpikingJellyClassifier, SpikingModel
@@ -99,6 +99,7 @@ def measure_latency(
     started = time.monotonic()
     if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"a {type(snn).__name__} has no time steps: latency is measured of a spiking network")
+    dataset = fitted(dataset, snn)
     total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)
     attacked = min(ROBUST_IMAGES, total) if robust_images is None else robust_images
     if not 1 <= attacked <= total:

@@ -20,7 +20,17 @@ from sj_robust.distributed import processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
-from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, check_fit, count_passes, device_of, image_count, true_forward, warn_of_state
+from sj_robust.evaluate.bench import (
+    BALL_TOLERANCE,
+    Bench,
+    check_fit,
+    count_passes,
+    device_of,
+    fitted,
+    image_count,
+    true_forward,
+    warn_of_state,
+)
 from sj_robust.evaluate.checks import run_checks, verdict
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
@@ -100,6 +110,7 @@ def evaluate(
     started = time.monotonic()
     if journal is not None:
         check_file(journal)
+    dataset = fitted(dataset, model)
     total = image_count(dataset, max_images)
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
     _check_at_least(0, check_images=check_images, time_limit=time_limit or 0)

@@ -25,6 +25,8 @@ class NormalizedClassifier(nn.Module):
 
     mean: Tensor
     std: Tensor
+    classes: tuple[str, ...] | None = None
+    """The names of the classes by label, where they are known: data is compared with them."""
 
     def __init__(self, backbone: nn.Module, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from sj_robust.data import ImageDataset
+from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
 from sj_robust.files import check_within
@@ -86,6 +86,7 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
         raise SJRobustError("consistency compares the time steps of a spiking network: leave it out for an ANN")
     if isinstance(model, SpikingJellyClassifier) and (config.consistency or config.checkpointing):
         raise SJRobustError("consistency and checkpointing take converted networks: leave them out for SpikingJelly's own nodes")
+    dataset = in_order_of(model, as_dataset(dataset))
     highest = int(dataset.labels.max()) if len(dataset) else -1
     classes = getattr(model, "num_classes", None)
     if isinstance(classes, int) and highest >= classes:
@@ -94,6 +95,8 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
     device = own_device(torch.device(device))
     check_within(folder)
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
+    if isinstance(model, NormalizedClassifier) and classes == len(dataset.classes):
+        model.classes = dataset.classes
     return _result(progress, plan, dataset, device)
 
 
