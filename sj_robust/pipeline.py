@@ -35,7 +35,7 @@ from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.journal import remove_journal
-from sj_robust.evaluate.protocol import find_protocol
+from sj_robust.evaluate.protocol import find_protocol, stages_of
 from sj_robust.files import behind_links, check_within, only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
@@ -272,7 +272,7 @@ class _Run:
                 journal=journal,
                 device=self.device,
                 show_progress=self.show,
-                **settings,
+                **{**settings, "attacks": None if named else settings["attacks"]},
             )
             if self.team.first:
                 write_atomic(path, report.to_json())
@@ -375,6 +375,8 @@ def _check_attacks(settings: EvaluateSettings) -> None:
         parse_attack(attack, settings.eps[0] if settings.eps else 0.0)
     for view in settings.views or ():
         parse_view(view)
+    if settings.protocol:
+        stages_of(find_protocol(settings.protocol), None, settings.views, False)
 
 
 def _settings(part: BaseModel, labels: Any = None) -> dict[str, Any]:

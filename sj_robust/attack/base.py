@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from sj_robust.attack.loss import margin
 from sj_robust.attack.mode import attack_mode
 from sj_robust.attack.view import true_logits
+from sj_robust.budget import radius
 from sj_robust.errors import SJRobustError
 from sj_robust.model.images import checked_labels
 
@@ -22,7 +22,8 @@ Norm = Literal["linf", "l2"]
 class Attack:
     """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1]. Use one of its subclasses.
 
-    eps is in units of the image range [0, 1], under the norm "linf" or "l2". Calling it, `attack(model, x, y, seed=0, ids=None)`,
+    eps is in units of the image range [0, 1], under the norm "linf" or "l2", and may be written
+    "8/255". Calling it, `attack(model, x, y, seed=0, ids=None)`,
     takes images x float32 [N, C, H, W] in [0, 1] and labels y int64 [N] and returns x_adv of the same shape and memory format:
     each image's best, by the margin of the true forward pass, over all iterations and restarts. With `targeted`, y are classes
     to reach instead. The model runs in eval mode; its training flags, its parameters' requires_grad and the global random
@@ -36,8 +37,8 @@ class Attack:
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        require(math.isfinite(self.eps) and self.eps >= 0, f"eps is {self.eps}: expected a number ≥ 0, such as 8/255")
         require(self.norm in ("linf", "l2"), f'norm is {self.norm!r}: expected "linf" or "l2"')
+        object.__setattr__(self, "eps", radius(self.eps, self.norm))
         require(self.restarts >= 1, f"restarts is {self.restarts}: expected at least 1")
 
     @property
@@ -54,6 +55,11 @@ class Attack:
     def black_box(self) -> bool:
         """Whether it takes no gradients: through which view it runs makes no difference."""
         return False
+
+    @property
+    def least_classes(self) -> int:
+        """How many classes the model must tell apart."""
+        return 2
 
     @property
     def settings(self) -> dict[str, Any]:

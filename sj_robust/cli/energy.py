@@ -81,8 +81,12 @@ def latency(
         list[float] | None,
         typer.Option("--eps", parser=budget, metavar="EPS", help="Radius of attacks, once or several times; without it none."),
     ] = None,
-    attack: Annotated[str, typer.Option("--attack", help="As in --attacks of evaluate.")] = "pgd10",
-    view: Annotated[str, typer.Option("--view", help="The gradient view it runs through.")] = "PCW:1",
+    attack: Annotated[
+        str | None, typer.Option("--attack", help="As in --attacks of evaluate.  [default: pgd10]")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option("--view", help="The gradient view it runs through.  [default: PCW:1]")
+    ] = None,
     max_images: Images = None,
     robust_images: Annotated[
         int | None, typer.Option("--robust-images", min=1, help="The first so many of these are attacked; by default 64, or all.")

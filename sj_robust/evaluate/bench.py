@@ -135,6 +135,8 @@ def check_fit(bench: Bench, total: int) -> int:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")
     num_classes, highest = logits.shape[1], int(data.labels[:total].max())
+    if num_classes < 2:
+        raise SJRobustError("the model gives one logit: expected one for each of two or more classes")
     if highest >= num_classes:
         raise SJRobustError(f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use one made for {data.name}")
     return num_classes
