@@ -46,7 +46,7 @@ def radius(value: Any, norm: str = "linf") -> float:
 
 def radii(values: Any, norm: str = "linf") -> list[float]:
     """One or several of them, ascending, each once."""
-    several = isinstance(values, Iterable) and not isinstance(values, str)
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
     if several and getattr(values, "ndim", 1) == 0:  # an array or tensor of one number
         several = False
     return sorted({radius(value, norm) for value in (values if several else [values])})

@@ -78,7 +78,13 @@ class Attack:
         with attack_mode(model, x.device):
             x = x.detach().clone()  # clones: inference tensors cannot take part in autograd
             y = None if y is None else y.to(x.device, copy=True)
-            return self.run(model, x, y, seed, ids)
+            try:
+                return self.run(model, x, y, seed, ids)
+            except IndexError as error:  # of a model that does not say how many classes it has
+                if y is None or "out of bounds" not in str(error):
+                    raise
+                raise SJRobustError(f"an image has the label {int(y.max())}, the model has fewer classes: "
+                                    "expected labels from 0, below the number of logits") from error  # fmt: skip
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
         """The attack itself, on checked inputs, in eval mode, with gradients on."""

@@ -46,13 +46,6 @@ def as_dataset(data: Any) -> ImageDataset:
     return ImageDataset(images, labels, tuple(map(str, names)), known_name(kind) or kind, split)
 
 
-def images_of(batch: Any) -> Any:
-    """The images of a batch that may hold labels too."""
-    if isinstance(batch, Mapping):
-        return next((batch[name] for name in _IMAGES if name in batch), batch)
-    return batch[0] if isinstance(batch, tuple | list) and batch and not _is_number(batch[0]) else batch
-
-
 def _items(data: Any) -> Iterable[Any]:
     """One after the other; a data set by its length, as iterating over one need not end."""
     if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
@@ -68,10 +61,10 @@ def _is_pair(data: Any) -> bool:
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     """Images [n,C,H,W] and labels [n] of one item, single or a batch."""
     if isinstance(batch, Mapping):
+        images = next((batch[name] for name in _IMAGES if name in batch), batch)
         labels = next((batch[name] for name in _LABELS if name in batch), None)
     else:
-        labels = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
-    images = images_of(batch)
+        images, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
     if isinstance(images, Image.Image):
         images = torch.from_numpy(np.array(images.convert("RGB"))).permute(2, 0, 1)
     elif isinstance(images, np.ndarray):
@@ -103,7 +96,3 @@ def _origin(data: Any) -> Any:
     while hasattr(data, "dataset"):
         data = data.dataset
     return data
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)

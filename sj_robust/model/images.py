@@ -65,8 +65,10 @@ def checked_labels(labels: Any, count: int, classes: int | None = None) -> Tenso
         raise SJRobustError(f"labels are a {kind} of something else than numbers: expected the "
                             "number of a class for each image") from None  # fmt: skip
     if found.shape != (count,):
-        rows = found.dim() == 2 and len(found) == count
-        advice = "; give labels.argmax(1) if they are one row of scores an image" if rows else ""
+        advice = ""
+        if found.dim() == 2 and len(found) == count:
+            column = found.shape[1] == 1
+            advice = "; give labels" + (".squeeze(1)" if column else ".argmax(1) if they are one-hot")
         raise SJRobustError(f"labels have shape {list(found.shape)}: expected [{count}], one for "
                             f"each image{advice}")  # fmt: skip
     fractions = found.is_floating_point() and not bool((found == found.round()).all())  # NaN too
