@@ -179,9 +179,8 @@ def _decode(
     except SJRobustError:
         raise
     except Exception as error:  # PIL raises nearly anything on damaged data
-        if other := stand_in(_head(item)):
-            raise SJRobustError(f"{where} is {other}: expected an image") from error
-        detail = " ".join(str(error).split())
+        other = stand_in(_head(item))
+        detail = f"it is {other}" if other else " ".join(str(error).split())
         raise SJRobustError(f"{where} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
 
 

@@ -243,21 +243,23 @@ def _open(file: Path) -> pq.ParquetFile:
         return pq.ParquetFile(file, page_checksum_verification=True)  # where the file has checksums, as the sample does
     except (OSError, pa.ArrowException) as error:
         what = _not_parquet(file)
-        raise SJRobustError(f"{file} is {what}: expected a parquet file in the Hub's image layout, "
-                            "or a folder of images by class") from error  # fmt: skip
+        raise SJRobustError(f"{file} is not a readable parquet file{what}: expected one in the Hub's "
+                            "image layout, or a folder of images by class") from error  # fmt: skip
 
 
 def _not_parquet(file: Path) -> str:
+    """What it is instead, as far as its first bytes tell."""
     try:
         with open(file, "rb") as content:
             head, size = content.read(HEAD), file.stat().st_size
             content.seek(max(0, size - 4))
             end = content.read(4)
     except OSError as error:
-        return f"not readable ({error.strerror})"
+        return f" ({error.strerror})"
     if head[:4] == b"PAR1" and end != b"PAR1":
-        return f"a parquet file cut off after {size} bytes, fetch it again"
-    return stand_in(head) or "not a readable parquet file"
+        return f", as it was cut off after {size} bytes (fetch it again)"
+    found = stand_in(head)
+    return f" but {found}" if found else ""
 
 
 def _columns(parquet: pq.ParquetFile, file: Path) -> tuple[str, str]:
