@@ -79,13 +79,14 @@ def test_hidden_folders_are_passed_over_and_links_followed_once(tmp_path: Path) 
 def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
     root = folder(tmp_path, "cat/0.png")
     os.symlink("../.git/annex/objects/x/y.png", root / "cat" / "1.png")
-    with pytest.raises(SJRobustError, match="1.png is a link to .*not there: fetch"):
+    with pytest.raises(SJRobustError, match=r"1\.png is a link to .*not there: fetch"):
         load_dataset(root)
 
 
 STAND_INS = {
     "Git LFS pointer": POINTER, "git-annex pointer": b"/annex/objects/SHA256E-s123--abc.parquet\n", "empty": b"",
-    "web page": b"\n<!DOCTYPE html><html><head><title>404</title>", "web page ": b"<html>", "readable parquet|cannot be decoded": b"PK\x03\x04",
+    "web page": b"\n<!DOCTYPE html><html><head><title>404</title>", "web page ": b"<html>",
+    "readable parquet|cannot be decoded": b"PK\x03\x04",
 }
 
 
@@ -141,7 +142,7 @@ def test_lexicographic_numbers_of_an_older_checkpoint_are_mapped() -> None:
 ])  # fmt: skip
 def test_other_classes_are_refused_unless_said_to_be_the_same(names: tuple[str, ...]) -> None:
     model = knowing("cat", "dog", "ape")
-    with pytest.raises(SJRobustError, match="does not know: '.*--same-classes") as refusal:
+    with pytest.raises(SJRobustError, match=r"does not know: '.*--same-classes") as refusal:
         in_order_of(model, named(*names))
     assert "\n" not in str(refusal.value)
     if len(names) == 3:

@@ -22,7 +22,7 @@ NAMES = ("a", "b", "c")
 class Singles(Dataset):
     """As torchvision's: PIL images, class names, and the split as `train`. Iterating over it never ends."""
 
-    classes = list(NAMES)
+    classes = NAMES
     train = False
 
     def __len__(self) -> int:
@@ -57,7 +57,8 @@ def test_a_data_set_holds_the_same_levels(images: Any) -> None:
 
 @pytest.mark.parametrize(("images", "message"), [
     (X + 1e-2, "between the levels|reach from"), (X / 2, "between the levels"), (X * 2 - 1, "reach from -1 to 1"), (X * torch.nan, "nan"),
-    (LEVELS.long() * 256, "reach from"), ((X > 0.5).long(), "reach from 0 to 1"), (X > 0.5, "bool"), (LEVELS.permute(0, 2, 3, 1), "permute"),
+    (LEVELS.long() * 256, "reach from"), ((X > 0.5).long(), "reach from 0 to 1"), (X > 0.5, "bool"),
+    (LEVELS.permute(0, 2, 3, 1), "permute"),
     (LEVELS[:, 0], r"unsqueeze\(1\)"), (LEVELS[0, 0], "shape"), (list(LEVELS), "torch.stack"), (X.bfloat16(), "between the levels"),
 ])  # fmt: skip
 def test_other_images_are_refused(images: Any, message: str) -> None:
@@ -75,8 +76,10 @@ def test_other_labels_and_names_are_refused(labels: Any, classes: Any, message: 
 
 
 @pytest.mark.parametrize("data", [
-    (X, Y), [X, Y], (LEVELS.numpy(), Y.numpy()), DataLoader(TensorDataset(X, Y), 4), DataLoader(Mappings(), 4), generated(), list(generated()),
-    list(zip(X, Y, strict=True)), TensorDataset(X, Y), Singles(), Mappings(), Subset(Singles(), range(6)), DataLoader(Singles(), batch_size=None),
+    (X, Y), [X, Y], (LEVELS.numpy(), Y.numpy()), DataLoader(TensorDataset(X, Y), 4), DataLoader(Mappings(), 4), generated(),
+    list(generated()),
+    list(zip(X, Y, strict=True)), TensorDataset(X, Y), Singles(), Mappings(), Subset(Singles(), range(6)),
+    DataLoader(Singles(), batch_size=None),
 ], ids=lambda data: type(data).__name__)  # fmt: skip
 def test_all_of_them_are_one_data_set(data: Any) -> None:
     made = as_dataset(data)
@@ -92,7 +95,8 @@ def test_names_are_read_off() -> None:
 
 @pytest.mark.parametrize(("data", "message"), [
     (X, "no labels"), (DataLoader(TensorDataset(X), 4), "expected images"), (None, "NoneType"), (5, "int"), ("cifar10", "load_dataset"),
-    ([], "no images"), ({"image": X}, "expected images"), ([(X[0], 0), (X[1, :, :4, :4], 1)], "different sizes"), ([(X[0], "cat")], "a str"),
+    ([], "no images"), ({"image": X}, "expected images"), ([(X[0], 0), (X[1, :, :4, :4], 1)], "different sizes"),
+    ([(X[0], "cat")], "a str"),
     ((X, torch.eye(6)), "argmax"), ((X, Y[:3]), r"\[3\]"), ((X * 4 - 2, Y), "reach from"), (np.zeros(3), "expected images"),
     ([(np.zeros((8, 8, 3), np.uint8), 0)], "permute"),
 ], ids=lambda value: value if isinstance(value, str) else type(value).__name__)  # fmt: skip
