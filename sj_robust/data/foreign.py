@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from sj_robust.data.datasets import ImageDataset, known_name
+from sj_robust.data.sources import numbered
 from sj_robust.errors import SJRobustError
 
 _IMAGES = ("image", "images", "img", "pixel_values", "x", "input", "inputs", "data")
@@ -39,7 +40,8 @@ def as_dataset(data: Any) -> ImageDataset:
     images, labels = _joined([pair[0] for pair in pairs]), _joined([pair[1] for pair in pairs])
     names = getattr(origin, "classes", None)
     if isinstance(names, str) or not isinstance(names, Sequence):
-        names = range(int(labels.max()) + 1 if labels.dim() == 1 and len(labels) else 1)
+        whole = labels.dim() == 1 and len(labels) and not labels.is_complex() and not labels.isnan().any()
+        names = numbered(int(labels.max()) if whole else 0)
     kind = type(origin).__name__
     train = getattr(origin, "train", None)
     split = {True: "train", False: "test"}.get(train, "all") if isinstance(train, bool) else "all"

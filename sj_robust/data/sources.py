@@ -31,6 +31,7 @@ from sj_robust.files import legible, sha256
 
 IMAGE_COLUMNS = ("img", "image")
 CLASSES = "classes.txt"
+MOST_CLASSES = 100_000
 LABEL_COLUMNS = ("label", "fine_label")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
 _MOST_ROWS = 100_000_000  # a few bytes of parquet can claim any number
@@ -304,7 +305,14 @@ def _class_names(parquet: pq.ParquetFile, label: str, folder: Path, labels: npt.
         pass  # absent or of another shape: metadata is a convenience
     if (folder / CLASSES).is_file():
         return tuple(read_names(folder / CLASSES))
-    return tuple(map(str, range(int(labels.max()) + 1)))
+    return numbered(int(labels.max()))
+
+
+def numbered(highest: int) -> tuple[str, ...]:
+    """Numbers in the place of names, for labels of 0 to `highest`. Raises SJRobustError for more than any network has."""
+    if highest >= MOST_CLASSES:
+        raise SJRobustError(f"there is a label {highest}: expected class numbers from 0, below {MOST_CLASSES}")
+    return tuple(str(label) for label in range(highest + 1))
 
 
 def read_names(file: Path) -> list[str]:
