@@ -69,7 +69,8 @@ class Attack:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
         _check_images(x)
         if y is not None:
-            y = checked_labels(y, len(x), known if isinstance(known := getattr(model, "num_classes", None), int) else None)
+            known = getattr(model, "num_classes", None)
+            y = checked_labels(y, len(x), known if isinstance(known, int) else None)
         if ids is None:
             ids = torch.arange(len(x), device=x.device)
         require(ids.shape == x.shape[:1], f"ids have shape {list(ids.shape)}: expected [{len(x)}]")
@@ -142,8 +143,10 @@ def require(condition: bool, message: str) -> None:
 
 def _check_images(x: Tensor) -> None:
     kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
-    require(isinstance(x, Tensor) and x.dtype == torch.float32 and x.dim() >= 2, f"images are {kind}: expected float32 [N, C, H, W]")
+    valid = isinstance(x, Tensor) and x.dtype == torch.float32 and x.dim() >= 2
+    require(valid, f"images are {kind}: expected float32 [N, C, H, W]")
     if x.numel():
         low, high = torch.stack(x.detach().aminmax()).tolist()
         inside = low >= 0 and high <= 1  # False for NaN
-        require(inside, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation belongs inside the model)")
+        require(inside, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation "
+                        "belongs inside the model)")  # fmt: skip

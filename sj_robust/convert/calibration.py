@@ -74,5 +74,6 @@ def _checked(batch: Any) -> Tensor:
         raise SJRobustError(f"calibration batch {kind}: {_EXPECTED}{advice}")
     low, high = torch.stack(batch.detach().aminmax()).tolist()
     if not (0 <= low and high <= 1):  # NaN too
-        raise SJRobustError(f"calibration images reach from {low:g} to {high:g}: expected [0,1], not yet normalised")
+        raise SJRobustError(f"calibration images reach from {low:g} to {high:g}: expected [0,1], not "
+                            "yet normalised")  # fmt: skip
     return batch.detach().float()

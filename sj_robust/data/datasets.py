@@ -53,10 +53,11 @@ _HUB: dict[str, tuple[str, dict[str, str]]] = {
 class ImageDataset:
     """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came from.
 
-    Images may be given in any type that says the same in 8 bits: whole numbers of 0 to 255, or multiples of 1/255 in [0,1]; labels as
-    any whole numbers. Both are held on the CPU.
+    Images may be given in any type that says the same in 8 bits: whole numbers of 0 to 255, or
+    multiples of 1/255 in [0,1]; labels as any whole numbers. Both are held on the CPU.
 
-    Raises SJRobustError for images of another kind, and where there is not one label for each, of a class that has a name.
+    Raises SJRobustError for images of another kind, and where there is not one label for each, of a
+    class that has a name.
     """
 
     images: Tensor | EncodedImages
@@ -67,11 +68,13 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         if isinstance(self.classes, str) or not isinstance(self.classes, Sequence):
-            raise SJRobustError(f"classes are {self.classes!r}: expected a sequence of names, one for each label from 0")
+            raise SJRobustError(f"classes are {self.classes!r}: expected a sequence of names, one for "
+                                "each label from 0")  # fmt: skip
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         if not isinstance(self.images, EncodedImages):
             object.__setattr__(self, "images", as_levels(self.images))
-        object.__setattr__(self, "labels", checked_labels(self.labels, len(self.images), len(self.classes)).cpu())
+        labels = checked_labels(self.labels, len(self.images), len(self.classes))
+        object.__setattr__(self, "labels", labels.cpu())
 
     def __len__(self) -> int:
         return len(self.images)

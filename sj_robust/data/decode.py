@@ -104,7 +104,7 @@ def cached(key: str, count: int, make: Callable[[], Pixels]) -> Pixels:
 
 
 def stand_in(head: bytes) -> str | None:
-    """What lies in the place of a file that was not fetched, told from its first HEAD bytes; None for anything else."""
+    """What lies in the place of a file that was not fetched, told from its first HEAD bytes."""
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if not head:
         return "empty"
@@ -163,7 +163,8 @@ def _decode(
     item: Encoded, square: Square | None, where: str, crop: Crop | None, expected: tuple[int, int] | None = None
 ) -> Pixels:
     if item is None:
-        raise SJRobustError(f"{where} holds no image bytes: expected them in the file, not a path or link beside them")
+        raise SJRobustError(f"{where} holds no image bytes: expected them in the file, not a path or "
+                            "link beside them")  # fmt: skip
     try:
         with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_FORMATS) as image:
             if image.mode[0] in "IF":  # PIL would clip 16-bit and float pixels to 255 without a word

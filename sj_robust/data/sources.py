@@ -223,7 +223,8 @@ def _images_below(folder: Path) -> list[Path]:
         entered(os.fspath(folder.parent))  # a link back to it would make all classes one
         entered(os.fspath(folder))
     for place, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if not _hidden(name) and entered(f"{place}/{name}")]
+        shown = (name for name in sorted(folders) if not _hidden(name))
+        folders[:] = [name for name in shown if entered(f"{place}/{name}")]
         found += [path for path in (Path(place, name) for name in names) if _is_image(path)]
     return sorted(found)
 
@@ -309,9 +310,10 @@ def _class_names(parquet: pq.ParquetFile, label: str, folder: Path, labels: npt.
 
 
 def numbered(highest: int) -> tuple[str, ...]:
-    """Numbers in the place of names, for labels of 0 to `highest`. Raises SJRobustError for more than any network has."""
+    """Numbers in the place of names, for labels of 0 to `highest`, which must be below MOST_CLASSES."""
     if highest >= MOST_CLASSES:
-        raise SJRobustError(f"there is a label {highest}: expected class numbers from 0, below {MOST_CLASSES}")
+        raise SJRobustError(f"there is a label {highest}: expected class numbers from 0, below "
+                            f"{MOST_CLASSES}")  # fmt: skip
     return tuple(str(label) for label in range(highest + 1))
 
 

@@ -90,7 +90,7 @@ class Bench:
 
 
 def fitted(dataset: Any, model: nn.Module) -> ImageDataset:
-    """The data as a data set whose labels are those of the model. Raises SJRobustError where its classes have other names."""
+    """The data as a data set whose labels are those of the model, see `in_order_of`."""
     return in_order_of(model, as_dataset(dataset))
 
 

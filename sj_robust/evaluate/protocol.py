@@ -100,7 +100,8 @@ def stages_of(protocol: Protocol | None, attacks: Sequence[AttackMaker] | None, 
         through = tuple(views) if views is not None else _ALL
         return tuple(Stage(attack, through + (TRANSFER,) * transfer) for attack in attacks)
     if attacks is not None:
-        raise SJRobustError(f"the protocol {protocol} says which attacks run: leave attacks out, or name them without a protocol")
+        raise SJRobustError(f"the protocol {protocol} says which attacks run: leave attacks out, "
+                            "or name them without a protocol")  # fmt: skip
     if transfer and not protocol.transfers:
         raise SJRobustError(f"the protocol {protocol} has no transfer attack: use strong, or name attacks without a protocol")
     if views is None:
@@ -169,7 +170,8 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
         for stage in stages:
             attack = parse_attack(stage.attack, value, norm) if isinstance(stage.attack, str) else stage.attack(eps=value)
             if attack.norm != norm:
-                raise SJRobustError(f"{attack.name} is an attack under {attack.norm}, the evaluation under {norm}: give both the same")
+                raise SJRobustError(f"{attack.name} is an attack under {attack.norm}, the evaluation "
+                                    f"under {norm}: give both the same")  # fmt: skip
             if restarts > 1 and _starts_at_random(attack):
                 attack = replace(attack, restarts=restarts)
             if seen := through(stage, attack):
@@ -177,9 +179,11 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
         plan.append(sorted(runs, key=lambda run: run.attack.iterations) if cheap_first else runs)
     first = plan[0] if plan else []
     if first and restarts > 1 and not any(_starts_at_random(run.attack) for run in first):
-        raise SJRobustError(f"restarts is {restarts}, and none of the attacks starts at random: leave it out, or use pgd10")
+        raise SJRobustError(f"restarts is {restarts}, and none of the attacks starts at random: "
+                            "leave it out, or use pgd10")  # fmt: skip
     if first and others and not any(others.keys() & run.seen.keys() for run in first):
-        raise SJRobustError("none of the attacks takes the gradients of another model: leave transfer out, or use pgd10")
+        raise SJRobustError("none of the attacks takes the gradients of another model: leave "
+                            "transfer out, or use pgd10")  # fmt: skip
     names = [run.attack.name for run in first]
     if len(set(names)) < len(names):
         raise SJRobustError(f"two attacks have the same name: {', '.join(names)}; evaluate them one at a time")

@@ -130,10 +130,12 @@ def evaluate(
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
     _check_at_least(0, check_images=check_images)
     if time_limit is not None and not time_limit > 0:
-        raise SJRobustError(f"time_limit is {time_limit}: expected more than 0 seconds, or None for no limit")
+        raise SJRobustError(f"time_limit is {time_limit}: expected more than 0 seconds, or None "
+                            "for no limit")  # fmt: skip
     chosen = find_protocol(protocol) if isinstance(protocol, str) else protocol
     stages = stages_of(chosen, attacks, view_names(model, views), bool(transfer))
-    planned = partial(make_plan, model, eps=eps, norm=norm, restarts=restarts, transfer=transfer, cheap_first=chosen is None)
+    planned = partial(make_plan, model, eps=eps, norm=norm, restarts=restarts, transfer=transfer,
+                      cheap_first=chosen is None)  # fmt: skip
     plan = planned(stages)
     _check_plan(plan, dataset, views is not None)
     where = device_of(model, device)
@@ -202,7 +204,8 @@ def evaluate(
         verdict=verdict(checks, stopped is None) if checks else None,
         stopped=stopped,
         limits=[*facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend),
-                *(f"With {num_classes} classes {chosen} runs {other} in place of {attack}." for attack, other in replaced.items())],
+                *(f"With {num_classes} classes {chosen} runs {other} in place of {attack}."
+                  for attack, other in replaced.items())],
         settings=Settings(protocol=str(chosen) if chosen else None, norm=norm, restarts=restarts, eps=[runs[0].attack.eps for runs in plan],
                           attacks=names, views=seen, survivors_only=survivors_only, batch_size=batch_size, seed=seed,
                           ball_tolerance=BALL_TOLERANCE, device=facts.device_name(where)),
@@ -228,17 +231,20 @@ def _check_plan(plan: list[list[Run]], dataset: ImageDataset, views_given: bool)
     for runs in plan:
         eps = runs[0].attack.eps if runs else 0.0
         if eps > diagonal:
-            raise SJRobustError(f"eps is {eps:g}: under l2 the images of {dataset.name} are at most {diagonal:.3g} apart, in units of the "
-                                f"image range ({eps:g}/255, not {eps:g})")  # fmt: skip
+            raise SJRobustError(
+                f"eps is {eps:g}: under l2 the images of {dataset.name} are at most {diagonal:.3g} "
+                f"apart, in units of the image range ({eps:g}/255, not {eps:g})")  # fmt: skip
 
 
 def _check_transfer(name: str, other: Bench, model: nn.Module, num_classes: int, total: int) -> None:
     """Raise SJRobustError unless the other model takes the same images and tells the same classes apart."""
     if (found := check_fit(other, total)) != num_classes:
-        raise SJRobustError(f"the model to transfer from, {name}, has {found} classes, this one {num_classes}: expected the same")
+        raise SJRobustError(f"the model to transfer from, {name}, has {found} classes, this one "
+                            f"{num_classes}: expected the same")  # fmt: skip
     theirs, ours = getattr(other.model, "classes", None), getattr(model, "classes", None)
     if theirs and ours and theirs != ours:
-        raise SJRobustError(f"the model to transfer from, {name}, has other classes, or in another order, than this one: expected the same")
+        raise SJRobustError(f"the model to transfer from, {name}, has other classes, or in another "
+                            "order, than this one: expected the same")  # fmt: skip
 
 
 def _clean_pass(bench: Bench, total: int, show_progress: bool | None) -> tuple[Tensor, Activity | None]:

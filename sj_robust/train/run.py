@@ -90,7 +90,8 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
     highest = int(dataset.labels.max()) if len(dataset) else -1
     classes = getattr(model, "num_classes", None)
     if classes == 1 or (len(dataset) and len(dataset.classes) < 2):
-        raise SJRobustError(f"{dataset.name} has one class, or the model one logit: there is nothing to tell apart, expected two or more")
+        raise SJRobustError(f"{dataset.name} has one class, or the model one logit: there is nothing "
+                            "to tell apart, expected two or more")  # fmt: skip
     if isinstance(classes, int) and highest >= classes:
         raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
                             f"num_classes={len(dataset.classes)}")
