@@ -110,9 +110,11 @@ def measure_latency(
         raise SJRobustError(f"batch_size is {batch_size}: expected at least 1")
     attacks = [parse_attack(attack or "pgd10", value) for value in radii(eps)]
     given = {"attack": attack, "view": view, "robust_images": robust_images}
+    view = "PCW:1" if view is None else view
+    seen = GradientView(snn, parse_view(view) if isinstance(view, str) else view)
     if not attacks and (idle := [name for name, value in given.items() if value is not None]):
-        raise SJRobustError(f"{idle[0]} has no effect without eps: name a radius such as 8/255, or leave it out")
-    seen = GradientView(snn, parse_view(view or "PCW:1") if view is None or isinstance(view, str) else view)
+        raise SJRobustError(f"{idle[0]} has no effect without eps: name a radius such as 8/255, or "
+                            "leave it out")  # fmt: skip
     where = device_of(snn, device)
     bench = Bench(snn.to(where), dataset, where, batch_size)
     with keep_large_blocks(), evaluation_mode(snn), true_forward(snn):
