@@ -35,7 +35,7 @@ from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.journal import remove_journal
-from sj_robust.evaluate.protocol import find_protocol
+from sj_robust.evaluate.protocol import find_protocol, stages_of
 from sj_robust.files import behind_links, check_within, only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
@@ -113,9 +113,10 @@ def save_trained(
     result: TrainResult | dict[str, Any] | None = None,
     **facts: Any,
 ) -> None:
-    """Save a model made for the images of `dataset`."""
+    """Save a model made for the images of `dataset`, whose class names are the model's if it knows none."""
     shape = tuple(dataset.images.shape[1:])
-    hub.save(model, folder, training=result, classes=dataset.classes, input_size=shape, **facts)  # type: ignore[arg-type]
+    classes = model.classes or dataset.classes
+    hub.save(model, folder, training=result, classes=classes, input_size=shape, **facts)  # type: ignore[arg-type]
 
 
 def run(
@@ -274,7 +275,7 @@ class _Run:
                 journal=journal,
                 device=self.device,
                 show_progress=self.show,
-                **settings,
+                **{**settings, "attacks": None if named else settings["attacks"]},
             )
             if self.team.first:
                 write_atomic(path, report.to_json())
@@ -377,6 +378,8 @@ def _check_attacks(settings: EvaluateSettings) -> None:
         parse_attack(attack, settings.eps[0] if settings.eps else 0.0)
     for view in settings.views or ():
         parse_view(view)
+    if settings.protocol:
+        stages_of(find_protocol(settings.protocol), None, settings.views, False)
 
 
 def _settings(part: BaseModel, labels: Any = None) -> dict[str, Any]:

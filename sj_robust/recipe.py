@@ -128,6 +128,12 @@ class EvaluateSettings(_Strict):
     check_images: int = Field(32, ge=0)
     converted: bool = False
 
+    @model_validator(mode="after")
+    def _one_choice(self) -> EvaluateSettings:
+        if self.protocol and self.attacks != EvaluateSettings.model_fields["attacks"].default:
+            raise ValueError(f"protocol {self.protocol} says which attacks run: leave attacks out, or the protocol")
+        return self
+
 
 class Recipe(_Strict):
     """One model from source to measured checkpoint. Paths in it are relative to the working directory."""

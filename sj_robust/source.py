@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import timm
 import torch
 from torch import nn
 
-from sj_robust.data import ImageDataset
+from sj_robust.data import ImageDataset, in_order_of
+from sj_robust.data.classes import nothing_in_common
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
 from sj_robust.hub.config import Config, read_config
@@ -22,11 +24,14 @@ from sj_robust.recipe import AnnSettings, checked
 from sj_robust.traffic import limited
 
 
-def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> Any:
+def open_ann(
+    settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0, same_classes: bool = False
+) -> Any:
     """The NormalizedClassifier that `settings` describe, for the images and classes of `dataset`; random weights are drawn by `seed`.
 
-    Its images have `len(network.mean)` channels, which `dataset.in_channels` brings them to. A network of other classes that is
-    to be trained on the data gets a fresh classifier layer.
+    Its images have `len(network.mean)` channels, which `dataset.in_channels` brings them to. A network of other classes (another
+    number, or no name in common) that is to be trained on the data gets a fresh classifier layer. `same_classes`: those of the
+    data are the network's, whatever their names.
     Raises SJRobustError: no such network, weights that do not fit it or are of other classes than the images, a checkpoint that is
     spiking already, no known mean and std, or others than the given ones.
     """
@@ -62,8 +67,10 @@ def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> 
     else:
         network = NormalizedClassifier(network, *normalisation(settings, network, seen, stored))
     network.num_classes = seen.num_classes or network.num_classes
-    if (found := network.num_classes) != (wanted := len(dataset.classes)):
-        reset = getattr(network.backbone, "reset_classifier", None)  # every timm network has it
+    found, wanted = network.num_classes, len(dataset.classes)
+    reset = getattr(network.backbone, "reset_classifier", None)  # every timm network has it
+    others = not same_classes and nothing_in_common(network, dataset)
+    if found != wanted or (others and settings.train and reset):
         if not (settings.train and reset):
             advice = "give data of its classes, or train it on these first (train, sj-robust train-ann)"
             raise SJRobustError(f"{name} tells {found} classes apart, {dataset.name} has {wanted}: {advice}")
@@ -71,6 +78,11 @@ def open_ann(settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0) -> 
             torch.manual_seed(seed)
             reset(wanted)
         network.num_classes = wanted
+        network.classes = None
+    if not same_classes:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what maps the labels says so
+            in_order_of(network, dataset)
     return network
 
 

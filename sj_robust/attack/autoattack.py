@@ -73,12 +73,16 @@ class APGD(LibraryAttack):
         return self.steps * (self.targets if self.loss == "t" else 1)
 
     @property
+    def least_classes(self) -> int:
+        return {"ce": 2, "dlr": 3, "t": 4}[self.loss]
+
+    @property
     def settings(self) -> dict[str, Any]:
         settings = super().settings
         return settings if self.loss == "t" else {name: value for name, value in settings.items() if name != "targets"}
 
     def search(self, model: nn.Module, best: Best, x: Tensor, y: Tensor, seed: int, ids: Tensor, restart: int) -> None:
-        _check_classes(model, x[:1], {"ce": 2, "dlr": 3, "t": 4}[self.loss], self.name)
+        _check_classes(model, x[:1], self.least_classes, self.name)
         if self.loss != "t":
             self._ascend(model, best, x, y, None, seed, ids, restart, torch.arange(len(x), device=x.device))
             return

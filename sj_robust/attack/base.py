@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -12,7 +11,9 @@ from torch import Tensor, nn
 from sj_robust.attack.loss import margin
 from sj_robust.attack.mode import attack_mode
 from sj_robust.attack.view import GradientView, true_logits
+from sj_robust.budget import radius
 from sj_robust.errors import SJRobustError
+from sj_robust.model.images import checked_labels
 from sj_robust.model.unwrap import unwrap
 
 Norm = Literal["linf", "l2"]
@@ -22,7 +23,8 @@ Norm = Literal["linf", "l2"]
 class Attack:
     """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1]. Use one of its subclasses.
 
-    eps is in units of the image range [0, 1], under the norm "linf" or "l2". Calling it, `attack(model, x, y, seed=0, ids=None)`,
+    eps is in units of the image range [0, 1], under the norm "linf" or "l2", and may be written
+    "8/255". Calling it, `attack(model, x, y, seed=0, ids=None)`,
     takes images x float32 [N, C, H, W] in [0, 1] and labels y int64 [N] and returns x_adv of the same shape and memory format:
     each image's best, by the margin of the true forward pass, over all iterations and restarts. With `targeted`, y are classes
     to reach instead. The model runs in eval mode; its training flags, its parameters' requires_grad and the global random
@@ -36,8 +38,8 @@ class Attack:
     restarts: int = 1
 
     def __post_init__(self) -> None:
-        require(math.isfinite(self.eps) and self.eps >= 0, f"eps is {self.eps}: expected a number ≥ 0, such as 8/255")
         require(self.norm in ("linf", "l2"), f'norm is {self.norm!r}: expected "linf" or "l2"')
+        object.__setattr__(self, "eps", radius(self.eps, self.norm))
         require(self.restarts >= 1, f"restarts is {self.restarts}: expected at least 1")
 
     @property
@@ -56,20 +58,37 @@ class Attack:
         return False
 
     @property
+    def least_classes(self) -> int:
+        """How many classes the model must tell apart."""
+        return 2
+
+    @property
     def settings(self) -> dict[str, Any]:
         """Everything that defines the attack, defaults resolved, JSON-able, for reports."""
         return {"name": self.name, **asdict(self)}
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
-        _check_batch(x, y, ids)
+        _check_images(x)
+        if y is not None:
+            known = getattr(unwrap(model), "num_classes", None)
+            y = checked_labels(y, len(x), known if isinstance(known, int) else None)
+        if ids is None:
+            ids = torch.arange(len(x), device=x.device)
+        require(ids.shape == x.shape[:1], f"ids have shape {list(ids.shape)}: expected [{len(x)}]")
         if isinstance(view := unwrap(model), GradientView):
             model = view  # it is judged by another forward pass than its own
         if not len(x):
             return x.clone()
         with attack_mode(model, x.device):
             x = x.detach().clone()  # clones: inference tensors cannot take part in autograd
-            y = None if y is None else y.detach().clone()
-            return self.run(model, x, y, seed, torch.arange(len(x), device=x.device) if ids is None else ids)
+            y = None if y is None else y.to(x.device, copy=True)
+            try:
+                return self.run(model, x, y, seed, ids)
+            except IndexError as error:  # of a model that does not say how many classes it has
+                if y is None or "out of bounds" not in str(error):
+                    raise
+                raise SJRobustError(f"an image has the label {int(y.max())}, the model has fewer classes: "
+                                    "expected labels from 0, below the number of logits") from error  # fmt: skip
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
         """The attack itself, on checked inputs, in eval mode, with gradients on."""
@@ -125,10 +144,12 @@ def require(condition: bool, message: str) -> None:
         raise SJRobustError(message)
 
 
-def _check_batch(x: Tensor, y: Tensor | None, ids: Tensor | None) -> None:
-    require(x.dtype == torch.float32 and x.dim() >= 2, f"images are {x.dtype} {list(x.shape)}: expected float32 [N, C, H, W]")
-    require(y is None or y.shape == x.shape[:1], f"labels have shape {None if y is None else list(y.shape)}: expected [{len(x)}]")
-    require(ids is None or ids.shape == x.shape[:1], f"ids have shape {None if ids is None else list(ids.shape)}: expected [{len(x)}]")
+def _check_images(x: Tensor) -> None:
+    kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
+    valid = isinstance(x, Tensor) and x.dtype == torch.float32 and x.dim() >= 2
+    require(valid, f"images are {kind}: expected float32 [N, C, H, W]")
     if x.numel():
-        low, high = (float(bound) for bound in x.detach().aminmax())
-        require(low >= 0 and high <= 1, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation belongs inside the model)")
+        low, high = torch.stack(x.detach().aminmax()).tolist()
+        inside = low >= 0 and high <= 1  # False for NaN
+        require(inside, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation "
+                        "belongs inside the model)")  # fmt: skip

@@ -27,6 +27,10 @@ class GradientAttack(Attack):
         require(self.loss == "ce" or not self.targeted, f'a targeted attack descends on the loss "ce", not on "{self.loss}"')
 
     @property
+    def least_classes(self) -> int:
+        return 3 if self.loss == "dlr" else 2
+
+    @property
     def stride(self) -> float:
         """Length of one step."""
         return self.eps

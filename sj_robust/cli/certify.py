@@ -8,7 +8,7 @@ import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pick_device
 from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, shown, write
-from sj_robust.cli.options import Args, Resize, Size
+from sj_robust.cli.options import Args, Resize, SameClasses, Size
 
 
 def add_to(app: typer.Typer) -> None:
@@ -31,6 +31,7 @@ def certify(
     split: SplitName = "test",
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -47,7 +48,9 @@ def certify(
 
     check_out(out)
     where = pick_device(device)
-    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
+    classifier, dataset = load_both(
+        checkpoint, data, split, image_size, resize, model, arg, same_classes
+    )
     certificate = measure(
         classifier,
         dataset,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sj_robust.budget import number
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.files import legible
 from sj_robust.signals import Ended
@@ -27,17 +28,30 @@ from sj_robust.text import LONGEST, visible, visible_json, visible_lines
 def fraction(text: str) -> float:
     """A number or a fraction such as 8/255; anything else is wrong usage (exit code 2)."""
     try:
-        return float(Fraction(text.replace(" ", "")))
-    except (ValueError, ZeroDivisionError):
-        raise typer.BadParameter(f"{text!r} is neither a number nor a fraction such as 8/255") from None
+        return number(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def budget(text: str) -> float:
     """An l-infinity distance on images in [0,1]: above 0, at most 1."""
-    value = fraction(text)
-    if not 0 < value <= 1:
-        raise typer.BadParameter(f"{text!r} is not above 0 and at most 1: images lie in [0,1], so write 8/255, not 8")
+    value = distance(text)
+    within_linf(value, text)
     return value
+
+
+def distance(text: str) -> float:
+    """A distance on images in [0,1] whatever the norm: above 0, finite."""
+    value = fraction(text)
+    if not 0 < value < math.inf:
+        raise typer.BadParameter(f"{text!r} is not above 0: write 8/255 or 0.031")
+    return value
+
+
+def within_linf(value: float, text: str) -> None:
+    """Wrong usage where an l-infinity distance is above 1."""
+    if value > 1:
+        raise typer.BadParameter(f"{text!r} is not at most 1: images lie in [0,1], so write 8/255, not 8")
 
 
 def words(text: str) -> list[str]:

@@ -8,7 +8,23 @@ from typing import Annotated, Any
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, numbers, pick_device, print_json, say
-from sj_robust.cli.options import Args, Builder, Mean, Norm, Pretrained, Reset, Resize, Size, Std, Weights, arguments, command_line, one_of
+from sj_robust.cli.options import (
+    Args,
+    Builder,
+    Mean,
+    Norm,
+    Pretrained,
+    Reset,
+    Resize,
+    SameClasses,
+    Size,
+    Std,
+    Weights,
+    arguments,
+    command_line,
+    one_of,
+    under_its_names,
+)
 
 INSPECTED = 64  # images the report looks at
 
@@ -62,6 +78,7 @@ def convert(
     ] = Pooling.max,
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     seed: Seed = 0,
     device: Device = None,
     json: Json = False,
@@ -72,7 +89,7 @@ def convert(
     """
     one_of(source, model)
     from sj_robust.convert import inspect_conversion
-    from sj_robust.data import calibration_indices, load_dataset
+    from sj_robust.data import calibration_indices, in_order_of, load_dataset
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
     from sj_robust.pipeline import check_out, convert_with, save_trained
@@ -108,8 +125,8 @@ def convert(
     check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
-    ann = open_ann(ann_settings, dataset, seed=seed)
-    dataset = dataset.in_channels(len(ann.mean))
+    ann = open_ann(ann_settings, dataset, seed=seed, same_classes=same_classes)
+    dataset = in_order_of(ann, under_its_names(dataset, ann, same_classes)).in_channels(len(ann.mean))
     facts: dict[str, Any] = (
         facts_of(read_config(zoo.resolve(ann_settings.checkpoint)))
         if ann_settings.checkpoint

@@ -8,7 +8,7 @@ import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, usage, words
 from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, shown, write
-from sj_robust.cli.options import Args, Resize, Size
+from sj_robust.cli.options import Args, Resize, SameClasses, Size
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,6 +29,7 @@ def corruptions(
     split: SplitName = "test",
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -46,7 +47,9 @@ def corruptions(
     check_out(out)
     where = pick_device(device)
     levels = [int(word) if word.isdecimal() else usage(f"--severities {word!r} is not a whole number") for word in words(severities)]
-    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
+    classifier, dataset = load_both(
+        checkpoint, data, split, image_size, resize, model, arg, same_classes
+    )
     report = evaluate_corruptions(
         classifier,
         dataset,

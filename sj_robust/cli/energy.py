@@ -9,7 +9,7 @@ import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
 from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, recorded_in, shown, write
-from sj_robust.cli.options import Args, Resize, Size, zoo_names
+from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.evaluate.energy import Energy
@@ -81,8 +81,12 @@ def latency(
         list[float] | None,
         typer.Option("--eps", parser=budget, metavar="EPS", help="Radius of attacks, once or several times; without it none."),
     ] = None,
-    attack: Annotated[str, typer.Option("--attack", help="As in --attacks of evaluate.")] = "pgd10",
-    view: Annotated[str, typer.Option("--view", help="The gradient view it runs through.")] = "PCW:1",
+    attack: Annotated[
+        str | None, typer.Option("--attack", help="As in --attacks of evaluate.  [default: pgd10]")
+    ] = None,
+    view: Annotated[
+        str | None, typer.Option("--view", help="The gradient view it runs through.  [default: PCW:1]")
+    ] = None,
     max_images: Images = None,
     robust_images: Annotated[
         int | None, typer.Option("--robust-images", min=1, help="The first so many of these are attacked; by default 64, or all.")
@@ -91,6 +95,7 @@ def latency(
     split: SplitName = "test",
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -106,7 +111,9 @@ def latency(
 
     check_out(out)
     where = pick_device(device)
-    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
+    classifier, dataset = load_both(
+        checkpoint, data, split, image_size, resize, model, arg, same_classes
+    )
     measured = measure_latency(
         classifier,
         dataset,

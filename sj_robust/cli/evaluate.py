@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say, words
+from sj_robust.cli.common import Data, Device, Json, Seed, command, distance, pick_device, say, within_linf, words
 from sj_robust.cli.measure import (
     BatchSize,
     MaxImages,
@@ -21,7 +21,7 @@ from sj_robust.cli.measure import (
     shown,
     write,
 )
-from sj_robust.cli.options import Args, Resize, Size, zoo_names
+from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 from sj_robust.files import check_within
 
 if TYPE_CHECKING:
@@ -42,15 +42,19 @@ def evaluate(
     data: Data,
     eps: Annotated[
         list[float] | None,
-        typer.Option("--eps", parser=budget, metavar="EPS", help="Radius, once or several times.  [default: 2/255 4/255 8/255]"),
+        typer.Option("--eps", parser=distance, metavar="EPS", help="Radius, once or several times.  [default: 2/255 4/255 8/255]"),
     ] = None,
     protocol: Annotated[
         str | None, typer.Option("--protocol", help="quick, paper, strong or autoattack, in place of --attacks and --views.")
     ] = None,
     attacks: Annotated[
-        str,
-        typer.Option("--attacks", metavar="A,A", help="fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, squareN, noiseN."),
-    ] = "fgsm,pgd10",
+        str | None,
+        typer.Option(
+            "--attacks",
+            metavar="A,A",
+            help="fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, squareN, noiseN.  [default: fgsm,pgd10]",
+        ),
+    ] = None,
     views: Annotated[
         str, typer.Option("--views", metavar="V,V", help="Gradient views such as PCW:1,ASSG,rate,activation,own, or all (19).")
     ] = "all",
@@ -79,6 +83,7 @@ def evaluate(
     split: SplitName = "test",
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     model: Model = None,
     arg: Args = None,
     out: Out = None,
@@ -107,6 +112,8 @@ def evaluate(
     from sj_robust.hub import record as record_in
     from sj_robust.model import SpikingModel
 
+    for value in (eps or ()) if norm == "linf" else ():
+        within_linf(value, f"--eps {value:g}")
     check_out(out)
     if plot:
         check_within(plot)
@@ -114,9 +121,11 @@ def evaluate(
     kept = out or (folder and folder / "evaluation.json")
     journal = kept and Path(f"{kept}.partial")
     where = pick_device(device)
-    if protocol is not None and attacks != "fgsm,pgd10":
+    if protocol is not None and attacks is not None:
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
-    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
+    classifier, dataset = load_both(
+        checkpoint, data, split, image_size, resize, model, arg, same_classes
+    )
     chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
     if views != "all" and chosen is None:
         say("an ANN has its exact gradient only: --views is left aside")
@@ -130,7 +139,7 @@ def evaluate(
         check_images=check_images,
         time_limit=time_limit,
         eps=eps or (2 / 255, 4 / 255, 8 / 255),
-        attacks=words(attacks),
+        attacks=None if attacks is None else words(attacks),
         views=chosen,
         survivors_only=not every_view,
         max_images=max_images,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sj_robust.cli.common import say, show_json, show_text, usage
-from sj_robust.cli.options import arguments, one_of, zoo_names
+from sj_robust.cli.options import arguments, one_of, under_its_names, zoo_names
 from sj_robust.files import check_file, check_within, write_atomic
 
 if TYPE_CHECKING:
@@ -41,7 +41,14 @@ Out = Annotated[Path | None, typer.Option("--out", help="Also write the result, 
 
 
 def load_both(
-    checkpoint: str | None, data: str, split: str, image_size: int | None, resize: int | None, model: str | None, arg: list[str] | None
+    checkpoint: str | None,
+    data: str,
+    split: str,
+    image_size: int | None,
+    resize: int | None,
+    model: str | None,
+    arg: list[str] | None,
+    same_classes: bool = False,
 ) -> tuple[Any, Any]:
     """The classifier and the data set: of a checkpoint, or what the user's function returns."""
     from sj_robust.data import load_dataset
@@ -51,9 +58,12 @@ def load_both(
     from sj_robust.source import call_builder
 
     one_of(checkpoint, model)
+    if arg and not model:
+        usage("--arg is for the function of --model, and there is none: leave it out")
     built = call_builder(model, arguments(arg)) if model else None
     classifier = expose(load(checkpoint, model=built) if checkpoint else built)
     dataset = load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
+    dataset = under_its_names(dataset, classifier, same_classes)
     if isinstance(classifier, NormalizedClassifier):
         return classifier, dataset.in_channels(len(classifier.mean))
     return classifier, look_at(classifier, dataset).dataset

@@ -102,6 +102,20 @@ Mean = Annotated[
 ]
 Std = Annotated[str | None, typer.Option("--std", metavar="S,S,S", help="The same for standard deviations.")]
 
+SameClasses = Annotated[
+    bool,
+    typer.Option("--same-classes", help="The classes of the data are the network's, in the same order, whatever their names."),
+]
+
+
+def under_its_names(dataset: Any, model: Any, same_classes: bool) -> Any:
+    """The data set, under the class names of the network where --same-classes says so."""
+    if not same_classes:
+        return dataset
+    if not getattr(model, "classes", None):
+        usage("--same-classes compares names, and the network has none recorded: leave it out")
+    return dataset.with_classes(model.classes)
+
 
 def zoo_names(incomplete: str) -> list[str]:
     """The zoo models whose names begin so, for a shell that completes a CHECKPOINT; files and folders it completes by itself."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, fraction, numbers, pick_device, print_json, say
+from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, fraction, numbers, pick_device, print_json, say, usage
 from sj_robust.cli.options import (
     RESUME,
     Args,
@@ -31,12 +31,14 @@ from sj_robust.cli.options import (
     Rate,
     Resize,
     Resume,
+    SameClasses,
     Size,
     Std,
     Steps,
     arguments,
     command_line,
     one_of,
+    under_its_names,
     zoo_names,
 )
 
@@ -79,6 +81,7 @@ def train_ann(
     validation: Held = None,
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     resume: Resume = False,
     seed: Seed = 0,
     device: Device = None,
@@ -129,8 +132,8 @@ def train_ann(
         std=numbers(std),
         train=config,
     )
-    ann = open_ann(settings, dataset, seed=seed)
-    dataset = dataset.in_channels(len(ann.mean))
+    ann = open_ann(settings, dataset, seed=seed, same_classes=same_classes)
+    dataset = under_its_names(dataset, ann, same_classes).in_channels(len(ann.mean))
     result = train(ann, dataset, config, training_folder(out), resume=resume, device=where)
     if rank():
         return  # of several processes the first one saves and speaks
@@ -168,6 +171,7 @@ def finetune(
     validation: Held = None,
     image_size: Size = None,
     resize: Resize = None,
+    same_classes: SameClasses = False,
     model: Builder = None,
     arg: Args = None,
     resume: Resume = False,
@@ -215,10 +219,13 @@ def finetune(
     )
     check_out(out)
     where = pick_device(device)
+    if arg and not model:
+        usage("--arg is for the function of --model, and there is none: leave it out")
     snn = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
     if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
-    dataset = load_dataset(data, "train", image_size=image_size, resize=resize).in_channels(len(snn.mean))
+    dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
+    dataset = under_its_names(dataset, snn, same_classes).in_channels(len(snn.mean))
     result = train(snn, dataset, config, training_folder(out), resume=resume, device=where)
     if rank():
         return

@@ -11,6 +11,7 @@ from spikingjelly.activation_based.ann2snn import ModuleConversionRecipe, Module
 from torch import Tensor, nn
 
 from sj_robust.convert.balance import balance_thresholds
+from sj_robust.convert.calibration import calibration_batches
 from sj_robust.convert.fold import fold_thresholds
 from sj_robust.convert.norms import Norm, norm_names, prepare_norms, reestimate_statistics
 from sj_robust.convert.pooling import Pooling, replace_pooling
@@ -56,7 +57,7 @@ class ConversionSettings(BaseModel):
 
 def convert(
     ann: nn.Module,
-    calibration: Tensor | Iterable[Tensor],
+    calibration: Tensor | Iterable[Any],
     timesteps: int = 8,
     *,
     mean: Sequence[float] | None = None,
@@ -88,7 +89,8 @@ def convert(
 
     Args:
         ann: a classifier whose input is normalised images [N,C,H,W], or a NormalizedClassifier (then mean and std are its own).
-        calibration: batches of images float32 [N,C,H,W] in [0,1] from the training set: a tensor [B,N,C,H,W] or an iterable.
+        calibration: batches of float images [N,C,H,W] in [0,1] from the training set: a tensor [B,N,C,H,W], one batch, or an
+            iterable such as a DataLoader, whose labels are left aside.
         timesteps: T of the converted network.
         mean, std: per channel, of images in [0,1].
         norm: what becomes of batch norm: "integrate" keeps it as a layer (tdBN), "fuse" folds it into the layer before,
@@ -106,7 +108,9 @@ def convert(
     """
     if isinstance(ann := expose(ann), SpikingModel):
         raise SJRobustError("the network is spiking already: convert takes an ANN")
+    classes = None
     if isinstance(ann := unwrap(ann), NormalizedClassifier):
+        classes = ann.classes
         mean = ann.mean.flatten().tolist() if mean is None else mean
         std = ann.std.flatten().tolist() if std is None else std
         ann = unwrap(ann.backbone)
@@ -114,11 +118,7 @@ def convert(
         raise SJRobustError("convert needs mean and std, one value a channel, that the network's input is normalised with")
     mean, std = unit_scale(mean, std)
     check_convertible(ann)
-    batches = list(calibration)
-    if not batches:
-        raise SJRobustError("convert needs calibration images: a tensor [B,N,C,H,W] or batches [N,C,H,W] in [0,1] from the training set")
-    for batch in batches:
-        _check_images(batch)
+    batches = calibration_batches(calibration)
     settings = _validated(
         dict(
             timesteps=timesteps, mean=mean, std=std, percentile=percentile, scale=scale,
@@ -130,6 +130,7 @@ def convert(
     recipe = ThresholdBalancing(settings, batches, source=source or {}, on_layer=on_layer, per_channel=per_channel)
     converted = ModuleConverter(recipe).convert(ann)
     assert isinstance(converted, SpikingClassifier)
+    converted.classes = classes
     return converted
 
 
@@ -289,14 +290,6 @@ def _find_repeat(model: SpikingClassifier, images: Tensor) -> str:
     finally:
         model.timesteps = steps
         model.repeat_at = ""
-
-
-def _check_images(batch: Tensor) -> None:
-    if batch.dim() != 4 or not batch.is_floating_point() or len(batch) < 1:
-        raise SJRobustError(f"calibration batch of shape {list(batch.shape)} and type {batch.dtype}: expected float images [N,C,H,W]")
-    low, high = float(batch.min()), float(batch.max())
-    if not (0 <= low and high <= 1):
-        raise SJRobustError(f"calibration images reach from {low:g} to {high:g}: expected [0,1], not yet normalised")
 
 
 def _validated(values: dict[str, Any]) -> ConversionSettings:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from sj_robust.data.decode import Square
+from sj_robust.data.levels import as_levels
 from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source, split_in_name
 from sj_robust.data.stream import STREAM_FROM, EncodedImages, in_channels
 from sj_robust.errors import SJRobustError
 from sj_robust.files import legible, zoo_root
+from sj_robust.model.images import checked_labels
 from sj_robust.secrets import harmless
 from sj_robust.traffic import LimitError, limited
 
@@ -49,13 +51,30 @@ _HUB: dict[str, tuple[str, dict[str, str]]] = {
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came from."""
+    """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came from.
+
+    Images may be given in any type that says the same in 8 bits: whole numbers of 0 to 255, or
+    multiples of 1/255 in [0,1]; labels as any whole numbers. Both are held on the CPU.
+
+    Raises SJRobustError for images of another kind, and where there is not one label for each, of a
+    class that has a name.
+    """
 
     images: Tensor | EncodedImages
     labels: Tensor
     classes: tuple[str, ...]
     name: str
     split: str
+
+    def __post_init__(self) -> None:
+        if isinstance(self.classes, str) or not isinstance(self.classes, Sequence):
+            raise SJRobustError(f"classes are {self.classes!r}: expected a sequence of names, one for "
+                                "each label from 0")  # fmt: skip
+        object.__setattr__(self, "classes", tuple(map(str, self.classes)))
+        if not isinstance(self.images, EncodedImages):
+            object.__setattr__(self, "images", as_levels(self.images))
+        labels = checked_labels(self.labels, len(self.images), len(self.classes))
+        object.__setattr__(self, "labels", labels.cpu())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,6 +101,13 @@ class ImageDataset:
             return self
         encoded = isinstance(self.images, EncodedImages)
         return replace(self, images=self.images.in_channels(channels) if encoded else in_channels(self.images, channels))  # type: ignore[union-attr,arg-type]
+
+    def with_classes(self, names: Sequence[str]) -> ImageDataset:
+        """The same images under other names of their classes, one for each label, in that order."""
+        if len(names) < len(self.classes):
+            raise SJRobustError(f"{len(names)} names for the {len(self.classes)} classes of "
+                                f"{self.name}: expected one for each")  # fmt: skip
+        return replace(self, classes=tuple(names))
 
     def split_off(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
         """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in dataset order.

@@ -23,6 +23,7 @@ from sj_robust.files import atomic_path, cache_folder
 
 CACHE_FROM = 5_000  # images: fewer decode in well under a second, so that a cache file would only litter the disk
 _FORMATS = ("WEBP", "JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF")  # in the order tried; PIL's others include interpreters such as EPS
+HEAD = 512  # bytes that tell what a file is
 _TASK = 64  # images for one thread at a time: a task each costs more than decoding a small image
 _TASK_BYTES = 1 << 26  # of decoded images at most, as several tasks are under way
 _MOST_PIXELS = 89_000_000  # of one image: ImageNet's largest has 61 million. A few hundred bytes of PNG can stand for any number
@@ -102,6 +103,20 @@ def cached(key: str, count: int, make: Callable[[], Pixels]) -> Pixels:
     return pixels
 
 
+def stand_in(head: bytes) -> str | None:
+    """What lies in the place of a file that was not fetched, told from its first HEAD bytes."""
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "empty"
+    if text.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself (git lfs pull fetches it)"
+    if b"/annex/objects/" in text:
+        return "a git-annex pointer, not the file itself (git annex get fetches it)"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page, not the file itself (fetch it again, from the download link)"
+    return None
+
+
 def _read(path: Path, count: int) -> Pixels | None:
     try:
         with open(path, "rb") as file:
@@ -148,7 +163,8 @@ def _decode(
     item: Encoded, square: Square | None, where: str, crop: Crop | None, expected: tuple[int, int] | None = None
 ) -> Pixels:
     if item is None:
-        raise SJRobustError(f"{where} holds no image bytes")
+        raise SJRobustError(f"{where} holds no image bytes: expected them in the file, not a path or "
+                            "link beside them")  # fmt: skip
     try:
         with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item, formats=_FORMATS) as image:
             if image.mode[0] in "IF":  # PIL would clip 16-bit and float pixels to 255 without a word
@@ -164,7 +180,8 @@ def _decode(
     except SJRobustError:
         raise
     except Exception as error:  # PIL raises nearly anything on damaged data
-        detail = " ".join(str(error).split())
+        other = stand_in(_head(item))
+        detail = f"it is {other}" if other else " ".join(str(error).split())
         raise SJRobustError(f"{where} cannot be decoded ({type(error).__name__}: {detail}): fetch or convert it again") from error
 
 
@@ -174,6 +191,16 @@ def _pixels(rgb: Image.Image, square: Square | None, crop: Crop | None) -> Pixel
     elif square is not None:
         rgb = _squared(rgb, square)
     return np.asarray(rgb).transpose(2, 0, 1)
+
+
+def _head(item: bytes | Path) -> bytes:
+    if isinstance(item, bytes):
+        return item[:HEAD]
+    try:
+        with open(item, "rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b"unreadable"
 
 
 def _squared(image: Image.Image, square: Square) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sj_robust.data.decode import CACHE_FROM, Encoded, Pixels, Square, cached, decode_images
+from sj_robust.data.decode import (
+    CACHE_FROM,
+    HEAD,
+    Encoded,
+    Pixels,
+    Square,
+    cached,
+    decode_images,
+    stand_in,
+)
 from sj_robust.data.stream import EncodedImages, unpacked
-from sj_robust.errors import SJRobustError
+from sj_robust.errors import SJRobustError, first_line
 from sj_robust.files import legible, sha256
 
 IMAGE_COLUMNS = ("img", "image")
+CLASSES = "classes.txt"
+MOST_CLASSES = 100_000
 LABEL_COLUMNS = ("label", "fine_label")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"})
 _MOST_ROWS = 100_000_000  # a few bytes of parquet can claim any number
@@ -118,25 +130,36 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
 
 
 def folder_source(folder: Path, split: str) -> Source:
-    """Images by class: FOLDER/CLASS/**, or FOLDER/{train,test|val}/CLASS/** where such folders exist; classes in name order."""
+    """Images by class: FOLDER/CLASS/**, or FOLDER/{train,test|val}/CLASS/** where such folders exist.
+
+    Classes are in natural order (2 before 10), or that of classes.txt. Hidden files and folders are
+    passed over, links are followed.
+    """
     # a folder of that name without folders below is a class: CIFAR-100 has one called "train"
-    parts = {name: folder / name for names in _PREFIXES.values() for name in names if _subfolders(folder / name)}
+    names = [name for prefixes in _PREFIXES.values() for name in prefixes]
+    parts = {name: folder / name for name in names if _subfolders(folder / name)}
     root, whole = folder, not parts
     if parts:
-        if not (found := [parts[name] for name in _PREFIXES[split] if name in parts]):
-            names = " or ".join(_PREFIXES[split])
-            raise SJRobustError(f"{folder} has no {split} split: expected a folder {names} beside {', '.join(parts)}")
-        root = found[0]
-    # the training folder defines the classes, so that a class without test images does not shift the labels
-    classes = _subfolders(parts.get("train", root))
+        if not (there := [parts[name] for name in _PREFIXES[split] if name in parts]):
+            expected = " or ".join(_PREFIXES[split])
+            raise SJRobustError(f"{folder} has no {split} split: expected a folder {expected} "
+                                f"beside {', '.join(parts)}")  # fmt: skip
+        root = there[0]
+    # the training folder defines the classes, so that a class without test images shifts no labels
+    defining = parts.get("train", root)
+    found = _subfolders(defining)
+    classes = _listed(folder / CLASSES, found) or _listed(defining / CLASSES, found) or found
     if unknown := sorted(set(_subfolders(root)) - set(classes)):
-        raise SJRobustError(f"{root} has a class {unknown[0]!r} that {parts['train']} lacks: both need the same class folders")
+        raise SJRobustError(f"{root} has a class {unknown[0]!r} that {defining} lacks: both need the "
+                            "same class folders")  # fmt: skip
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        members = sorted(path for path in (root / name).rglob("*") if _is_image(path))
-        if not members and root == parts.get("train", root):
-            raise SJRobustError(f"{root / name} holds no images ({' '.join(sorted(SUFFIXES))}): remove the folder if it is not a class")
+        members = _images_below(root / name)
+        if not members and root == defining and name in found:
+            kinds = " ".join(sorted(SUFFIXES))
+            raise SJRobustError(f"{root / name} holds no images ({kinds}): remove the folder if it "
+                                "is not a class")  # fmt: skip
         files += members
         labels += [label] * len(members)
     if not files:
@@ -155,13 +178,64 @@ def folder_source(folder: Path, split: str) -> Source:
     return Source(np.array(labels, np.int64), tuple(map(legible, classes)), "all" if whole else split, read, stream)
 
 
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that sorts numbers by their value and words whatever their case, as timm does it."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in parts] + [(-1, name)]
+
+
 def _subfolders(folder: Path) -> list[str]:
     entries = folder.iterdir() if folder.is_dir() else ()
-    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    names = (entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name))
+    return sorted(names, key=_natural)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"  # what macOS puts into archives
+
+
+def _listed(file: Path, found: Sequence[str]) -> list[str]:
+    """The classes of a classes.txt, which may have more than there are folders; none without it."""
+    names = read_names(file) if file.is_file() else []
+    if not set(found) <= set(names):  # some number their lines
+        names = [re.sub(r"^[0-9]+[\s,:]+", "", name) for name in names]
+    if names and (unknown := sorted(set(found) - set(names))):
+        raise SJRobustError(f"{file} does not list the folder {unknown[0]!r}: expected the name of "
+                            "every class folder, one a line, in the order of their labels")  # fmt: skip
+    if len(set(names)) < len(names):
+        raise SJRobustError(f"{file} lists a class twice: expected each name once")
+    return names
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """The images in a folder and the folders below, links followed, each real folder once."""
+    def entered(path: str) -> bool:
+        status = os.stat(path)
+        key = (status.st_dev, status.st_ino)
+        if key in seen:
+            return False
+        seen.add(key)
+        return True
+
+    seen: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    if folder.is_dir():
+        entered(os.fspath(folder.parent))  # a link back to it would make all classes one
+        entered(os.fspath(folder))
+    for place, folders, names in os.walk(folder, followlinks=True):
+        shown = (name for name in sorted(folders) if not _hidden(name))
+        folders[:] = [name for name in shown if entered(f"{place}/{name}")]
+        found += [path for path in (Path(place, name) for name in names) if _is_image(path)]
+    return sorted(found)
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+    if path.suffix.lower() not in SUFFIXES or _hidden(path.name):
+        return False
+    if path.is_symlink() and not path.exists():
+        raise SJRobustError(f"{path} is a link to {os.readlink(path)}, which is not there: fetch the "
+                            "file (git annex get, git lfs pull) or remove the link")  # fmt: skip
+    return path.is_file()
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -170,9 +244,24 @@ def _open(file: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(file, page_checksum_verification=True)  # where the file has checksums, as the sample does
     except (OSError, pa.ArrowException) as error:
-        raise SJRobustError(
-            f"{file} is not a readable parquet file: expected one in the Hub's image layout, or a folder of images by class"
-        ) from error
+        what = _not_parquet(file)
+        raise SJRobustError(f"{file} is not a readable parquet file{what}: expected one in the Hub's "
+                            "image layout, or a folder of images by class") from error  # fmt: skip
+
+
+def _not_parquet(file: Path) -> str:
+    """What it is instead, as far as its first bytes tell."""
+    try:
+        with open(file, "rb") as content:
+            head, size = content.read(HEAD), file.stat().st_size
+            content.seek(max(0, size - 4))
+            end = content.read(4)
+    except OSError as error:
+        return f" ({error.strerror})"
+    if head[:4] == b"PAR1" and end != b"PAR1":
+        return f", as it was cut off after {size} bytes (fetch it again)"
+    found = stand_in(head)
+    return f" but {found}" if found else ""
 
 
 def _columns(parquet: pq.ParquetFile, file: Path) -> tuple[str, str]:
@@ -215,9 +304,24 @@ def _class_names(parquet: pq.ParquetFile, label: str, folder: Path, labels: npt.
             return tuple(str(name) for name in names)
     except (ValueError, KeyError, TypeError):
         pass  # absent or of another shape: metadata is a convenience
-    listing = folder / "classes.txt"
-    if listing.is_file():
-        return tuple(line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip())
-    return tuple(map(str, range(int(labels.max()) + 1)))
+    if (folder / CLASSES).is_file():
+        return tuple(read_names(folder / CLASSES))
+    return numbered(int(labels.max()))
 
 
+def numbered(highest: int) -> tuple[str, ...]:
+    """Numbers in the place of names, for labels of 0 to `highest`, which must be below MOST_CLASSES."""
+    if highest >= MOST_CLASSES:
+        raise SJRobustError(f"there is a label {highest}: expected class numbers from 0, below "
+                            f"{MOST_CLASSES}")  # fmt: skip
+    return tuple(str(label) for label in range(highest + 1))
+
+
+def read_names(file: Path) -> list[str]:
+    """The lines of a text file that are not blank, in UTF-8 with or without a byte order mark."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SJRobustError(f"{file} cannot be read as UTF-8 text ({first_line(error)}): expected "
+                            "the name of a class a line") from None  # fmt: skip
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sj_robust.attack import FGSM, Attack
 from sj_robust.attack.base import project
-from sj_robust.data import ImageDataset
+from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
 from sj_robust.model import SpikingModel
@@ -90,6 +90,11 @@ class Bench:
         return project(x + attack.eps * sign, x, attack.eps)
 
 
+def fitted(dataset: Any, model: nn.Module) -> ImageDataset:
+    """The data as a data set whose labels are those of the model, see `in_order_of`."""
+    return in_order_of(model, as_dataset(dataset))
+
+
 def image_count(dataset: ImageDataset, max_images: int | None) -> int:
     if not len(dataset):
         raise SJRobustError(f"{dataset.name} {dataset.split} has no images: nothing to evaluate")
@@ -133,6 +138,8 @@ def check_fit(bench: Bench, total: int) -> int:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")
     num_classes, highest = logits.shape[1], int(data.labels[:total].max())
+    if num_classes < 2:
+        raise SJRobustError("the model gives one logit: expected one for each of two or more classes")
     if highest >= num_classes:
         raise SJRobustError(f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use one made for {data.name}")
     return num_classes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 
 import torch
 from scipy.special import betaincinv, ndtri
@@ -18,9 +19,10 @@ from sj_robust.attack.noise import normal_like
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
-from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, image_count, true_forward
+from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, fitted, image_count, true_forward
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement
 from sj_robust.model import expose
+from sj_robust.model.images import OutsideWarning
 from sj_robust.progress import bar
 
 
@@ -129,12 +131,15 @@ def certify(
     """
     started = time.monotonic()
     model = expose(model)
+    dataset = fitted(dataset, model)
     total = image_count(dataset, max_images)
     _check_settings(sigma, n0, n, alpha, batch_size)
     where = device_of(model, device)
     bench = Bench(model.to(where), dataset, where, batch_size)
     candidates, selection_votes, votes = [], [], []
-    with keep_large_blocks(), evaluation_mode(model), true_forward(model), count_passes(model, bench):
+    with (keep_large_blocks(), evaluation_mode(model), true_forward(model), count_passes(model, bench),
+          warnings.catch_warnings()):  # fmt: skip
+        warnings.simplefilter("ignore", OutsideWarning)  # noise is meant to lie outside
         num_classes = check_fit(bench, total)
         with bar("certify", total * (n0 + n), unit="noisy images", show=show_progress) as progress:
             for image in range(total):

@@ -15,7 +15,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.data.corruptions import CORRUPTIONS, SEVERITIES, check_kind, corrupt
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
-from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, image_count, true_forward
+from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, fitted, image_count, true_forward
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement
 from sj_robust.model import expose
 from sj_robust.progress import bar
@@ -107,6 +107,7 @@ def evaluate_corruptions(
     """
     started = time.monotonic()
     model = expose(model)
+    dataset = fitted(dataset, model)
     total = image_count(dataset, max_images)
     chosen, levels = _check_settings(names, severities, batch_size, seed)
     where = device_of(model, device)

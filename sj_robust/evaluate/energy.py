@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import evaluation_mode
-from sj_robust.data import ImageDataset
+from sj_robust.data import ImageDataset, as_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
@@ -122,6 +122,7 @@ def measure_energy(
     """
     started = time.monotonic()
     model = expose(model)
+    dataset = as_dataset(dataset)
     total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)
     if batch_size < 1:
         raise SJRobustError(f"batch_size is {batch_size}: expected at least 1")

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import Attack, GradientView, evaluation_mode, parse_attack
+from sj_robust.budget import Radius, radii
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate import facts
-from sj_robust.evaluate.bench import Bench, check_ball, check_fit, device_of, image_count, true_forward
+from sj_robust.evaluate.bench import Bench, check_ball, check_fit, device_of, fitted, image_count, true_forward
 from sj_robust.evaluate.ensemble import noise_seed
+from sj_robust.evaluate.protocol import check_classes
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement, eps_name
 from sj_robust.model import SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.neuron import View, parse_view, view_name
@@ -68,9 +70,9 @@ def measure_latency(
     snn: nn.Module,
     dataset: ImageDataset,
     *,
-    eps: Sequence[float] = (),
-    attack: str = "pgd10",
-    view: View | str = "PCW:1",
+    eps: Radius | Sequence[Radius] = (),
+    attack: str | None = None,
+    view: View | str | None = None,
     max_images: int | None = None,
     robust_images: int | None = None,
     batch_size: int = 64,
@@ -86,7 +88,7 @@ def measure_latency(
     Args:
         snn: a converted network, or one of `from_spikingjelly`. Its timesteps and training flags are restored whatever happens.
         eps: radii in units of [0, 1]; none, no attack. The cost of each is that of the attack times (T + 1) / 2.
-        attack, view: names as in `evaluate`.
+        attack, view: names as in `evaluate`, default pgd10 through PCW:1.
         max_images: the first so many images; default 256, or all where there are fewer.
         robust_images: the first so many of these are attacked; default 64, or all where there are fewer.
         seed: as in `evaluate`; at t = T the attack is the same as there.
@@ -100,20 +102,25 @@ def measure_latency(
     snn = expose(snn)
     if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"a {type(snn).__name__} has no time steps: latency is measured of a spiking network")
+    dataset = fitted(dataset, snn)
     total = image_count(dataset, min(IMAGES, len(dataset)) if max_images is None else max_images)
     attacked = min(ROBUST_IMAGES, total) if robust_images is None else robust_images
     if not 1 <= attacked <= total:
         raise SJRobustError(f"robust_images is {attacked}: expected 1 to {total}, the images that are evaluated")
     if batch_size < 1:
         raise SJRobustError(f"batch_size is {batch_size}: expected at least 1")
-    if wrong := [value for value in eps if not 0 <= value <= 1]:  # NaN too
-        raise SJRobustError(f"eps is {wrong[0]}: expected 0 to 1, in units of the image range (8/255, not 8)")
-    attacks = [parse_attack(attack, value) for value in sorted(set(eps))]
+    attacks = [parse_attack(attack or "pgd10", value) for value in radii(eps)]
+    given = {"attack": attack, "view": view, "robust_images": robust_images}
+    view = "PCW:1" if view is None else view
     seen = GradientView(snn, parse_view(view) if isinstance(view, str) else view)
+    if not attacks and (idle := [name for name, value in given.items() if value is not None]):
+        raise SJRobustError(f"{idle[0]} has no effect without eps: name a radius such as 8/255, or "
+                            "leave it out")  # fmt: skip
     where = device_of(snn, device)
     bench = Bench(snn.to(where), dataset, where, batch_size)
     with keep_large_blocks(), evaluation_mode(snn), true_forward(snn):
         num_classes = check_fit(bench, total)
+        check_classes(attacks, num_classes)
         _check_truncation(bench, snn)
         answers = _answers(bench, snn, total, show_progress)
         correct = answers == dataset.labels[:total].cpu()

@@ -5,13 +5,15 @@ A card cites "paper@1": a protocol that changes what it runs gets a new version,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
 from sj_robust.attack import FAB, FGSM, Attack, GradientView, Norm, UniformNoise, parse_attack
+from sj_robust.budget import radii
 from sj_robust.errors import SJRobustError
 from sj_robust.model import SpikingModel
 from sj_robust.neuron import ENSEMBLE_VIEWS, View, parse_view, view_name
@@ -26,6 +28,7 @@ DEFAULT_VIEWS: tuple[View, ...] = _STRONGEST + tuple(view for view in ENSEMBLE_V
 _ALL = tuple(view_name(view) for view in DEFAULT_VIEWS)
 
 AttackMaker = str | Callable[..., Attack]
+DEFAULT_ATTACKS: tuple[AttackMaker, ...] = ("fgsm", "pgd10")
 
 
 @dataclass(frozen=True)
@@ -85,12 +88,20 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[base]
 
 
-def stages_of(protocol: Protocol | None, attacks: Sequence[AttackMaker], views: Sequence[str] | None, transfer: bool) -> tuple[Stage, ...]:
+def stages_of(protocol: Protocol | None, attacks: Sequence[AttackMaker] | None, views: Sequence[str] | None,
+              transfer: bool) -> tuple[Stage, ...]:
     """The stages of a protocol, with its views replaced where `views` are given; or every attack through every view, and through
-    other models where there are some to `transfer` from."""
+    other models where there are some to `transfer` from.
+
+    Raises SJRobustError for a protocol with what it has no use for: attacks, fixed views, transfer.
+    """
     if protocol is None:
+        attacks = DEFAULT_ATTACKS if attacks is None else attacks
         through = tuple(views) if views is not None else _ALL
         return tuple(Stage(attack, through + (TRANSFER,) * transfer) for attack in attacks)
+    if attacks is not None:
+        raise SJRobustError(f"the protocol {protocol} says which attacks run: leave attacks out, "
+                            "or name them without a protocol")  # fmt: skip
     if transfer and not protocol.transfers:
         raise SJRobustError(f"the protocol {protocol} has no transfer attack: use strong, or name attacks without a protocol")
     if views is None:
@@ -100,15 +111,43 @@ def stages_of(protocol: Protocol | None, attacks: Sequence[AttackMaker], views: 
     return tuple(Stage(stage.attack, tuple(views)) for stage in protocol.stages)
 
 
-def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Sequence[float], *, norm: Norm = "linf", restarts: int = 1,
+def for_few_classes(stages: Sequence[Stage], classes: int) -> tuple[tuple[Stage, ...], dict[str, str]]:
+    """The stages of a protocol for a model of so many classes, and {attack: what runs in its place}.
+
+    The difference of logits ratio needs three classes, its targeted form four. With three, apgdN-t
+    becomes apgdN-dlr; with two, all of these become -ce, which then rises wherever the ratio does.
+    What is there twice runs once.
+    """
+    replaced: dict[str, str] = {}
+    through: dict[AttackMaker, list[str]] = {}
+    for stage in stages:
+        name = stage.attack
+        found = re.fullmatch(r"(s?apgd\d+)-(dlr|t)", name) if isinstance(name, str) else None
+        if found and classes < {"dlr": 3, "t": 4}[found[2]]:
+            replaced[found[0]] = name = f"{found[1]}-{'dlr' if classes >= 3 else 'ce'}"
+        views = through.setdefault(name, [])
+        views += [view for view in stage.views if view not in views]
+    return tuple(Stage(attack, tuple(views)) for attack, views in through.items()), replaced
+
+
+def check_classes(attacks: Iterable[Attack], classes: int) -> None:
+    """Raises SJRobustError for an attack that needs more classes than the model has."""
+    for attack in attacks:
+        if classes < attack.least_classes:
+            raise SJRobustError(f"{attack.name} needs at least {attack.least_classes} classes, the model "
+                                f"has {classes}: use an attack on the loss ce, such as apgd100-ce")  # fmt: skip
+
+
+def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm = "linf", restarts: int = 1,
               transfer: Mapping[str, nn.Module] | None = None, cheap_first: bool = False) -> list[list[Run]]:
     """For each eps, ascending, its runs. An ANN has its exact gradient in place of all views; black-box attacks run once.
 
-    Raises SJRobustError on eps out of range, on unknown attacks and views, and on two attacks of one name.
+    Raises SJRobustError on eps out of range, on unknown attacks and views, on two attacks of one name, and on restarts and models to
+    transfer from that no attack has a use for.
     """
-    for value in eps:
-        if not (math.isfinite(value) and 0 <= value and (value <= 1 or norm == "l2")):
-            raise SJRobustError(f"eps is {value}: expected 0 to 1, in units of the image range (8/255, not 8)")
+    ascending = radii(eps, norm)
+    if stages and not ascending:
+        raise SJRobustError("eps is empty: name a radius, or attacks=() for the clean accuracy alone")
     others = {f"{TRANSFER}:{name}": other for name, other in (transfer or {}).items()}
     shown: dict[str, nn.Module] = {}  # one module per view, shared by all attacks
 
@@ -126,19 +165,33 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Sequence[float], *
         return seen
 
     plan = []
-    for value in sorted(set(eps)):
+    for value in ascending:
         runs = []
         for stage in stages:
             attack = parse_attack(stage.attack, value, norm) if isinstance(stage.attack, str) else stage.attack(eps=value)
-            if restarts > 1 and not isinstance(attack, (FGSM, FAB, UniformNoise)):
+            if attack.norm != norm:
+                raise SJRobustError(f"{attack.name} is an attack under {attack.norm}, the evaluation "
+                                    f"under {norm}: give both the same")  # fmt: skip
+            if restarts > 1 and _starts_at_random(attack):
                 attack = replace(attack, restarts=restarts)
             if seen := through(stage, attack):
                 runs.append(Run(attack, seen))
         plan.append(sorted(runs, key=lambda run: run.attack.iterations) if cheap_first else runs)
-    names = [run.attack.name for run in plan[0]] if plan else []
+    first = plan[0] if plan else []
+    if first and restarts > 1 and not any(_starts_at_random(run.attack) for run in first):
+        raise SJRobustError(f"restarts is {restarts}, and none of the attacks starts at random: "
+                            "leave it out, or use pgd10")  # fmt: skip
+    if first and others and not any(others.keys() & run.seen.keys() for run in first):
+        raise SJRobustError("none of the attacks takes the gradients of another model: leave "
+                            "transfer out, or use pgd10")  # fmt: skip
+    names = [run.attack.name for run in first]
     if len(set(names)) < len(names):
         raise SJRobustError(f"two attacks have the same name: {', '.join(names)}; evaluate them one at a time")
     return plan if names else []
+
+
+def _starts_at_random(attack: Attack) -> bool:
+    return not isinstance(attack, (FGSM, FAB, UniformNoise))
 
 
 def view_names(model: nn.Module, views: Sequence[View | str] | None) -> list[str] | None:

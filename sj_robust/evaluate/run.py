@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,18 +16,39 @@ from torch import Tensor, nn
 
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import Norm, evaluation_mode
+from sj_robust.budget import Radius
 from sj_robust.data import ImageDataset
 from sj_robust.distributed import processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
-from sj_robust.evaluate.bench import BALL_TOLERANCE, Bench, check_fit, count_passes, device_of, image_count, true_forward, warn_of_state
+from sj_robust.evaluate.bench import (
+    BALL_TOLERANCE,
+    Bench,
+    check_fit,
+    count_passes,
+    device_of,
+    fitted,
+    image_count,
+    true_forward,
+    warn_of_state,
+)
 from sj_robust.evaluate.checks import run_checks, verdict
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
 from sj_robust.evaluate.extend import taken_over
 from sj_robust.evaluate.journal import Journal
-from sj_robust.evaluate.protocol import AttackMaker, Protocol, find_protocol, make_plan, stages_of, view_names
+from sj_robust.evaluate.protocol import (
+    AttackMaker,
+    Protocol,
+    Run,
+    check_classes,
+    find_protocol,
+    for_few_classes,
+    make_plan,
+    stages_of,
+    view_names,
+)
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
 from sj_robust.files import check_file
 from sj_robust.model import SpikingModel, expose
@@ -43,8 +65,8 @@ def evaluate(
     dataset: ImageDataset,
     *,
     protocol: str | Protocol | None = None,
-    eps: Sequence[float] = (2 / 255, 4 / 255, 8 / 255),
-    attacks: Sequence[AttackMaker] = ("fgsm", "pgd10"),
+    eps: Radius | Sequence[Radius] = (2 / 255, 4 / 255, 8 / 255),
+    attacks: Sequence[AttackMaker] | None = None,
     views: Sequence[View | str] | None = None,
     transfer: Mapping[str, nn.Module] | None = None,
     norm: Norm = "linf",
@@ -71,11 +93,14 @@ def evaluate(
     Started by torchrun or accelerate, the processes share the images, and each returns the report that one alone would make.
 
     Args:
-        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]. Its training flags are restored.
+        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K], K ≥ 2. Its training flags are restored.
+        dataset: or what `as_dataset` takes, such as a DataLoader of (images, labels). Where it and the model name their classes, labels
+            are mapped to the model's.
         protocol: "quick", "paper", "strong" or "autoattack" (or "strong@1"), in place of `attacks` and `views`; "autoattack" may be
-            given other `views`.
-        eps: radii in units of [0, 1], in any order; the report has them ascending.
-        attacks: names that `parse_attack` knows, or anything that called with eps=… gives an attack (`functools.partial(PGD, steps=50)`).
+            given other `views`. With two or three classes it runs what `for_few_classes` says, which the report has among its limits.
+        eps: radii in units of [0, 1], one or several in any order, also written "8/255"; the report has them ascending.
+        attacks: names that `parse_attack` knows, or anything that called with eps=… gives an attack (`functools.partial(PGD, steps=50)`);
+            default FGSM and PGD-10. None at all, (), gives the clean accuracy alone.
         views: gradient views of a spiking network (converted, or wrapped by `from_spikingjelly`), default all 19 of `ENSEMBLE_VIEWS`
             (strongest first). None for other models.
         transfer: other models by name, such as the source ANN, whose gradients are tried as well; of the protocols, "strong" does so.
@@ -94,8 +119,8 @@ def evaluate(
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError if data and model do not fit, on settings out of range, if an attack leaves its ball, and if the report to
-    extend is of another evaluation.
+    Raises SJRobustError if data and model do not fit, on settings out of range or without effect, if an attack leaves its ball, and if
+    the report to extend is of another evaluation.
     Source: ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3; for the protocols see `sj_robust.evaluate.protocol`.
     """
     started = time.monotonic()
@@ -103,12 +128,19 @@ def evaluate(
         check_file(journal)
     model = expose(model)
     itself = bare(model)
+    dataset = fitted(dataset, model)
     total = image_count(dataset, max_images)
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
-    _check_at_least(0, check_images=check_images, time_limit=time_limit or 0)
+    _check_at_least(0, check_images=check_images)
+    if time_limit is not None and not time_limit > 0:
+        raise SJRobustError(f"time_limit is {time_limit}: expected more than 0 seconds, or None "
+                            "for no limit")  # fmt: skip
     chosen = find_protocol(protocol) if isinstance(protocol, str) else protocol
     stages = stages_of(chosen, attacks, view_names(model, views), bool(transfer))
-    plan = make_plan(model, stages, eps, norm=norm, restarts=restarts, transfer=transfer, cheap_first=chosen is None)
+    planned = partial(make_plan, model, eps=eps, norm=norm, restarts=restarts, transfer=transfer,
+                      cheap_first=chosen is None)  # fmt: skip
+    plan = planned(stages)
+    _check_plan(plan, dataset, views is not None)
     where = device_of(model, device)
     warn_of_state(model)
     bench = Bench(model.to(where), dataset, where, batch_size)
@@ -119,6 +151,13 @@ def evaluate(
             stack.enter_context(context)
         shard = stack.enter_context(processes(_PATIENCE, "start it again, with a journal (--out or --record) it goes on where it stopped"))
         num_classes = check_fit(bench, total)
+        for name, other in (transfer or {}).items():
+            _check_transfer(name, Bench(other, dataset, where, batch_size), model, num_classes, total)
+        replaced: dict[str, str] = {}
+        if chosen and num_classes < 4:
+            stages, replaced = for_few_classes(stages, num_classes)
+            plan = planned(stages)
+        check_classes((run.attack for run in plan[0]) if plan else (), num_classes)
         predicted, activity = _clean_pass(bench, total, False if shard.rank else show_progress)
         labels = dataset.labels[:total].cpu()
         correct, mine = predicted == labels, shard.mine(total)
@@ -167,7 +206,9 @@ def evaluate(
         checks=checks,
         verdict=verdict(checks, stopped is None) if checks else None,
         stopped=stopped,
-        limits=facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend),
+        limits=[*facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend),
+                *(f"With {num_classes} classes {chosen} runs {other} in place of {attack}."
+                  for attack, other in replaced.items())],
         settings=Settings(protocol=str(chosen) if chosen else None, norm=norm, restarts=restarts, eps=[runs[0].attack.eps for runs in plan],
                           attacks=names, views=seen, survivors_only=survivors_only, batch_size=batch_size, seed=seed,
                           ball_tolerance=BALL_TOLERANCE, device=facts.device_name(where)),
@@ -182,6 +223,31 @@ def _check_at_least(least: int, **settings: float) -> None:
     for name, value in settings.items():
         if value < least:
             raise SJRobustError(f"{name} is {value}: expected at least {least}")
+
+
+def _check_plan(plan: list[list[Run]], dataset: ImageDataset, views_given: bool) -> None:
+    """Raise SJRobustError for views that no attack looks through, and a ball that holds every image."""
+    first = plan[0] if plan else []
+    if first and views_given and all(run.attack.black_box for run in first):
+        raise SJRobustError("none of the attacks takes gradients: leave views out, or use pgd10")
+    diagonal = math.sqrt(math.prod(dataset.images.shape[1:]))
+    for runs in plan:
+        eps = runs[0].attack.eps if runs else 0.0
+        if eps > diagonal:
+            raise SJRobustError(
+                f"eps is {eps:g}: under l2 the images of {dataset.name} are at most {diagonal:.3g} "
+                f"apart, in units of the image range ({eps:g}/255, not {eps:g})")  # fmt: skip
+
+
+def _check_transfer(name: str, other: Bench, model: nn.Module, num_classes: int, total: int) -> None:
+    """Raise SJRobustError unless the other model takes the same images and tells the same classes apart."""
+    if (found := check_fit(other, total)) != num_classes:
+        raise SJRobustError(f"the model to transfer from, {name}, has {found} classes, this one "
+                            f"{num_classes}: expected the same")  # fmt: skip
+    theirs, ours = getattr(other.model, "classes", None), getattr(model, "classes", None)
+    if theirs and ours and theirs != ours:
+        raise SJRobustError(f"the model to transfer from, {name}, has other classes, or in another "
+                            "order, than this one: expected the same")  # fmt: skip
 
 
 def _clean_pass(bench: Bench, total: int, show_progress: bool | None) -> tuple[Tensor, Activity | None]:

@@ -74,6 +74,7 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
     except Exception as error:  # settings name places in the network, and lead to whatever lies there
         raise SJRobustError(f"the settings of {origin} do not fit {_called(config, backbone)} ({_line(error)})") from error
     classifier.num_classes = config.num_classes
+    classifier.classes = tuple(config.classes) if config.classes else None
     holder = weights_of(classifier)
     if problems := mismatches(holder.state_dict(), tensors):
         raise SJRobustError(f"{origin} does not fit {_called(config, backbone)}: {few(problems)}")

@@ -40,7 +40,7 @@ def describe(model: Classifier, tensors: Mapping[str, Tensor], content: bytes, *
     mean, std = ([float(value) for value in buffer.flatten()] for buffer in (model.mean, model.std))
     described: dict[str, Any] = {
         "format_version": FORMAT_VERSION, "library_name": LIBRARY, "num_classes": _classes(model, size),
-        "model": builder or source.get("model"), "input_size": size, "classes": classes or source.get("classes"),
+        "model": builder or source.get("model"), "input_size": size, "classes": classes or model.classes or source.get("classes"),
         "source": source, "created_with": versions(),
         "training": training.model_dump(mode="json") if isinstance(training, BaseModel) else training,
         "memory_format": str(layout_of(model)).removeprefix("torch."),

@@ -166,7 +166,7 @@ class SpikingClassifier(SpikingModel):
         x = self.normalize(x)
         with self._stem_statistics(x.shape[0]):
             logits: Tensor = self.backbone(x if self.repeat_at else _repeat(x, steps))
-        return logits.view(steps, -1, logits.shape[-1])
+        return logits.view(steps, logits.shape[0] // steps, logits.shape[-1])  # not -1: a batch may be empty
 
     @contextmanager
     def gradient(self, view: View) -> Iterator[SpikingClassifier]:

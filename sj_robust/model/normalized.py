@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
+from sj_robust.model.images import checked_images
 from sj_robust.model.mode import evaluation_mode
 
 
@@ -21,12 +22,14 @@ class NormalizedClassifier(nn.Module):
     input, they are not learned. num_classes: K, where it is known.
 
     Raises:
-        SJRobustError: `mean` and `std` that `unit_scale` refuses; in `forward`, images that are not [N,C,H,W] with that many
-            channels.
+        SJRobustError: `mean` and `std` that `unit_scale` refuses; in `forward`, what `checked_images`
+            does not take for images.
     """
 
     mean: Tensor
     std: Tensor
+    classes: tuple[str, ...] | None = None
+    """The names of the classes by label, where they are known: data is compared with them."""
     _num_classes: int | None = None
 
     def __init__(
@@ -56,12 +59,7 @@ class NormalizedClassifier(nn.Module):
 
     def normalize(self, x: Tensor) -> Tensor:
         """Images in [0,1] to what the backbone takes, same shape."""
-        if x.dim() != 4 or x.shape[1] != len(self.mean):
-            raise SJRobustError(
-                f"images of shape {list(x.shape)}: expected [N,{len(self.mean)},H,W], as many channels "
-                "as mean and std have values"
-            )
-        return (x - self.mean) / self.std
+        return (checked_images(x, self.mean.shape[0], self.mean) - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
         """Images in [0,1] [N,C,H,W] to logits [N,K]."""

@@ -109,6 +109,7 @@ def bare(model: nn.Module) -> nn.Module:
         and (inner := unwrap(model.backbone)) is not model.backbone
     ):
         normalised = NormalizedClassifier(inner, model.mean, model.std).train(model.training)
+        normalised.classes = model.classes
         if (source := getattr(model, "source", None)) is not None:
             normalised.source = source
         return normalised

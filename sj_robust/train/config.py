@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from sj_robust.budget import number
 from sj_robust.errors import SJRobustError
 
 Kind = Literal["ann", "finetune"]
 Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart"]
 
 
-def _fraction(value: Any) -> Any:
-    """Let recipes and command lines write budgets as the papers do: "8/255"."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(Fraction(value.replace(" ", "")))
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{value!r} is neither a number nor a fraction such as 8/255") from error
-
-
-Budget = Annotated[float, BeforeValidator(_fraction), Field(gt=0, le=1, allow_inf_nan=False)]
+# Recipes and command lines write budgets as the papers do: "8/255"
+Budget = Annotated[float, BeforeValidator(number), Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class TrainConfig(BaseModel):

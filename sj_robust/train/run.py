@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from sj_robust.data import ImageDataset
+from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.distributed import own_device
 from sj_robust.errors import SJRobustError
 from sj_robust.files import check_within
@@ -92,17 +92,23 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
     if isinstance(model, SpikingJellyClassifier) and (config.consistency or config.checkpointing):
         raise SJRobustError("consistency and checkpointing take converted networks: leave them out for SpikingJelly's own nodes")
     _check_trainable(model, config)
+    dataset = in_order_of(model, as_dataset(dataset))
     highest = int(dataset.labels.max()) if len(dataset) else -1
     if isinstance(model, NormalizedClassifier) and len(dataset):
         like = next(model.parameters())
         model.num_classes = count_logits(model, dataset.first(1).floats().to(like.device))
     classes = getattr(model, "num_classes", None)
+    if classes == 1 or (len(dataset) and len(dataset.classes) < 2):
+        raise SJRobustError(f"{dataset.name} has one class, or the model one logit: there is nothing "
+                            "to tell apart, expected two or more")  # fmt: skip
     if isinstance(classes, int) and highest >= classes:
         raise SJRobustError(f"{dataset.name} has label {highest} but the model only {classes} logits: create it with "
                             f"num_classes={len(dataset.classes)}")
     device = own_device(torch.device(device))
     check_within(folder)
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
+    if isinstance(model, NormalizedClassifier) and classes == len(dataset.classes):
+        model.classes = dataset.classes
     return _result(progress, plan, dataset, device)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -77,3 +78,60 @@ def test_its_checkpoint_goes_through_the_commands(cli: Cli, workplace: Path, tmp
         done = run(*wrong)
         assert (done.returncode, done.stdout) == (1, "")
         assert message in done.stderr
+
+
+def test_what_has_no_effect_is_wrong_usage_and_l2_radii_may_be_large(cli: Cli) -> None:
+    snn = "resnet20-snn-t4.cifar10_linf_pgd"
+    few = ("--data", "sample", "--max-images", "2", "--check-images", "0")
+    done = cli("evaluate", snn, *few, "--norm", "l2", "--eps", "2", "--attacks", "pgd1", "--views", "PCW:1")
+    assert done.returncode == 0, done.stderr
+    for wrong, code, message in [
+        (("--eps", "2", "--attacks", "pgd1"), 2, "write 8/255, not 8"),
+        (("--norm", "l2", "--eps", "0"), 2, "is not above 0"),
+        (("--protocol", "quick", "--attacks", "fgsm,pgd10"), 1, "leave --attacks out"),
+        (("--attacks", "fgsm", "--restarts", "2"), 1, "restarts is 2"),
+        (("--attacks", "square5", "--views", "PCW:1"), 1, "leave views out"),
+        (("--arg", "width=3"), 2, "--arg is for the function of --model"),
+    ]:
+        done = cli("evaluate", snn, *few, *wrong)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert message in " ".join(done.stderr.replace("│", " ").split())
+    done = cli("latency", snn, "--data", "sample", "--max-images", "2", "--attack", "fgsm")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "attack has no effect without eps" in done.stderr
+
+
+def test_classes_are_compared_by_name_in_every_command(cli: Cli, workplace: Path, tmp_path: Path) -> None:
+    colours, net = tmp_path / "colours", ("--model", "my_networks:make")
+    shutil.copytree(workplace / "colours", colours)
+    shutil.copy(workplace / "my_networks.py", tmp_path)
+    run = partial(cli, cwd=tmp_path)
+
+    def command(*words: str) -> tuple[str, ...]:
+        return {
+            "evaluate": ("evaluate", "ann", *net, "--attacks", "fgsm", "--eps", "1/255", "--check-images", "0"),
+            "corruptions": ("corruptions", "ann", *net, "--names", "fog", "--severities", "1"),
+            "certify": ("certify", "ann", *net, "--sigma", "0.1", "--n", "20", "--max-images", "2"),
+            "convert": ("convert", "ann", *net, "--batches", "1", "--batch-size", "8", "--calibration-timesteps", "2", "--out", "snn"),
+            "latency": ("latency", "snn", *net), "finetune": ("finetune", "snn", *net, "--epochs", "0.5", "--batch-size", "8",
+                                                              "--validation", "8", "--out", "tuned"),
+        }[words[0]] + ("--data", "colours", *words[1:])  # fmt: skip
+
+    trained = run("train-ann", *net, "--data", "colours", "--epochs", "1", "--batch-size", "8", "--validation", "8",
+                  "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--out", "ann")  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads((tmp_path / "ann" / "config.json").read_text())["classes"] == ["blue", "red"]
+    def found(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        return run(*command(name, *more))
+
+    before = found("evaluate").stdout.splitlines()[:4]
+    for split in ("train", "test"):
+        (colours / split / "blue").rename(colours / split / "azure")
+    for name in ("evaluate", "corruptions", "certify", "convert", "latency", "finetune"):
+        refused, said = found(name), found(name, "--same-classes")
+        assert (refused.returncode, refused.stdout) == (1, ""), name
+        assert "does not know: 'azure' where the network has 'blue'" in refused.stderr
+        assert said.returncode == 0, said.stderr
+        assert name != "evaluate" or said.stdout.splitlines()[:4] == before
+    for checkpoint in ("snn", "tuned"):
+        assert json.loads((tmp_path / checkpoint / "config.json").read_text())["classes"] == ["blue", "red"]

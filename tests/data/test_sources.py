@@ -97,6 +97,11 @@ def test_class_names_come_from_metadata_then_classes_txt_then_numbers(tmp_path: 
     assert load_dataset(file).classes == ("a", "b", "c", "d")
 
 
+def test_a_label_that_no_network_has_is_refused(tmp_path: Path, parquet: Parquet, noise: Noise, png: Png) -> None:
+    parquet(tmp_path / "train.parquet", [png(p) for p in noise(2)], [0, 10**12])
+    fails(tmp_path, "there is a label 1000000000000: expected class numbers from 0, below 100000")
+
+
 # folders by class
 
 

@@ -319,7 +319,7 @@ def test_data_that_does_not_fit_is_named(ann: NormalizedClassifier, dataset: Ima
     with pytest.raises(SJRobustError, match=r"cannot take the images of small, \[1, 8, 8\].*expected \[N,3,H,W\]"):
         evaluate(ann, replace(dataset, images=dataset.images[:, :1]))
     with pytest.raises(SJRobustError, match="small has the label 9, the model's are 0 to 3"):
-        evaluate(ann, replace(dataset, labels=dataset.labels + 6))
+        evaluate(ann, replace(dataset, labels=dataset.labels + 6, classes=tuple("0123456789")))
     with pytest.raises(SJRobustError, match="has no images"):
         evaluate(ann, dataset.first(0))
     with pytest.raises(SJRobustError, match=r"returns \[1, 4, 1, 1\] for one image"):

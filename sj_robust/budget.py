@@ -1,0 +1,52 @@
+"""Radii as people write them: 0.031, 8/255, "8/255", or a number of numpy or torch. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any, SupportsFloat
+
+from sj_robust.errors import SJRobustError
+
+Radius = SupportsFloat | str
+
+
+def number(value: Any) -> float:
+    """A number, or a text that is one or a fraction. Raises ValueError for anything else."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{value!r} is neither a number nor a fraction such as 8/255") from None
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+        raise ValueError(f"{value!r} is not a number: expected one such as 8/255")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # an array or tensor of several
+        raise ValueError(f"{value!r} is not one number: expected one such as 8/255") from None
+
+
+def radius(value: Any, norm: str = "linf") -> float:
+    """An eps in units of the image range [0, 1], at most 1 under linf.
+
+    Raises SJRobustError for what is no number, below 0, not finite, or above that.
+    """
+    try:
+        eps = number(value)
+    except ValueError as error:
+        raise SJRobustError(f"eps: {error}") from None
+    if not (math.isfinite(eps) and eps >= 0):
+        raise SJRobustError(f"eps is {value}: expected a number ≥ 0, such as 8/255")
+    if norm == "linf" and eps > 1:
+        raise SJRobustError(f"eps is {value}: expected 0 to 1, in units of the image range "
+                            f"({eps:g}/255, not {eps:g})")  # fmt: skip
+    return eps
+
+
+def radii(values: Any, norm: str = "linf") -> list[float]:
+    """One or several of them, ascending, each once."""
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
+    if several and getattr(values, "ndim", 1) == 0:  # an array or tensor of one number
+        several = False
+    return sorted({radius(value, norm) for value in (values if several else [values])})
