@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from sj_robust.model.images import values_known
 from sj_robust.model.mode import evaluation_mode
 
 
@@ -17,7 +18,7 @@ def attack_mode(model: nn.Module, device: torch.device) -> Iterator[None]:
     wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     devices = [device] if device.type == "cuda" else []
     # An attack may run inside no_grad or inference_mode (an evaluation loop): it needs gradients all the same.
-    with evaluation_mode(model), torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+    with evaluation_mode(model), torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), values_known():
         try:
             for parameter, _ in wanted:
                 parameter.requires_grad_(False)

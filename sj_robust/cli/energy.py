@@ -12,7 +12,9 @@ from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitN
 from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
+    from sj_robust.data import ImageDataset
     from sj_robust.evaluate.energy import Energy
+    from sj_robust.evaluate.report import Report
 
 Spiking = Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)]
 Images = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images; by default 256, or all there are.")]
@@ -51,24 +53,32 @@ def energy(
     check_out(out)
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
+    report = _evaluation_on(dataset, target) if target else None
     measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
     with shown(measured, as_json):
         write(measured, out)
-        if target:
-            _record(target, measured)
+        if target and report:
+            _record(target, report, measured)
 
 
-def _record(folder: Path, measured: Energy) -> None:
+def _evaluation_on(dataset: ImageDataset, folder: Path) -> Report:
+    """The evaluation recorded in `folder`, which has to be on the same data: asked before the work."""
     from sj_robust.errors import SJRobustError
-    from sj_robust.hub import record
     from sj_robust.hub.config import EVALUATION
     from sj_robust.hub.results import read_report
 
     report = read_report(folder / EVALUATION)
-    if report is None or report.dataset.fingerprint != measured.dataset.fingerprint:
+    if report is None or report.dataset.fingerprint != dataset.fingerprint:
         found = "no evaluation" if report is None else f"one on {report.dataset.name} {report.dataset.split}"
-        raise SJRobustError(f"{folder} holds {found}, expected one on {measured.dataset.name} {measured.dataset.split}: "
-                            f"run sj-robust evaluate --record on the same data first")  # fmt: skip
+        raise SJRobustError(f"{folder} holds {found}, expected one on {dataset.name} {dataset.split}: "
+                            "run sj-robust evaluate --record on the same data first")  # fmt: skip
+    return report
+
+
+def _record(folder: Path, report: Report, measured: Energy) -> None:
+    from sj_robust.hub import record
+    from sj_robust.hub.config import EVALUATION
+
     record(folder, report=report.model_copy(update={"energy": measured.estimate()}))
     say(f"recorded: {folder / EVALUATION}; sj-robust card {folder} writes it into the card")
 

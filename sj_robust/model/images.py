@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,20 @@ FAR = 10.0
 SLIGHTLY = 0.25  # by which an attack on its way, or a finite difference, may leave [0, 1]
 
 
+_values_known = ContextVar("values_known", default=False)
+
+
+@contextmanager
+def values_known() -> Iterator[None]:
+    """While the block runs, the values of images are not looked at: what runs there made them itself.
+    Each look at a tensor on a GPU waits for all the work that was given to it before."""
+    token = _values_known.set(True)
+    try:
+        yield
+    finally:
+        _values_known.reset(token)
+
+
 class OutsideWarning(UserWarning):
     """Images lie outside of [0, 1], as noisy ones may, and normalised ones must not."""
 
@@ -26,7 +43,7 @@ def checked_images(x: Any, channels: int, like: Tensor) -> Tensor:
     [0, 1], or of those with noise.
 
     Values are looked at wherever that is possible: not while a graph is traced, exported, compiled
-    or captured.
+    or captured, nor within `values_known`.
 
     Raises SJRobustError for anything else than floats, NaN, values `FAR` outside of [0, 1], another
     shape, and another device than that of `like`. Warns with `OutsideWarning` where values are more
@@ -87,7 +104,7 @@ def checked_labels(labels: Any, count: int, classes: int | None = None) -> Tenso
 
 def _bounds(x: Tensor) -> tuple[float, float] | None:
     """The least and the highest value, NaN where there is one; None where nobody can look."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_tracing() or torch.compiler.is_compiling() or _values_known.get():
         return None
     if (x.is_cuda and torch.cuda.is_current_stream_capturing()) or not x.numel():
         return None

@@ -17,6 +17,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.distributed import ALONE, Team, process_count, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.files import only_one
+from sj_robust.model.images import values_known
 from sj_robust.model.layout import layout_of, settle_layout
 from sj_robust.progress import bar
 from sj_robust.signals import deferred_signals
@@ -63,7 +64,7 @@ def _fit(model: nn.Module, dataset: ImageDataset, config: TrainConfig, folder: P
     if team.count > 1:
         average.copy(team.from_first({name: tensor.cpu() for name, tensor in weights.items()}), weights)
     fixed = frozen_thresholds(model, not config.learn_thresholds)
-    with keep_large_blocks(), reproducible(device), fixed, deferred_signals() as interrupted:
+    with keep_large_blocks(), reproducible(device), fixed, values_known(), deferred_signals() as interrupted:
         optimizer, scaler = make_optimizer(model, config), loss_scaler(config, device)
         ema = average.start(weights) if config.ema else {}
         best = average.start(weights)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sj_robust import GradientView, SJRobustError, convert
 from sj_robust.attack import PGD, Square
 from sj_robust.model import NormalizedClassifier, from_spikingjelly
-from sj_robust.model.images import OutsideWarning, checked_labels
+from sj_robust.model.images import OutsideWarning, checked_labels, values_known
 
 X = torch.linspace(0, 1, 4 * 3 * 8 * 8).view(4, 3, 8, 8)
 Y = torch.arange(4)
@@ -124,3 +124,12 @@ def test_other_labels_are_refused(labels: Any, message: str) -> None:
 def test_labels_beyond_the_logits_of_any_model() -> None:
     with pytest.raises(SJRobustError, match="label 9, the model has fewer classes"):
         PGD(eps=0.1, steps=1)(nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), X, Y + 6)
+
+
+def test_whoever_made_the_images_is_not_asked(models: dict[str, Any]) -> None:
+    """Attacks and training make their images themselves; on a GPU every look at them would wait."""
+    for name in ("ann", "snn", "view", "wrapped"):
+        with values_known():
+            assert models[name](X * 255).isfinite().all()
+        with pytest.raises(SJRobustError, match="reach from 0 to 255"):
+            models[name](X * 255)
