@@ -129,7 +129,7 @@ def _check_costs(report: Any, images: int) -> None:
             _refuse(f"{activity.spikes_per_image:g} spikes per image, {activity.spikes_per_neuron:g} per neuron: not those of the layers")
     if (energy := report.energy) is not None:
         cost = energy.picojoules
-        good = (1 <= energy.images <= images and "MAC" in cost
+        good = (1 <= energy.images <= report.dataset.size and "MAC" in cost
                 and _close((energy.macs * cost["MAC"] + energy.acs * cost.get("AC", 0.0)) / 1e6, energy.microjoules)
                 and (energy.ann_macs is None) == (energy.ann_microjoules is None)
                 and (energy.ann_macs is None or _close(energy.ann_macs * cost["MAC"] / 1e6, energy.ann_microjoules))
