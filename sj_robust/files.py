@@ -76,9 +76,10 @@ def check_within(path: str | os.PathLike[str], name: str = "file") -> None:
         finally:
             os.close(handle)
             os.unlink(probe)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise SJRobustError(f"nothing can be written to {folder} ({reason}): make room, or choose another path") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or str(error)
+        advice = "make room, or choose another path"
+        raise SJRobustError(f"{folder} cannot be written to ({reason}): {advice}") from None
 
 
 @contextmanager
@@ -114,8 +115,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def behind_links(folder: str | os.PathLike[str]) -> Path:
     """Where a folder really lies, or will. A link may lead to nothing yet, but not into a folder that is not there: a disk that is not
     mounted must not be made up. Raises SJRobustError for such a link, and for links in a circle."""
-    found = Path(os.path.realpath(folder))
-    if Path(folder).is_symlink() and (found.is_symlink() or not found.parent.is_dir()):
+    try:
+        found = Path(os.path.realpath(folder))
+    except ValueError as error:  # a path with a null character
+        advice = "choose another folder"
+        raise SJRobustError(f"{str(folder)!r} cannot be written ({error}): {advice}") from None
+    if os.path.islink(folder) and (found.is_symlink() or not found.parent.is_dir()):
         what = "to itself" if found.is_symlink() else f"into {found.parent}, which is no folder"
         raise SJRobustError(f"{folder} is a link {what}: correct it, or choose another folder")
     return found
@@ -123,14 +128,10 @@ def behind_links(folder: str | os.PathLike[str]) -> Path:
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
     """Raise SJRobustError where `atomic_folder` could not write, before there is any work to lose."""
-    try:
-        target = behind_links(folder)
-        above = next(parent for parent in target.parents if os.path.lexists(parent))
-        with tempfile.TemporaryDirectory(dir=above, prefix=f".{target.name}.", suffix=".part"):
-            pass
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SJRobustError(f"{str(folder)!r} cannot be written ({reason}): choose another folder") from None
+    target = behind_links(folder)
+    if Path(folder).name in ("", "..") or os.path.ismount(target):
+        raise SJRobustError(f"{folder} cannot be put in place as a whole: name a folder in it")
+    check_within(target.parent, target.name)
 
 
 def _begin(target: Path) -> tuple[Path, int | None]:

@@ -36,9 +36,10 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.journal import remove_journal
 from sj_robust.evaluate.protocol import find_protocol, stages_of
-from sj_robust.files import behind_links, check_within, only_one, sha256, write_atomic
+from sj_robust.files import check_folder, check_within, only_one, sha256, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
+from sj_robust.hub.origin import check_replaceable
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate, parse_view
 from sj_robust.progress import bar
@@ -98,12 +99,8 @@ def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
 
 def check_out(folder: str | os.PathLike[str]) -> None:
     """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as `folder`."""
-    path = Path(folder)
-    check_within(behind_links(path).parent, path.name)
-    if path.is_file() or (path.is_dir() and any(path.iterdir()) and not (path / "config.json").is_file()):
-        raise SJRobustError(f"{path} exists and is no checkpoint of sj-robust, so it is not overwritten: choose another folder")
-    if path.name in ("", "..") or path.is_mount():
-        raise SJRobustError(f"{path} cannot be put in place as a whole: name a folder in it")
+    check_folder(folder)
+    check_replaceable(Path(folder))
 
 
 def save_trained(

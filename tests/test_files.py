@@ -152,7 +152,7 @@ def test_a_link_that_leads_nowhere_is_refused_before_the_work(tmp_path: Path, ta
 @pytest.mark.parametrize("name", ["file/new", "x" * 300, "a/b\0c"])
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(SJRobustError, match="cannot be written"):
+    with pytest.raises(SJRobustError, match=r"cannot be written|is a file"):
         check_folder(tmp_path / name)
 
 

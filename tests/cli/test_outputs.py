@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from sj_robust.hub import zoo
+
 SNN, ANN = "resnet20-snn-t4.cifar10_linf_pgd", "resnet20.cifar10_linf_pgd"
 FEW = ("--data", "sample", "--max-images", "2")
 NETWORK = """
@@ -58,6 +60,18 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     assert done.stderr.count("\n") == 1, done.stderr
     assert "unexpected" not in done.stderr
     assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["file", "folder", "notes.txt"]
+
+
+def test_a_checkpoint_with_something_of_the_users_in_it_is_refused_before_the_work(
+    cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "snn"
+    shutil.copytree(zoo.resolve(SNN), folder)
+    (folder / "notes.txt").touch()
+    done = cli("finetune", SNN, "--data", "sample", "--epochs", "1000", "--out", folder)
+    assert done.returncode == 1
+    assert "(notes.txt) and is kept" in done.stderr
+    assert not (tmp_path / "snn.training").exists()
 
 
 @pytest.mark.parametrize("option", ["--out", "--plot"])

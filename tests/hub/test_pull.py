@@ -299,7 +299,7 @@ def test_pull_writes_through_a_link(hub: Any, remote: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("to", "fragments"), [
-    ("file", ["is a file"]), ("to-file", ["is a file"]), ("file/sub", ["cannot be written"]), ("unmounted", ["is no folder"]),
+    ("file", ["is a file"]), ("to-file", ["is a file"]), ("file/sub", ["is a file"]), ("unmounted", ["is no folder"]),
     ("loop", ["to itself"]), ("to-thesis", ["thesis.tex", "kept"]), ("/dev/null", ["is a file"]), ("/proc/x", ["cannot be written"]),
     ("x" * 300, ["cannot be written"])])
 def test_where_a_pull_cannot_write_is_told_before_anything_is_fetched(hub: Any, tmp_path: Path, to: str, fragments: list[str]) -> None:
