@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,7 +55,7 @@ def energy(
     check_out(out)
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
-    report = _evaluation_on(dataset, target) if target else None
+    report = _evaluation_on(dataset, classifier, target) if target else None
     measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
     with shown(measured, as_json):
         write(measured, out)
@@ -61,14 +63,22 @@ def energy(
             _record(target, report, measured)
 
 
-def _evaluation_on(dataset: ImageDataset, folder: Path) -> Report:
-    """The evaluation recorded in `folder`, which has to be on the same data: asked before the work."""
+def _evaluation_on(dataset: ImageDataset, model: Any, folder: Path) -> Report:
+    """The evaluation recorded in `folder`, which has to be on the same data: asked before the work.
+
+    It may have been made with the labels mapped to the network's, or under its names.
+    """
+    from sj_robust.data import in_order_of
     from sj_robust.errors import SJRobustError
     from sj_robust.hub.config import EVALUATION
     from sj_robust.hub.results import read_report
 
     report = read_report(folder / EVALUATION)
-    if report is None or report.dataset.fingerprint != dataset.fingerprint:
+    same = {dataset.fingerprint}
+    with warnings.catch_warnings(), suppress(SJRobustError):  # for other names: labels as they are
+        warnings.simplefilter("ignore")  # energy asks for no labels
+        same.add(in_order_of(model, dataset).fingerprint)
+    if report is None or report.dataset.fingerprint not in same:
         found = "no evaluation" if report is None else f"one on {report.dataset.name} {report.dataset.split}"
         raise SJRobustError(f"{folder} holds {found}, expected one on {dataset.name} {dataset.split}: "
                             "run sj-robust evaluate --record on the same data first")  # fmt: skip

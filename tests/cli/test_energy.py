@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import sj_robust
 from sj_robust.evaluate import Report
@@ -49,6 +50,21 @@ def test_energy_joins_the_recorded_evaluation_of_the_same_images(cli: Cli, tmp_p
     recorded = Report.from_json((folder / "evaluation.json").read_text())
     assert recorded.energy == Energy.model_validate_json(done.stdout).estimate()
     assert recorded.model_copy(update={"energy": None}) == report
+
+
+def test_energy_joins_an_evaluation_whose_labels_were_mapped(cli: Cli, tmp_path: Path) -> None:
+    snn, sample = sj_robust.load(SNN), sj_robust.load_dataset("sample", "test")
+    for number in range(2):
+        place = tmp_path / "data" / sample.classes[int(sample.labels[number])]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(sample.images[number].permute(1, 2, 0).numpy()).save(place / f"{number}.png")  # type: ignore[index]
+    (tmp_path / "data" / "classes.txt").write_text("\n".join(reversed(sample.classes)))
+    data = sj_robust.load_dataset(tmp_path / "data", "test")
+    with pytest.warns(UserWarning, match="mapped by name"):
+        report = sj_robust.evaluate(snn, data, attacks=[], check_images=0)
+    sj_robust.save(snn, tmp_path / "snn", report=report)
+    done = cli("energy", tmp_path / "snn", "--data", tmp_path / "data", "--record")
+    assert done.returncode == 0, done.stderr
 
 
 def test_energy_of_an_ann_in_words(cli: Cli) -> None:
