@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -70,7 +71,9 @@ class Attack:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
         _check_images(x)
         if y is not None:
-            known = getattr(unwrap(model), "num_classes", None)
+            known = None
+            with suppress(SJRobustError):  # of a model that shows it in no way
+                known = getattr(unwrap(model), "num_classes", None)
             y = checked_labels(y, len(x), known if isinstance(known, int) else None)
         if ids is None:
             ids = torch.arange(len(x), device=x.device)

@@ -19,7 +19,7 @@ from sj_robust.attack.base import project
 from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
-from sj_robust.model import SpikingModel
+from sj_robust.model import NormalizedClassifier, SpikingModel
 from sj_robust.model.unwrap import showing_hidden, taken_for_ann
 
 BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
@@ -142,6 +142,9 @@ def check_fit(bench: Bench, total: int) -> int:
         raise SJRobustError("the model gives one logit: expected one for each of two or more classes")
     if highest >= num_classes:
         raise SJRobustError(f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use one made for {data.name}")
+    # every attack asks for it, and would find out by passes that were counted as the attack's
+    if isinstance(bench.model, NormalizedClassifier):
+        bench.model.num_classes = num_classes
     return num_classes
 
 

@@ -186,3 +186,14 @@ def test_a_loader_is_evaluated_and_calibrates(ann: NormalizedClassifier, dataset
     from_loader = convert(ann, loader, 2, calibration_timesteps=4)
     from_tensor = convert(ann, dataset.floats().view(4, 40, 3, 8, 8), 2, calibration_timesteps=4)
     assert from_loader.thresholds() == from_tensor.thresholds()
+
+
+def test_passes_are_the_attacks_own_also_where_a_network_does_not_say_how_many_classes_it_has(
+    dataset: ImageDataset,
+) -> None:
+    layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)
+    silent = NormalizedClassifier(nn.Sequential(*layers), (0.5,) * 3, (0.25,) * 3).eval()
+    saying = NormalizedClassifier(silent.backbone, (0.5,) * 3, (0.25,) * 3, num_classes=10).eval()
+    reports = [evaluate(model, dataset, attacks=["fgsm"], eps=8 / 255, **QUICK) for model in (silent, saying)]
+    assert reports[0].forward_images == reports[1].forward_images
+    assert reports[0].robust[0].forward_images == reports[1].robust[0].forward_images
