@@ -108,7 +108,7 @@ def _train(model: torch.nn.Module, dataset: ImageDataset, config: TrainConfig, f
     check_within(folder)
     progress, plan = fit(model, dataset, config, Path(folder), kind=kind, resume=resume, device=device, show_progress=show_progress)
     if isinstance(model, NormalizedClassifier) and classes == len(dataset.classes):
-        model.classes = dataset.classes
+        model.classes = model.classes or dataset.classes  # known names stay: data may have none
     return _result(progress, plan, dataset, device)
 
 

@@ -56,6 +56,13 @@ def test_a_network_that_views_its_feature_maps_is_trained(toy, tmp_path, kind):
     assert result.steps == 2
 
 
+def test_names_that_are_known_stay_where_the_data_has_none(toy, tmp_path):
+    model = toy.ann()
+    model.classes = ("cat", "dog", "bird", "fish")
+    train_ann(model, toy.patterns().with_classes(tuple("0123")), toy.config(epochs=0.25), tmp_path)
+    assert model.classes == ("cat", "dog", "bird", "fish")
+
+
 def two_kinds_of_features(count: int = 600, seed: int = 0) -> ImageDataset:
     """After Tsipras et al. 2019: one large patch right for 90 % of the images, and a faint pattern always right but inside eps."""
     generator = torch.Generator().manual_seed(seed)
