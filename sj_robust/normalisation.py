@@ -79,14 +79,13 @@ def normalisation(
         check_normalisation(settings.weights or name, stored, settings.mean, settings.std)
         return stored
     if settings.mean and settings.std:
-        _doubt(
-            settings.model or settings.weights or name,
-            backbone,
-            seen,
-            (settings.mean, settings.std),
-            none,
-        )
-        return settings.mean, settings.std
+        given, what = (settings.mean, settings.std), settings.model or settings.weights or name
+        if len(given[0]) != channels:
+            raise SJRobustError(f"mean has {len(given[0])} values, and {what} takes images of "
+                                f"{channels} channels: give mean and std {_of(channels)}")  # fmt: skip
+        if settings.weights or settings.model or settings.brings_weights:  # random ones tell nothing
+            _doubt(what, backbone, seen, given, none)
+        return given
     known = getattr(backbone, "pretrained_cfg", None) or {}
     trained_with = (known["mean"], known["std"]) if known.get("mean") and known.get("std") else None
     if settings.brings_weights:
@@ -146,10 +145,6 @@ def _doubt(
 ) -> None:
     """Warn where the network is right on clearly more images without the mean and std that the
     user gave."""
-    channels = len(none[0])
-    if len(given[0]) != channels:
-        raise SJRobustError(f"mean has {len(given[0])} values, and {what} takes images of {channels} channels: give mean and std "
-                            f"{_of(channels)}")  # fmt: skip
     trial = (
         None
         if list(given[0]) == none[0] and list(given[1]) == none[1]
