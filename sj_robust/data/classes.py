@@ -48,6 +48,12 @@ def in_order_of(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
         "or dataset.with_classes(model.classes)")  # fmt: skip
 
 
+def same_classes(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks have the same classes in the same order, as far as both name theirs."""
+    names = [[_plain(name) for name in _known(model)] for model in (one, other)]
+    return not all(names) or names[0] == names[1]
+
+
 def nothing_in_common(model: nn.Module, dataset: ImageDataset) -> bool:
     """Whether both name their classes and share no name."""
     known = _known(model)

@@ -18,6 +18,7 @@ from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import Norm, evaluation_mode
 from sj_robust.budget import Radius
 from sj_robust.data import ImageDataset
+from sj_robust.data.classes import same_classes
 from sj_robust.distributed import processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
@@ -244,8 +245,7 @@ def _check_transfer(name: str, other: Bench, model: nn.Module, num_classes: int,
     if (found := check_fit(other, total)) != num_classes:
         raise SJRobustError(f"the model to transfer from, {name}, has {found} classes, this one "
                             f"{num_classes}: expected the same")  # fmt: skip
-    theirs, ours = getattr(other.model, "classes", None), getattr(model, "classes", None)
-    if theirs and ours and theirs != ours:
+    if not same_classes(other.model, model):
         raise SJRobustError(f"the model to transfer from, {name}, has other classes, or in another "
                             "order, than this one: expected the same")  # fmt: skip
 

@@ -90,8 +90,8 @@ def test_an_unknown_model_is_named(cli: Cli, name: str) -> None:
 
 def test_a_page_that_cannot_be_written_is_named(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for path in (tmp_path, tmp_path / "file" / "page.html"):
-        assert failure(cli("compare", ZOO[0], "--html", path)).startswith(f"{path} cannot be written (")
+    for path, reason in ((tmp_path, "is a folder, expected a file"), (tmp_path / "file" / "page.html", "is a file, expected a folder")):
+        assert f"{path if path == tmp_path else path.parent} {reason}" in failure(cli("compare", ZOO[0], "--html", path))
 
 
 def test_the_models_of_the_hub_beside_those_named(hub: Any, cli: Cli) -> None:

@@ -22,7 +22,7 @@ from sj_robust import demo
 from sj_robust.errors import SJRobustError
 from sj_robust.pipeline import RunResult
 from sj_robust.pipeline import run as run_recipe
-from sj_robust.recipe import Recipe, make_recipe, read_recipe
+from sj_robust.recipe import EvaluateSettings, Recipe, make_recipe, read_recipe
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 MODEL = "my_networks:make"  # the recipe's own, whose code runs with consent alone
@@ -51,6 +51,10 @@ def run(recipe: Recipe, folder: Path) -> RunResult:
 def changed(recipe: Recipe, part: str, **settings: object) -> Recipe:
     fields = recipe.model_dump()
     return Recipe.model_validate({**fields, part: {**fields[part], **settings}})
+
+
+# what leaves the choice of attacks and views to a protocol
+OPEN = {name: EvaluateSettings.model_fields[name].default for name in ("attacks", "views")}
 
 
 def sums(folder: Path) -> dict[str, int]:
@@ -274,7 +278,7 @@ def test_what_is_wrong_with_a_recipe_is_named(workplace: Path, change: dict[str,
 
 
 def test_a_recipe_may_name_a_protocol_and_attacks_with_the_ann_too(made: Path, recipe: Recipe, workplace: Path) -> None:
-    settings = {"protocol": "quick", "views": None, "check_images": 4, "converted": False}
+    settings = {"protocol": "quick", **OPEN, "check_images": 4, "converted": False}
     result = run(changed(recipe, "evaluate", **settings), made)
     assert result.snn_report.settings.protocol == result.ann_report.settings.protocol == "quick@1"
     card = (result.checkpoint / "README.md").read_text()
@@ -294,7 +298,7 @@ def test_further_protocols_are_recorded_beside_the_first(made: Path, recipe: Rec
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"protocol": "fast"}, "unknown protocol 'fast'"), ({"further": ["fast"]}, "unknown protocol 'fast'"),
+    ({"protocol": "fast", **OPEN}, "unknown protocol 'fast'"), ({"further": ["fast"]}, "unknown protocol 'fast'"),
     ({"attacks": ["pgdx"]}, "unknown attack 'pgdx'"), ({"views": ["PCW:0"]}, "gradient view 'PCW:0'"),
 ])  # fmt: skip
 def test_an_evaluation_that_cannot_be_made_is_refused_before_any_work(

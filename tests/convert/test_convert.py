@@ -226,7 +226,7 @@ def test_wrong_settings_are_named(changes: dict, message: str, images: Tensor) -
 
 
 def test_wrong_calibration_images_are_named(images: Tensor) -> None:
-    cases = [([], "calibration images"), (images[0, 0][None], "shape"), (images * 255, r"\[0,1\]"), ((images * 255).byte(), "uint8")]
+    cases = [([], "calibration images"), (images[0, 0], "shape"), (images * 255, r"\[0,1\]"), ((images * 255).byte(), "uint8")]
     for wrong, message in cases:
         with pytest.raises(SJRobustError, match=message):
             conversion(Skip(), wrong)
