@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from fractions import Fraction
 from typing import Any, SupportsFloat
 
 from sj_robust.errors import SJRobustError
@@ -15,10 +14,14 @@ Radius = SupportsFloat | str
 def number(value: Any) -> float:
     """A number, or a text that is one or a fraction. Raises ValueError for anything else."""
     if isinstance(value, str):
-        try:
-            return float(Fraction(value.replace(" ", "")))
+        above, slash, below = value.replace(" ", "").partition("/")
+        try:  # in floats: exact fractions of a text such as 1e999999999 never end
+            found = float(above) / float(below) if slash else float(above)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{value!r} is neither a number nor a fraction such as 8/255") from None
+            found = math.nan
+        if not math.isfinite(found):
+            raise ValueError(f"{value[:80]!r} is neither a number nor a fraction such as 8/255")
+        return found
     if isinstance(value, bool) or not isinstance(value, SupportsFloat):
         raise ValueError(f"{value!r} is not a number: expected one such as 8/255")
     try:

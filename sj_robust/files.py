@@ -22,6 +22,17 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+_begun: set[Path] = set()  # temporary files and folders that are being written
+
+
+def remove_begun() -> None:
+    """Remove what `atomic_path` and `atomic_folder` have not finished: for who ends the process with no exception to do it."""
+    for path in list(_begun):
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it over `path` when the block succeeds, delete it when not.
@@ -33,6 +44,7 @@ def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Pat
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     os.close(handle)
     temporary = Path(name)
+    _begun.add(temporary)
     try:
         yield temporary
         temporary.chmod(mode & ~_umask())
@@ -40,6 +52,7 @@ def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Pat
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+        _begun.discard(temporary)
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int = 0o666) -> None:
@@ -94,6 +107,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     _clear_left(target)
     temporary, lock = _begin(target)
+    _begun.add(temporary)
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -108,6 +122,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old version
+        _begun.discard(temporary)
         if lock is not None:
             os.close(lock)
 

@@ -31,9 +31,11 @@ from sj_robust.attack import parse_attack
 from sj_robust.convert import convert
 from sj_robust.convert.activations import module_kind
 from sj_robust.data import ImageDataset, calibration_batches, load_dataset
+from sj_robust.data.loader import calibration_indices
 from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report, evaluate
+from sj_robust.evaluate.bench import image_count
 from sj_robust.evaluate.journal import remove_journal
 from sj_robust.evaluate.protocol import find_protocol, stages_of
 from sj_robust.files import check_folder, check_within, only_one, sha256, write_atomic
@@ -145,6 +147,7 @@ def run(
     for training in filter(None, (recipe.ann.train, recipe.finetune)):
         check_shares(training)
     _check_attacks(recipe.evaluate)
+    Surrogate.parse(recipe.convert.surrogate)
     check_within(folder)
     device = own_device(torch.device(device))
     with (processes(_PATIENCE, "start it again, it goes on from the last saved state", device) as team,
@@ -168,6 +171,10 @@ class _Run:
         recipe = self.recipe
         self.train = self.team.after_first(lambda: load_dataset(self.data, "train", image_size=recipe.image_size, resize=recipe.resize))
         self.test = self.team.after_first(lambda: load_dataset(self.data, "test", image_size=recipe.image_size, resize=recipe.resize))
+        calibration_indices(self.train, recipe.convert.batches, recipe.convert.batch_size, seed=recipe.seed)
+        if recipe.finetune:  # more images than there are: said before the training, not after it
+            self.train.split_off(recipe.finetune.validation, recipe.finetune.seed)
+        image_count(self.test, recipe.evaluate.max_images)
         self.folder.mkdir(parents=True, exist_ok=True)
         ann = self.stage(
             "ann",
@@ -185,9 +192,8 @@ class _Run:
         converted = snn = self.stage(
             "converted",
             {"convert": _settings(recipe.convert), "seed": recipe.seed, "ann": _identity(ann)},
-            self.make_converted,
-            trains_on=self.train,
-        )
+            self.make_converted, trains_on=self.train,
+        )  # fmt: skip
         if recipe.finetune:
             snn = self.stage(
                 "finetuned",

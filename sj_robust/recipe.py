@@ -95,8 +95,8 @@ class ConvertSettings(_Strict):
 
     timesteps: int = Field(8, ge=1, le=1024)
     percentile: float = Field(99.7, gt=0, le=100)
-    scale: float = Field(0.3, gt=0)
-    calibration_timesteps: int = Field(100, ge=1)
+    scale: float = Field(0.3, gt=0, le=10)
+    calibration_timesteps: int = Field(100, ge=1, le=4096)
     leak: float = Field(1.0, gt=0, le=1)
     reset: Literal["hard", "soft"] = "hard"
     norm: Literal["integrate", "fuse", "omit"] = "integrate"

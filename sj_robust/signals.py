@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from sj_robust.files import remove_begun
+
 ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 _TWINS = 2.0  # seconds: torchrun passes on what the terminal has sent to its processes already
 
@@ -55,9 +57,9 @@ def deferred_signals(*, patient: bool = False) -> Iterator[Callable[[], bool]]:
 def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
     """For a command: SIGTERM and SIGHUP raise Ended where they would kill, as Ctrl-C raises KeyboardInterrupt.
 
-    During an import all three end the process at once, after a word to `say`: nothing has begun, and an exception could be swallowed
-    there, or come out as another one. So does a second one, if it is not an echo of the first; while the interpreter is taken down they
-    do nothing.
+    During an import all three end the process at once, after a word to `say` and without the files that were begun: an exception could
+    be swallowed there, or come out as another one. So does a second one, if it is not an echo of the first; while the interpreter is
+    taken down they do nothing.
     """
     first: list[float] = []
 
@@ -67,6 +69,7 @@ def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
             return
         if first or _imports(frame):
             say("interrupted" if interrupted else f"ended by {signal.Signals(number).name}")
+            remove_begun()
             os._exit(1 if interrupted else 128 + number)
         first.append(time.monotonic())
         raise KeyboardInterrupt if interrupted else Ended(number)

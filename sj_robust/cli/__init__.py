@@ -21,9 +21,11 @@ def main() -> None:
 
     Exit codes: 0 success, 1 a failure named in one line on stderr, or Ctrl-C, 2 wrong usage, 143 SIGTERM and 129 SIGHUP.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal that has no ε shows ?, and no result is lost over it
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us: nobody wants to see it
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")  # a terminal that has no ε shows ?, and no result is lost over it
     format_before, warnings.formatwarning = warnings.formatwarning, _unsaid if _another_speaks() else _one_line
     try:
         try:
@@ -31,8 +33,7 @@ def main() -> None:
                 _app()()
         finally:
             warnings.formatwarning = format_before
-            if sys.stdout is not None:  # closed: nobody wants to see it
-                sys.stdout.flush()
+            sys.stdout.flush()
     except BrokenPipeError:
         _drop_output()
         sys.exit(1)

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -87,6 +88,7 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
             try:
+                _check_endpoint()
                 function(*args, **kwargs)
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
@@ -106,6 +108,15 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
         return app.command(name, epilog=f"Example: {example}")(guarded)
 
     return register
+
+
+def _check_endpoint() -> None:
+    """Raise SJRobustError for a Hub's address that huggingface_hub cannot even be imported with: a slash in a password ends the host."""
+    try:
+        _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
+    except ValueError:
+        raise SJRobustError("HF_ENDPOINT (not shown) is not an address, as its host or port cannot be read: set it to one such as "
+                            "https://huggingface.co, with %2F, %3F, %23 and %40 for / ? # @ in a password, or unset it") from None
 
 
 def _unexpected(error: Exception) -> str:

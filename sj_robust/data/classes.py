@@ -42,10 +42,11 @@ def in_order_of(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
     unknown, missing = _lacking(dataset.classes, known), _lacking(known, dataset.classes)
     if not unknown:
         unknown, missing = "two of one name", "another order of them"
+    where = f" where the network has {missing}" if missing else ""
     raise SJRobustError(
-        f"{dataset.name} has classes that the network does not know: {unknown} where the network has "
-        f"{missing}; rename them, or say that they are the same in the same order: --same-classes, "
-        "or dataset.with_classes(model.classes)")  # fmt: skip
+        f"{dataset.name} has classes that the network does not know: {unknown}{where}; rename them, "
+        "or say that they are the same in the same order: --same-classes, or "
+        "dataset.with_classes(model.classes)")  # fmt: skip
 
 
 def same_classes(one: nn.Module, other: nn.Module) -> bool:
@@ -71,8 +72,12 @@ def _plain(name: str) -> str:
 
 
 def _nameless(names: Sequence[str]) -> bool:
-    """Whether there are no names, or what stands for them where a file has none."""
-    return list(names) == [str(label) for label in range(len(names))]
+    """Whether there are no names, or what stands for them where a file or folder has none: 0, 1,
+    … or 00, 01, …."""
+    return all(
+        name.isdecimal() and len(name) < 10 and int(name) == label
+        for label, name in enumerate(names)
+    )
 
 
 def _lacking(names: Sequence[str], others: Sequence[str]) -> str:

@@ -70,7 +70,10 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(images, Image.Image):
         images = torch.from_numpy(np.array(images.convert("RGB"))).permute(2, 0, 1)
     elif isinstance(images, np.ndarray):
-        images = torch.from_numpy(images)
+        try:
+            images = torch.from_numpy(images)
+        except TypeError:
+            raise SJRobustError(f"images are an array of {images.dtype}: expected uint8, or floats in [0,1]") from None
     if labels is None or not isinstance(images, Tensor) or images.dim() not in (3, 4):
         found = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
         lack = "no labels" if labels is None and isinstance(images, Tensor) else "no images"

@@ -21,7 +21,10 @@ def as_levels(images: Any) -> Tensor:
     which could be either.
     """
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(np.ascontiguousarray(images))
+        try:
+            images = torch.from_numpy(np.ascontiguousarray(images))
+        except TypeError:
+            raise SJRobustError(f"images are an array of {images.dtype}: expected uint8, or floats in [0,1]") from None
     if not isinstance(images, Tensor):
         raise SJRobustError(f"images are a {type(images).__name__}: expected a tensor uint8 "
                             "[N,C,H,W], as torch.stack makes of a list")  # fmt: skip

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
 from sj_robust.model import NormalizedClassifier, SpikingModel
-from sj_robust.model.unwrap import showing_hidden, taken_for_ann
+from sj_robust.model.unwrap import SPIKING, showing_hidden, taken_for_ann
 
 BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
 _SIGN_BYTES = 1 << 30
@@ -98,9 +99,9 @@ def fitted(dataset: Any, model: nn.Module) -> ImageDataset:
 def image_count(dataset: ImageDataset, max_images: int | None) -> int:
     if not len(dataset):
         raise SJRobustError(f"{dataset.name} {dataset.split} has no images: nothing to evaluate")
-    if max_images is not None and not 1 <= max_images <= len(dataset):
+    if max_images is not None and not (isinstance(max_images, Integral) and 1 <= max_images <= len(dataset)):
         raise SJRobustError(f"max_images is {max_images}: expected 1 to {len(dataset)}, the images of {dataset.name} {dataset.split}")
-    return len(dataset) if max_images is None else max_images
+    return len(dataset) if max_images is None else int(max_images)
 
 
 def device_of(model: nn.Module, device: str | torch.device | None) -> torch.device:
@@ -118,8 +119,12 @@ def true_forward(model: nn.Module) -> AbstractContextManager[object]:
 def warn_of_state(model: nn.Module) -> None:
     """SpikingJelly's nodes outside of our classifiers: one warning that says what is missing."""
     if not isinstance(model, SpikingModel) and any(isinstance(module, MemoryModule) for module in model.modules()):
-        warnings.warn(f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls and which are attacked "
-                      "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=3)
+        _warn_of_nodes(model)
+
+
+def _warn_of_nodes(model: nn.Module) -> None:
+    warnings.warn(f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls and which are attacked "
+                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=4)
 
 
 def check_fit(bench: Bench, total: int) -> int:
@@ -133,7 +138,10 @@ def check_fit(bench: Bench, total: int) -> int:
         reason = first_line(error)
         raise SJRobustError(f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}") from error
     if hidden and not isinstance(bench.model, SpikingModel):
-        raise taken_for_ann(bench.model)
+        if any(isinstance(module, SPIKING) for module in hidden):
+            raise taken_for_ann(bench.model)
+        if not any(isinstance(module, MemoryModule) for module in bench.model.modules()):  # of which `warn_of_state` knows
+            _warn_of_nodes(bench.model)
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")

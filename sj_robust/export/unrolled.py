@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -52,9 +53,9 @@ def export_torch(model: NormalizedClassifier, path: str | os.PathLike[str], *, i
     """
     model = classifier(model)
     with writing(path) as temporary:
-        program = _program(model, input_size)
-        with open(temporary, "wb") as file:
-            torch.export.save(program, file)
+        program, content = _program(model, input_size), io.BytesIO()
+        torch.export.save(program, content)  # torch's own writer ends the process where the disk is full
+        temporary.write_bytes(content.getbuffer())
     return _facts(model, path, "torch", Counter(str(node.target) for node in program.graph.nodes if node.op == "call_function"))
 
 

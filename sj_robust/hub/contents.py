@@ -88,3 +88,6 @@ def _check_svg(content: bytes) -> None:
     for element in root.iter():
         if element.tag in (f"{_SVG}script", f"{_SVG}foreignObject") or any(name.lower().startswith("on") for name in element.attrib):
             raise ValueError("it holds a script")
+        for name, value in element.attrib.items():
+            if name.rpartition("}")[2].lower() == "href" and not value.strip().lower().startswith(("#", "data:image/", "http://", "https://")):
+                raise ValueError(f"it links to {value[:40]!r}")

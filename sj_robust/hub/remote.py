@@ -102,13 +102,13 @@ def explained(name: HubName, doing: str = "pull", patience: Any = None, answer: 
     """
     timeouts = dict(zip(("connect", "read", "write"), patience or WORKING, strict=False))
     traffic = Traffic(timeouts, f"{urlsplit(endpoint()).path}/api/", answer)
-    with _quiet_client(), traffic.held():
-        try:
+    try:
+        with _quiet_client(), traffic.held():  # inside: the client is made here, and a proxy's address may be none
             yield traffic
-        except SJRobustError:
-            raise
-        except Exception as error:
-            raise SJRobustError(explain(traffic.told(error), name, doing)) from harmless(error)
+    except SJRobustError:
+        raise
+    except Exception as error:
+        raise SJRobustError(explain(traffic.told(error), name, doing)) from harmless(error)
 
 
 @contextmanager
@@ -158,7 +158,8 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
     if type(error).__name__ == "TooManyRedirects":
         return f"{hub} redirects without end: a wrong HF_ENDPOINT, or a proxy?"
     if type(error).__name__ in ("InvalidURL", "UnsupportedProtocol"):
-        return f"{hub} is not an address to ask ({line(error)}): set HF_ENDPOINT to one such as https://huggingface.co, or unset it"
+        advice = "set HF_ENDPOINT to one such as https://huggingface.co, or unset it, and see to HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+        return f"{hub}, or a proxy on the way, is not an address to ask ({line(error)}): {advice}"
     if unreachable(error):
         advice = f"check the network and HF_ENDPOINT, then run it again{_looked_for(name, doing)}"
         return f"{hub} cannot be reached ({type(error).__name__}): {advice}"

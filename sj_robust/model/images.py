@@ -56,6 +56,8 @@ def checked_images(x: Any, channels: int, like: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise SJRobustError(f"images are {_name(x.dtype)}: expected floats in [0,1]; give "
                             "images.float() / 255 if they are 0 to 255")  # fmt: skip
+    if x.layout is not torch.strided:
+        raise SJRobustError(f"images are a tensor of layout {x.layout}: expected a dense one, images.to_dense()")
     if x.dim() != 4 or x.shape[1] != channels:
         advice = _advice(x.shape, channels)
         raise SJRobustError(f"images of shape {list(x.shape)}: expected {expected}{advice}")

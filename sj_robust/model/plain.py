@@ -41,6 +41,8 @@ def check_convertible(network: nn.Module) -> None:
             raise SJRobustError(
                 f"{name} of {kind} has no size yet: show the network a batch of images first, as its lazy layers need"
             )
+        if tensor.is_complex():
+            raise SJRobustError(f"{name} of {kind} is complex: expected real weights, of which spikes are made")
         if tensor.is_meta:
             raise SJRobustError(
                 f"{name} of {kind} is on the meta device and holds no values: load weights into it first"

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from spikingjelly.activation_based.neuron import BaseNode
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
@@ -29,7 +30,7 @@ WRAPPERS: tuple[tuple[type[nn.Module], str], ...] = (
     (ModelEmaV2, "module"),
     (ModelEmaV3, "module"),
 )
-_SPIKING = (SpikingModel, SpikingActivation)
+SPIKING = (SpikingModel, SpikingActivation)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
@@ -64,7 +65,7 @@ def expose(model: Any) -> nn.Module:
     if isinstance(network, SpikingModel):
         return network
     for name, module in network.named_modules():
-        if isinstance(module, _SPIKING) or _scripted_as(module) in (
+        if isinstance(module, SPIKING) or _scripted_as(module) in (
             "SpikingClassifier",
             "SpikingJellyClassifier",
             "SpikingActivation",
@@ -85,12 +86,12 @@ def spiking(model: Any) -> SpikingModel:
 
 @contextmanager
 def showing_hidden() -> Iterator[list[nn.Module]]:
-    """Every spiking network that runs in the block, also one that no module holds: in a list, or
-    in what a function remembers."""
+    """Every spiking network, or node of SpikingJelly, that runs in the block, also one that no
+    module holds: in a list, or in what a function remembers."""
     seen: list[nn.Module] = []
 
     def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, _SPIKING):
+        if isinstance(module, (*SPIKING, BaseNode)):
             seen.append(module)
 
     handle = register_module_forward_pre_hook(note)

@@ -50,6 +50,8 @@ def run(recipe: Recipe, folder: Path) -> RunResult:
 
 def changed(recipe: Recipe, part: str, **settings: object) -> Recipe:
     fields = recipe.model_dump()
+    if settings.get("protocol"):  # says itself which attacks run
+        del fields[part]["attacks"]
     return Recipe.model_validate({**fields, part: {**fields[part], **settings}})
 
 
@@ -307,6 +309,20 @@ def test_an_evaluation_that_cannot_be_made_is_refused_before_any_work(
     with pytest.raises(SJRobustError, match=message):
         run(changed(recipe, "evaluate", **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("part", "change", "message"), [
+    ("convert", {"surrogate": "PCV"}, "surrogate"), ("convert", {"scale": 11}, "scale"),
+    ("convert", {"calibration_timesteps": 5000}, "calibration_timesteps"), ("convert", {"batches": 10**6}, "calibration batches"),
+    ("finetune", {"validation": 10**4}, "cannot hold out"), ("evaluate", {"max_images": 10**6}, "max_images"),
+])  # fmt: skip
+def test_what_a_later_stage_cannot_do_is_refused_before_the_training(
+    recipe: Recipe, workplace: Path, tmp_path: Path, part: str, change: dict[str, object], message: str
+) -> None:
+    fields = recipe.model_dump(mode="json")
+    with pytest.raises(SJRobustError, match=message):
+        run(make_recipe({**fields, part: {**fields[part], **change}}), tmp_path / "run")
+    assert not (tmp_path / "run" / "ann").exists() and not (tmp_path / "run" / "ann.training").exists()
 
 
 def test_the_seed_of_a_recipe_is_that_of_its_trainings(workplace: Path) -> None:

@@ -103,3 +103,20 @@ def test_a_stopped_benchmark_shows_and_writes_what_it_knows(environment: dict[st
     report = BenchReport.model_validate(json.loads(out.read_text(encoding="utf-8")))
     assert {(measured.side, len(measured.seconds)) for measured in report.measurements if measured.task == "train"} == {
         ("ann", 30), ("torch", 30)}  # fmt: skip
+
+
+@pytest.mark.parametrize("number", STATUS, ids=str)
+def test_during_an_import_within_the_work_nothing_is_left_half_written(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "late.py").write_text(f"import os\nos.kill(os.getpid(), {int(number)})\n", encoding="utf-8")
+    script = """
+import os
+from sj_robust.files import atomic_folder, atomic_path
+from sj_robust.signals import ending_signals
+with ending_signals(print), atomic_path("file") as file, atomic_folder("folder") as folder:
+    for path in file, folder / "part":
+        path.write_text("half")
+    import late
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (STATUS[number], "")
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"late.py"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -152,8 +153,23 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
             done = subprocess.run([*command, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
         assert done.returncode == 1
         assert done.stderr == "sj-robust: the output cannot be written (No space left on device): make room, or send it elsewhere\n"
-    closed = subprocess.run(["sh", "-c", f"{sys.executable} -m sj_robust list >&-"], capture_output=True, text=True)
-    assert "Traceback" not in closed.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_was_closed_before_is_not_missed(closed: str) -> None:
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m sj_robust list {closed}"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (closed == "2>&-")
+
+
+@pytest.mark.parametrize("address", ["http://user:pa/ss@host", "https://host:99999", "http://[::1"])
+@pytest.mark.parametrize("arguments", [["info", "alice/snn"], ["doctor"]])
+def test_an_address_of_the_hub_that_is_none_is_named(address: str, arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "sj_robust", *arguments]
+    done = subprocess.run(command, env={**os.environ, "HF_ENDPOINT": address}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert done.stderr.startswith("sj-robust: HF_ENDPOINT (not shown) is not an address")
+    assert "user" not in done.stderr
 
 
 STRANGERS = ["\x1b]0;owned\x07\x1b[2J", "x\nsj-robust: verified, safe to use\x1b[8m", "\u202etxt", "\x9b31m", "[red]x[/red]", ":warning:"]

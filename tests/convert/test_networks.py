@@ -231,6 +231,7 @@ def test_other_precisions_become_float32(
         ),
         (lambda: nn.DataParallel(torch.jit.script(network())), r"compiled by torch\.jit"),
         (lambda: network().to("meta"), "0.weight of Sequential is on the meta device"),
+        (lambda: network().to(torch.complex64), "0.weight of Sequential is complex"),
         (
             lambda: with_changes(lambda ann: ann.__setitem__(8, nn.LazyLinear(5))),
             "8.weight of Sequential has no size yet",

@@ -132,6 +132,18 @@ def test_another_order_is_mapped_by_name(names: tuple[str, ...], labels: list[in
     assert (mapped.labels.tolist(), mapped.classes) == (labels, ("cat", "dog", "ape"))
 
 
+def test_numbers_in_the_place_of_names_may_have_zeros_before_them() -> None:
+    dataset = named(*(f"{label:02}" for label in range(10)))
+    assert in_order_of(knowing(*"abcdefghij"), dataset) is dataset
+    with pytest.raises(SJRobustError, match="does not know"):  # counted from 1: of which class is 1?
+        in_order_of(knowing(*"abc"), named("01", "02", "03"))
+
+
+def test_one_class_too_many_is_named_alone() -> None:
+    with pytest.raises(SJRobustError, match="does not know: '@eaDir'; rename"):
+        in_order_of(knowing("cat", "dog"), named("@eaDir", "cat", "dog"))
+
+
 def test_lexicographic_numbers_of_an_older_checkpoint_are_mapped() -> None:
     with pytest.warns(UserWarning, match="mapped by name"):
         assert in_order_of(knowing("0", "1", "10", "2"), named("0", "1", "2", "10")).labels.tolist() == [0, 1, 3, 2]

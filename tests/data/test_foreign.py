@@ -100,6 +100,7 @@ def test_names_are_read_off() -> None:
     ((X, torch.eye(6)), "argmax"), ((X, Y[:3]), r"\[3\]"), ((X * 4 - 2, Y), "reach from"), (np.zeros(3), "expected images"),
     ((X, Y + 10**9), "there is a label"), ((X, Y * torch.nan), "not all whole"), ((X, Y - 1), "label -1"),
     ([(np.zeros((8, 8, 3), np.uint8), 0)], "permute"),
+    ((np.full((2, 3, 8, 8), None), [0, 1]), "images are an array of object"),
 ], ids=lambda value: value if isinstance(value, str) else type(value).__name__)  # fmt: skip
 def test_anything_else_is_one_line(data: Any, message: str) -> None:
     with pytest.raises(SJRobustError, match=message) as refusal:

@@ -116,10 +116,17 @@ def test_one_radius_in_any_form(ann: NormalizedClassifier, dataset: ImageDataset
 @pytest.mark.parametrize(("eps", "message"), [
     (8, r"8/255, not 8"), ("8", "8/255, not 8"), ("a", "neither a number nor a fraction"), (None, "None is not a number"),
     (True, "True is not"), (-1, "≥ 0"), ([0.1, "x"], "'x'"), (torch.ones(2, 2), "not one number"),
+    ("1e400", "neither"), ("1e999999999", "neither"), ("nan/2", "neither"), ("9" * 5000, "neither"),
 ])  # fmt: skip
 def test_what_is_no_radius_is_refused(ann: NormalizedClassifier, dataset: ImageDataset, eps: Any, message: str) -> None:
     with pytest.raises(SJRobustError, match=message):
         evaluate(ann, dataset, eps=eps, **QUICK)
+
+
+@pytest.mark.parametrize("count", [0, -1, 3.5, "4", 10**9])
+def test_a_number_of_images_that_is_none_is_refused(ann: NormalizedClassifier, dataset: ImageDataset, count: Any) -> None:
+    with pytest.raises(SJRobustError, match="max_images is"):
+        evaluate(ann, dataset, max_images=count, **QUICK)
 
 
 def test_l2_radii_may_be_above_1(ann: NormalizedClassifier, dataset: ImageDataset) -> None:

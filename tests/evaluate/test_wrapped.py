@@ -247,3 +247,16 @@ def _fresh() -> list[nn.Module]:
         nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
         nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4),
     ]  # fmt: skip
+
+
+def test_what_torch_exported_is_refused(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+    exported = torch.export.export(snn, (dataset.floats()[:2],)).module()
+    with pytest.raises(SJRobustError, match="exported from"):
+        evaluate(exported, dataset, attacks=["fgsm"], max_images=4, check_images=0, show_progress=False)
+
+
+def test_hidden_nodes_of_spikingjelly_are_warned_of(dataset: ImageDataset) -> None:
+    channels = dataset.images[0].numel()
+    hidden = nn.Sequential(nn.Flatten(), nn.Linear(channels, 10), neuron.IFNode())
+    with pytest.warns(UserWarning, match="holds nodes of SpikingJelly"):
+        evaluate(Listed(hidden), dataset, attacks=[], max_images=1, check_images=0, show_progress=False)

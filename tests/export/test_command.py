@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,6 +84,18 @@ def test_failures_are_one_line_and_leave_nothing(export: Cli, tmp_path: Path, mo
     assert "pip install 'sj-robust[nir]'" in export(SNN, "--format", "nir", "--out", "x").stderr
     assert "pip install 'sj-robust[export]'" in export(SNN, "--format", "onnx", "--out", "x").stderr
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_file_that_cannot_grow_is_one_line(tmp_path: Path) -> None:
+    def small() -> None:  # as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+
+    command = [sys.executable, "-m", "sj_robust", "export", ANN, "--format", "torch", "--out", "x.pt2", "--image-size", "16"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=small, env={**os.environ, "SJ_ROBUST_KERNELS": "0"}
+    )
+    assert (done.returncode, os.listdir(tmp_path)) == (1, []), done.stderr
+    assert done.stderr == "sj-robust: x.pt2 cannot be written (File too large)\n"
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,16 @@ def here(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY", "https_proxy"])
+def test_a_proxy_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    from huggingface_hub import close_session
+
+    close_session()  # the client reads these when it is made
+    monkeypatch.setenv(variable, "http://user:secret-word@[::bad")
+    message = fails(pull, "alice/snn", "ALL_PROXY")
+    assert "secret-word" not in message
+
+
 def fails(call: Callable[[Any], Any], name: Any, *fragments: str) -> str:
     with pytest.raises(SJRobustError) as error:
         call(name)

@@ -171,6 +171,8 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg">{}</svg>'
     pytest.param("figures/a.svg", SECRET, "not an SVG", id="key as SVG"),
     pytest.param("figures/a.svg", b"<html></html>", "not an SVG", id="page as SVG"),
     pytest.param("figures/a.svg", SVG.format("<script>1</script>").encode(), "script", id="script"),
+    pytest.param("figures/a.svg", SVG.format('<a href=" JavaScript:1">x</a>').encode(), "links to", id="link that runs"),
+    pytest.param("figures/a.svg", SVG.format('<image href="file:///etc/passwd"/>').encode(), "links to", id="link to a file"),
     pytest.param("figures/a.svg", SVG.format('<a onclick="1"/>').encode(), "script", id="handler"),
     pytest.param("figures/a.svg", b'<!DOCTYPE svg [<!ENTITY a "b">]>' + SVG.format("&a;").encode(), "entities", id="entity"),
     pytest.param("recipe.yaml", SECRET, "recipe.yaml", id="key as recipe"),

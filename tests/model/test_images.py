@@ -45,6 +45,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "uint8": (lambda: (X * 255).byte(), r"images are uint8: .* images\.float\(\) / 255"),
     "int64": (lambda: (X * 255).long(), "images are int64"),
     "bool": (lambda: X > 0.5, "images are bool"),
+    "sparse": (lambda: X.to_sparse(), r"images\.to_dense\(\)"),
     "complex": (lambda: X.cfloat(), "images are complex64"),
     "0 to 255": (lambda: X * 255, "reach from 0 to 255: expected .* divide by 255"),
     "16 bits": (lambda: X * 65535, "reach from 0 to"),
