@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sj_robust.secrets import masked
+from sj_robust.masking import masked
 
 LONGEST = 4000
 """Characters of one line on a terminal, in an error or in a warning."""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pick_device
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, shown, write
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_report_file, load_both, shown, write
 from sj_robust.cli.options import Args, Resize, SameClasses, Size
 
 
@@ -46,7 +46,7 @@ def certify(
     """
     from sj_robust.evaluate.certificate import certify as measure
 
-    check_out(out)
+    check_report_file(out)
     where = pick_device(device)
     classifier, dataset = load_both(
         checkpoint, data, split, image_size, resize, model, arg, same_classes

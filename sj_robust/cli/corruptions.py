@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, usage, words
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, shown, write
+from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_report_file, load_both, shown, write
 from sj_robust.cli.options import Args, Resize, SameClasses, Size
 
 
@@ -44,7 +44,7 @@ def corruptions(
     """
     from sj_robust.evaluate.corrupted import evaluate_corruptions
 
-    check_out(out)
+    check_report_file(out)
     where = pick_device(device)
     levels = [int(word) if word.isdecimal() else usage(f"--severities {word!r} is not a whole number") for word in words(severities)]
     classifier, dataset = load_both(

@@ -14,7 +14,7 @@ import typer
 
 from sj_robust.cli.common import Json, command, print_json, show
 from sj_robust.errors import SJRobustError
-from sj_robust.secrets import masked
+from sj_robust.masking import masked
 
 PACKAGES = (
     "sj-robust",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
-from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, check_out, load_both, recorded_in, shown, write
+from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, check_report_file, load_both, recorded_in, shown, write
 from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def energy(
     from sj_robust.evaluate.energy import measure_energy
 
     target = recorded_in(checkpoint, record)
-    check_out(out)
+    check_report_file(out)
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     report = _evaluation_on(dataset, classifier, target) if target else None
@@ -129,7 +129,7 @@ def latency(
     """
     from sj_robust.evaluate.latency import measure_latency
 
-    check_out(out)
+    check_report_file(out)
     where = pick_device(device)
     classifier, dataset = load_both(
         checkpoint, data, split, image_size, resize, model, arg, same_classes

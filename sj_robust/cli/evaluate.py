@@ -15,7 +15,7 @@ from sj_robust.cli.measure import (
     Model,
     Out,
     SplitName,
-    check_out,
+    check_report_file,
     load_both,
     recorded_in,
     shown,
@@ -114,7 +114,7 @@ def evaluate(
 
     for value in (eps or ()) if norm == "linf" else ():
         within_linf(value, f"--eps {value:g}")
-    check_out(out)
+    check_report_file(out)
     if plot:
         check_within(plot)
     folder = recorded_in(checkpoint, record)

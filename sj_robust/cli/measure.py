@@ -85,7 +85,7 @@ def recorded_in(checkpoint: str | None, record: bool) -> Path | None:
     return folder
 
 
-def check_out(out: Path | None) -> None:
+def check_report_file(out: Path | None) -> None:
     """Raise SJRobustError, before the work, where the result could not be written."""
     if out:
         check_file(out)

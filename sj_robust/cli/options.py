@@ -13,7 +13,7 @@ import typer
 
 from sj_robust.cli.common import budget, usage
 from sj_robust.files import legible
-from sj_robust.secrets import masked
+from sj_robust.masking import masked
 
 
 class Method(StrEnum):

@@ -19,8 +19,8 @@ from sj_robust.data.sources import Source, folder_source, parquet_files, parquet
 from sj_robust.data.stream import STREAM_FROM, EncodedImages, in_channels
 from sj_robust.errors import SJRobustError
 from sj_robust.files import legible, zoo_root
+from sj_robust.masking import harmless
 from sj_robust.model.images import checked_labels
-from sj_robust.secrets import harmless
 from sj_robust.traffic import LimitError, limited
 
 Split = Literal["train", "test"]

@@ -17,7 +17,7 @@ from sj_robust.convert import rebuild
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import LARGEST_SIDE, Config, plain_values
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, from_spikingjelly
-from sj_robust.model.limit import limited
+from sj_robust.model.limit import within_size
 from sj_robust.model.plain import as_stored
 from sj_robust.text import visible
 
@@ -40,7 +40,7 @@ def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
     if any(isinstance(value, int) and abs(value) > max(largest, LARGEST_SIDE) for value in plain_values(config.model_args)):
         raise SJRobustError(f"{called} has a number that is neither a size of the weights nor of images: they do not fit")
     try:
-        with torch.device("meta"), limited(called, len(tensors)):
+        with torch.device("meta"), within_size(called, len(tensors)):
             planned = _size(timm.create_model(name, num_classes=config.num_classes, **config.model_args).state_dict())
         # folding or omitting batch norms only drops the few numbers they hold
         if planned > 2 * _size(tensors) + 100_000:
@@ -67,7 +67,7 @@ def assemble(config: Config, backbone: nn.Module, tensors: Mapping[str, Tensor],
     if max(config.settings["mean"]) > 1:
         raise SJRobustError(f"the settings of {origin} have the mean {config.settings['mean']}: expected one of images in [0,1]")
     try:
-        with torch.random.fork_rng(devices=[]), limited(f"config.json of {origin}", len(tensors)):
+        with torch.random.fork_rng(devices=[]), within_size(f"config.json of {origin}", len(tensors)):
             classifier = _structure(config, backbone, tensors)
     except SJRobustError:
         raise

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.near import suggestion
-from sj_robust.secrets import harmless, masked, remember, without_login
+from sj_robust.masking import harmless, masked, remember, without_login
 from sj_robust.traffic import MAX_ANSWER, WORKING, LimitError, SlowError, Traffic, asked_to_wait
 
 if TYPE_CHECKING:

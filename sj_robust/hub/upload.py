@@ -20,7 +20,7 @@ from sj_robust.hub.near import missing_folder
 from sj_robust.hub.origin import MAX_FILES, Origin, copy_own_files, is_own, origin_path, own_files, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
 from sj_robust.hub.remote import ASKING, COMMIT, HubName, address, client, explain, explained, parse_name, unreachable
-from sj_robust.secrets import harmless, without_login
+from sj_robust.masking import harmless, without_login
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

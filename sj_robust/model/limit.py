@@ -17,7 +17,7 @@ LARGEST = 4000
 
 
 @contextmanager
-def limited(what: str, tensors: int) -> Iterator[None]:
+def within_size(what: str, tensors: int) -> Iterator[None]:
     """While the block runs, this thread may build a network of about `tensors` tensors and no far larger one.
 
     timm builds whatever its arguments say: 65,536 layers for minutes, or a table in a loop that makes no layer at all. So the

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.model import resnet, vgg, wide_resnet  # noqa: F401  imported to register their architectures with timm
 from sj_robust.model.base import renamed
-from sj_robust.model.limit import LARGEST, limited
+from sj_robust.model.limit import LARGEST, within_size
 from sj_robust.model.normalized import NormalizedClassifier, unit_scale
 from sj_robust.text import visible
 
@@ -66,7 +66,7 @@ def create_ann(
     if num_classes is not None:
         model_args["num_classes"] = num_classes
     try:
-        with limited(f"{architecture} with {visible(model_args, 200)}", LARGEST):
+        with within_size(f"{architecture} with {visible(model_args, 200)}", LARGEST):
             model = timm.create_model(architecture, **model_args)
     except SJRobustError:
         raise

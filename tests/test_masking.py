@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sj_robust import SJRobustError
-from sj_robust.secrets import harmless, masked, remember, without_login
+from sj_robust.masking import harmless, masked, remember, without_login
 
 TOKEN = "hf_" + "aBcDeFgHiJ" * 3 + "wxyz"
 
