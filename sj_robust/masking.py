@@ -50,7 +50,9 @@ def harmless(error: BaseException) -> BaseException | None:
     """`error`, to be raised from; None where its own text, or that of an error behind it, holds a secret that a traceback would show,
     or is too long to look."""
     link: BaseException | None = error
-    while link is not None:
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:  # a cause that is raised again leads back to itself
+        seen.add(id(link))
         if len(str(link)) > 10_000 or masked(str(link)) != str(link) or masked(repr(link)) != repr(link):
             return None
         link = link.__cause__ or link.__context__
