@@ -129,11 +129,11 @@ class _Relay:
                     self._barrier.abort()
 
         threads = [threading.Thread(target=work, args=(batch,), daemon=True) for batch in batches]
-        for thread in threads:
-            thread.start()
-        # Ctrl-C lets every batch stop at its next node. It waits for them, however often it is repeated: a thread that computes while
-        # the interpreter is taken down aborts the process.
+        # Ctrl-C lets every batch stop at its next node. It waits for them, however often it is repeated and from the first on: a
+        # thread that computes while the interpreter is taken down aborts the process.
         with deferred_signals(patient=True) as interrupted:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 while thread.is_alive():
                     thread.join(0.1)

@@ -136,7 +136,7 @@ def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
 def test_a_folder_of_something_else_is_refused_before_any_work(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     training = ("train-ann", "cifar_resnet20", "--data", "sample", "--out", tmp_path)
-    assert "is not overwritten" in failure(cli(*training))
+    assert "is kept: choose another folder" in failure(cli(*training))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
