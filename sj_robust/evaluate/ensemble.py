@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from sj_robust.attack import Attack
 from sj_robust.evaluate.bench import Bench, TimeUp
-from sj_robust.evaluate.journal import Journal
+from sj_robust.evaluate.journal import Journal, UnitKey
 from sj_robust.evaluate.protocol import Run
-from sj_robust.evaluate.report import Accuracy, JointResult, RobustResult, ViewResult, eps_name
+from sj_robust.evaluate.report import Accuracy, JointResult, RobustResult, ViewResult, attempt, eps_name
 from sj_robust.progress import Bar
 
-Search = Callable[[str, Attack, nn.Module, str, Tensor], None]
+Search = Callable[[UnitKey, Attack, nn.Module, Tensor], None]
 
 
 @dataclass
@@ -35,7 +35,7 @@ def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, se
     """Attack the images that are right as they are, or only read off what `journal` has (`search` None).
 
     `correct` bool [n]: clean outcome of each evaluated image. `plan`: for each eps, ascending, its runs in order. `mine` bool [n]:
-    the images that this process attacks, default all. `search(unit, attack, seen, view, images)` fills the journal.
+    the images that this process attacks, default all. `search(unit, attack, seen, images)` fills the journal.
     The joint result is an intersection, so the order decides the cost and nothing else.
     """
     total, attackable = len(correct), (correct if mine is None else correct & mine).nonzero().flatten()
@@ -54,16 +54,16 @@ def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, se
             complete, per_view, cost = True, {}, [0.0, 0, 0]
             for view, seen in run.seen.items():
                 given = attackable[~broken[attackable]] if survivors_only else attackable
-                name = f"{eps_name(attack.eps)} {attack.name} {view}"
+                key = UnitKey(eps_name(attack.eps), attack.name, view)
                 if search:
-                    search(name, attack, seen, view, given)
-                unit, pending = journal.unit(name), len(journal.missing(name, given))
+                    search(key, attack, seen, given)
+                unit, pending = journal.unit(key), len(journal.missing(key, given))
                 outcome.pending += pending
                 complete &= not pending
                 fallen = given[torch.isin(given, torch.tensor(unit.fallen, dtype=given.dtype))]
                 by_view = torch.zeros(total, dtype=torch.bool).index_fill_(0, fallen, True)
                 for image in fallen[~broken[fallen]].tolist():
-                    broken_by[image] = f"{attack.name} {view}"
+                    broken_by[image] = attempt(attack.name, view)
                 broken |= by_view
                 by_attack |= by_view
                 alone = accuracy(by_view) if len(given) == len(attackable) and not pending else None
@@ -81,20 +81,20 @@ def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, se
 def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable: int) -> Search:
     """The search that runs the attacks on `bench`, until its time is up."""
 
-    def search(name: str, attack: Attack, seen: nn.Module, view: str, given: Tensor) -> None:
-        bar.note(f"eps {name}: {len(given)} images")
-        missing = journal.missing(name, given)
+    def search(key: UnitKey, attack: Attack, seen: nn.Module, given: Tensor) -> None:
+        bar.note(f"eps {' '.join(key)}: {len(given)} images")
+        missing = journal.missing(key, given)
         work = attack.iterations * attackable  # of this unit; survivors stand for all
-        noise = noise_seed(seed, attack, view)
+        noise = noise_seed(seed, attack, key.view)
 
         def run(chosen: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            hit = bench.broken(attack, seen, view, chosen, x, y, noise)
+            hit = bench.broken(attack, seen, key.view, chosen, x, y, noise)
             bar.advance(work * len(chosen) / len(given))
             return hit
 
         bar.advance(work * (1 - len(missing) / max(1, len(given))) if len(missing) else work)
         with suppress(TimeUp):
-            journal.work(name, bench.batches(missing), bench.passes, run)
+            journal.work(key, bench.batches(missing), bench.passes, run)
 
     return search
 

@@ -9,13 +9,13 @@ import json
 from collections.abc import Sequence
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.journal import Unit
+from sj_robust.evaluate.journal import Unit, UnitKey, Units
 from sj_robust.evaluate.protocol import Run
-from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report, eps_name
+from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report, attempt, eps_name
 
 
 def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts, dataset: DatasetFacts, predicted: Sequence[int],
-               seed: int, survivors_only: bool) -> dict[str, Unit]:
+               seed: int, survivors_only: bool) -> Units:
     """The units of a journal that hold what `report` found about the first images of the same evaluation, and what it cost.
 
     An image that the model now sees otherwise (another processor may round its logits to another class) is left to be attacked anew.
@@ -39,15 +39,17 @@ def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts,
     outcome = report.per_image
     classes = zip(predicted, outcome.predicted, outcome.label, strict=False)  # of more images now
     standing = [image for image, (now, then, label) in enumerate(classes) if now == then == label]
-    units, costs = {}, iter(report.robust)
+    units: Units = {}
+    costs = iter(report.robust)
     for runs, broken_by in zip(plan, outcome.broken_by, strict=True):
         for run in runs:
             cost = next(costs)
             for first, view in enumerate(run.seen):
-                by = f"{run.attack.name} {view}"
+                by = attempt(run.attack.name, view)
                 fallen = [image for image in standing if broken_by[image] == by]
                 seconds, passes = cost.per_view[view].seconds or 0.0, (cost.forward_images or 0, cost.backward_images or 0)
-                units[f"{eps_name(run.attack.eps)} {by}"] = Unit(list(standing), fallen, seconds, *(passes if first == 0 else (0, 0)))
+                key = UnitKey(eps_name(run.attack.eps), run.attack.name, view)
+                units[key] = Unit(list(standing), fallen, seconds, *(passes if first == 0 else (0, 0)))
                 standing = [image for image in standing if broken_by[image] != by]
     return units
 

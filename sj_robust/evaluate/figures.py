@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sj_robust.evaluate.report import Report
+from sj_robust.evaluate.report import Report, attempt_view
 from sj_robust.files import atomic_path
 
 _WIDTH, _HEIGHT = 4.5, 3.2  # inches: a column of a two-column paper and a half
@@ -82,7 +82,7 @@ def _attacks(axes: Any, report: Report) -> None:
 
 def _views(axes: Any, report: Report) -> None:
     """The images that each view was the first to break, by eps."""
-    counts = [Counter(by.split(" ", 1)[1] for by in broken if by) for broken in report.per_image.broken_by]
+    counts = [Counter(attempt_view(by) for by in broken if by) for broken in report.per_image.broken_by]
     views = list(dict.fromkeys(view for count in reversed(counts) for view, _ in count.most_common()))
     height = 0.8 / max(1, len(counts))
     for number, (joint, count) in enumerate(zip(report.joint, counts, strict=True)):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +16,16 @@ from torch import Tensor
 from sj_robust.evaluate.bench import Passes
 from sj_robust.files import write_atomic
 
-_VERSION = 2
+_VERSION = 3
 _SAVE_SECONDS = 2.0
+
+
+class UnitKey(NamedTuple):
+    """Which attack through which view at which eps (as `eps_name` writes it)."""
+
+    eps: str
+    attack: str
+    view: str
 
 
 @dataclass
@@ -40,12 +48,12 @@ class Unit:
                 self.seconds + other.seconds, self.forward + other.forward, self.backward + other.backward)
 
 
-Units = dict[str, Unit]
+Units = dict[UnitKey, Unit]
 
 
 @dataclass
 class Journal:
-    """Units by name. `key` is everything that decides the outcome: a file with another key, or a damaged one, counts for nothing.
+    """Units by their keys. `key` is everything that decides the outcome: a file with another key, or a damaged one, counts for nothing.
 
     Without a path nothing is kept. Each process of several writes `path`.rankN beside it, and into it what it did itself in this session
     or an earlier one, so that no cost is in two files. `units` is all that is known, `done` what this process did since it opened.
@@ -67,7 +75,7 @@ class Journal:
                 with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                     found = json.loads(file.read_text(encoding="utf-8"))
                     if found["key"] == key:
-                        units = {str(name): Unit(**unit) for name, unit in found["units"].items()}
+                        units = {UnitKey(*name): Unit(**unit) for name, unit in found["units"]}
                         journal.merge(units)
                         if file == journal.path:
                             journal._before = units
@@ -77,14 +85,14 @@ class Journal:
         """Put in what another process or session did."""
         _merge(self.units, units)
 
-    def unit(self, name: str) -> Unit:
+    def unit(self, name: UnitKey) -> Unit:
         return self.units.setdefault(name, Unit())
 
-    def missing(self, name: str, given: Tensor) -> Tensor:
+    def missing(self, name: UnitKey, given: Tensor) -> Tensor:
         """Those of the images `given` int64 [n] that the unit has not seen."""
         return given[~torch.isin(given, torch.tensor(self.unit(name).seen, dtype=given.dtype))]
 
-    def work(self, name: str, batches: Iterable[tuple[Tensor, Tensor, Tensor]], passes: Passes,
+    def work(self, name: UnitKey, batches: Iterable[tuple[Tensor, Tensor, Tensor]], passes: Passes,
              attack: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         """Run `attack(indices, x, y)` → which fell, bool [n], batch by batch, and note each. `passes` counts what it costs."""
         for chosen, x, y in batches:
@@ -100,9 +108,10 @@ class Journal:
     def save(self) -> None:
         if self.path is not None:
             own: Units = {}
-            for units in (self._before, self.done):
-                _merge(own, units)
-            write_atomic(self.path, json.dumps({"key": self.key, "units": {name: vars(unit) for name, unit in own.items() if unit.seen}}))
+            for part in (self._before, self.done):
+                _merge(own, part)
+            units = [[name, vars(unit)] for name, unit in own.items() if unit.seen]
+            write_atomic(self.path, json.dumps({"key": self.key, "units": units}))
         self._saved = time.monotonic()
 
 

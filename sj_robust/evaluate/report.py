@@ -261,6 +261,16 @@ def eps_name(eps: float) -> str:
     return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
 
 
+def attempt(attack: str, view: str) -> str:
+    """How `PerImage.broken_by` names an attack through a view."""
+    return f"{attack} {view}"
+
+
+def attempt_view(by: str) -> str:
+    """The view of such a name; those of attacks have no spaces."""
+    return by.partition(" ")[2]
+
+
 def interval_name(value: float, low: float, high: float) -> str:
     """A fraction with its interval, in percent: 81.2 % [77.5, 84.4]."""
     return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

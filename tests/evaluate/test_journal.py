@@ -22,12 +22,15 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Report
 from sj_robust.evaluate import evaluate as evaluate_and_check
 from sj_robust.evaluate.bench import Passes
-from sj_robust.evaluate.journal import Journal
+from sj_robust.evaluate.journal import Journal, UnitKey
 from sj_robust.model import SpikingClassifier
 
 evaluate = partial(evaluate_and_check, check_images=0)  # test_checks has the checks; here they would only take time
 
 SETTINGS = dict(eps=[4 / 255, 16 / 255], views=["PCW:1", "activation", "rate"], max_images=40)
+
+
+UNIT = UnitKey("8/255", "pgd3", "exact")
 
 
 def facts(report: Report) -> dict[str, object]:
@@ -116,9 +119,9 @@ def test_what_processes_did_is_counted_once_however_often_they_were_stopped(tmp_
         """Every process opens its journal, attacks its images, two a batch, and learns what the others did."""
         opened = {rank: Journal.open(tmp_path / "notes", {"a": 1}, rank) for rank in work}
         for rank, images in work.items():
-            passes, given = Passes(), opened[rank].missing("unit", torch.tensor(images))
+            passes, given = Passes(), opened[rank].missing(UNIT, torch.tensor(images))
             batches = [(batch, batch, batch) for batch in given.split(2)]
-            opened[rank].work("unit", batches, passes, lambda chosen, x, y, passes=passes: piece(chosen.tolist(), passes))
+            opened[rank].work(UNIT, batches, passes, lambda chosen, x, y, passes=passes: piece(chosen.tolist(), passes))
             opened[rank].save()
         done = [journal.done for journal in opened.values()]
         for journal in opened.values():
@@ -129,7 +132,7 @@ def test_what_processes_did_is_counted_once_however_often_they_were_stopped(tmp_
     session({0: [0, 2], 1: [1]})
     session({0: [0, 2, 4], 1: [1, 3]})
     for journal in [*session({0: [0, 2, 4, 6], 1: [1, 3, 5]}), Journal.open(tmp_path / "notes", {"a": 1})]:
-        unit = journal.unit("unit")
+        unit = journal.unit(UNIT)
         assert (sorted(unit.seen), sorted(unit.fallen), unit.forward, unit.backward) == (list(range(7)), [0, 2, 4, 6], 14, 7)
 
 

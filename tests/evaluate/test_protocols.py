@@ -163,7 +163,8 @@ def test_processes_share_an_evaluation_and_make_the_same_report(tmp_path: Path) 
     assert first == second == one
     # One process goes on with what two have noted.
     units = [json.loads((tmp_path / f"two.rank{rank}").read_text())["units"] for rank in (0, 1)]
-    assert not set(units[0]["4/255 fgsm exact"]["seen"]) & set(units[1]["4/255 fgsm exact"]["seen"])
+    seen = [{tuple(key): unit["seen"] for key, unit in found}["4/255", "fgsm", "exact"] for found in units]
+    assert not set(seen[0]) & set(seen[1])
 
 
 def test_figures_are_drawn(snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path) -> None:
