@@ -1,0 +1,289 @@
+"""One evaluation, from its settings to its report."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sj_robust.allocator import keep_large_blocks
+from sj_robust.attack import Norm, evaluation_mode
+from sj_robust.budget import Radius
+from sj_robust.data import ImageDataset
+from sj_robust.data.classes import same_classes
+from sj_robust.distributed import Team, processes
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import facts
+from sj_robust.evaluate.activity import count_spikes
+from sj_robust.evaluate.bench import (
+    BALL_TOLERANCE,
+    Bench,
+    check_fit,
+    count_passes,
+    device_of,
+    fitted,
+    image_count,
+    true_forward,
+    warn_of_state,
+)
+from sj_robust.evaluate.checks import run_checks, verdict
+from sj_robust.evaluate.energy import estimate_energy
+from sj_robust.evaluate.ensemble import attack_ensemble, searcher
+from sj_robust.evaluate.extend import taken_over
+from sj_robust.evaluate.journal import Journal
+from sj_robust.evaluate.protocol import (
+    AttackMaker,
+    Protocol,
+    Run,
+    Stage,
+    check_classes,
+    find_protocol,
+    for_few_classes,
+    make_plan,
+    stages_of,
+    view_names,
+)
+from sj_robust.evaluate.report import Accuracy, Activity, Check, EnergyEstimate, PerImage, Report, Settings
+from sj_robust.files import check_file
+from sj_robust.model import SpikingModel, expose
+from sj_robust.model.unwrap import bare
+from sj_robust.neuron import View
+from sj_robust.progress import bar
+from sj_robust.signals import deferred_signals
+
+_PATIENCE = timedelta(hours=12)  # one process may have the hard images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What an evaluation was asked for; `evaluate` says what each field means."""
+
+    protocol: str | Protocol | None
+    eps: Radius | Sequence[Radius]
+    attacks: Sequence[AttackMaker] | None
+    views: Sequence[View | str] | None
+    transfer: Mapping[str, nn.Module]
+    norm: Norm
+    restarts: int
+    survivors_only: bool
+    check_images: int
+    max_images: int | None
+    time_limit: float | None
+    batch_size: int
+    seed: int
+    journal: str | os.PathLike[str] | None
+    extend: Report | None
+    device: str | torch.device | None
+    show_progress: bool | None
+
+    def check(self) -> None:
+        """Raise SJRobustError for a number out of range, or a journal that could not be written."""
+        if self.journal is not None:
+            check_file(self.journal)
+        for name, least in (("batch_size", 1), ("restarts", 1), ("check_images", 0)):
+            if (value := getattr(self, name)) < least:
+                raise SJRobustError(f"{name} is {value}: expected at least {least}")
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise SJRobustError(f"time_limit is {self.time_limit}: expected more than 0 seconds, "
+                                "or None for no limit")  # fmt: skip
+
+
+class Evaluation:
+    """Prepares, attacks, checks and reports, in this order: each step leaves on `self` what the next ones use.
+
+    The constructor settles what can be settled without a pass through the model, and raises SJRobustError where it cannot be.
+    """
+
+    def __init__(self, model: nn.Module, dataset: ImageDataset, options: Options) -> None:
+        self.started = time.monotonic()
+        options.check()
+        self.options = options
+        model = expose(model)
+        self.itself = bare(model)
+        self.dataset = fitted(dataset, model)
+        self.total = image_count(self.dataset, options.max_images)
+        named = options.protocol
+        self.protocol = find_protocol(named) if isinstance(named, str) else named
+        views = view_names(model, options.views)
+        self.stages = stages_of(self.protocol, options.attacks, views, bool(options.transfer))
+        self.model = model
+        self.plan = self._planned(self.stages)
+        _check_plan(self.plan, self.dataset, options.views is not None)
+        where = device_of(model, options.device)
+        warn_of_state(model)
+        self.bench = Bench(model.to(where), self.dataset, where, options.batch_size)
+        for other in options.transfer.values():
+            other.to(where)
+
+    def run(self) -> Report:
+        models = (self.model, *self.options.transfer.values())
+        advice = "start it again, with a journal (--out or --record) it goes on where it stopped"
+        with ExitStack() as stack:
+            for context in (keep_large_blocks(), true_forward(self.model), *map(evaluation_mode, models),
+                            *(count_passes(each, self.bench) for each in models)):
+                stack.enter_context(context)
+            team = stack.enter_context(processes(_PATIENCE, advice))
+            self._prepare(team)
+            self._attack(team)
+            self._check(team)
+        return self._report()
+
+    def _planned(self, stages: Sequence[Stage]) -> list[list[Run]]:
+        options = self.options
+        return make_plan(self.model, stages, options.eps, norm=options.norm, restarts=options.restarts, transfer=options.transfer,
+                         cheap_first=self.protocol is None)  # fmt: skip
+
+    def _prepare(self, team: Team) -> None:
+        """The clean pass, and what an earlier session or report has found already."""
+        options, total = self.options, self.total
+        self.num_classes = check_fit(self.bench, total)
+        for name, other in options.transfer.items():
+            bench = Bench(other, self.dataset, self.bench.device, options.batch_size)
+            _check_transfer(name, bench, self.model, self.num_classes, total)
+        self.replaced: dict[str, str] = {}
+        if self.protocol and self.num_classes < 4:
+            self.stages, self.replaced = for_few_classes(self.stages, self.num_classes)
+            self.plan = self._planned(self.stages)
+        check_classes((run.attack for run in self.plan[0]) if self.plan else (), self.num_classes)
+        self.show = False if team.rank else options.show_progress
+        self.predicted, self.activity = _clean_pass(self.bench, total, self.show)
+        self.correct = self.predicted == self.dataset.labels[:total].cpu()
+        self.described = facts.model_facts(self.itself, self.num_classes)
+        self.data = facts.dataset_facts(self.dataset, total)
+        path = None if options.journal is None else Path(options.journal)
+        self.journal = Journal.open(path, self._identity(), team.rank if team.count > 1 else None)
+        team.gather(None)  # nobody writes before all have read
+        if options.extend is not None:
+            self.journal.merge(taken_over(options.extend, self.plan, self.described, self.data, self.predicted.tolist(), options.seed,
+                                          options.survivors_only))
+
+    def _identity(self) -> dict[str, Any]:
+        """All that decides the outcome."""
+        return {
+            "weights": self.described.weights_sha256, "settings": self.described.settings,
+            "images": self.data.fingerprint, "predicted": self.predicted.tolist(),
+            "plan": [[[run.attack.settings, list(run.seen)] for run in runs] for runs in self.plan],
+            "transfer": {name: facts.weights_sha256(other) for name, other in self.options.transfer.items()},
+            "survivors_only": self.options.survivors_only, "seed": self.options.seed,
+        }  # fmt: skip
+
+    def _attack(self, team: Team) -> None:
+        """Every process its share of the images; afterwards each knows the outcome of all."""
+        options, notes, mine = self.options, self.journal, team.mine(self.total)
+        self.earlier = sum(unit.seconds for unit in notes.units.values())
+        if options.time_limit:
+            self.bench.deadline = self.started + options.time_limit
+        attackable = int((self.correct & mine).sum())
+        steps = attackable * sum(run.attack.iterations * len(run.seen) for runs in self.plan for run in runs)
+        with bar("attacks", steps, unit="gradients", show=self.show) as progress:
+            search = searcher(self.bench, notes, progress, seed=options.seed, attackable=attackable)
+            try:
+                attack_ensemble(self.correct, self.plan, notes, search, survivors_only=options.survivors_only, mine=mine)
+            finally:
+                with deferred_signals(patient=True):
+                    notes.save()
+        for done in team.gather(notes.done):
+            notes.merge(done)
+        self.outcome = attack_ensemble(self.correct, self.plan, notes, None, survivors_only=options.survivors_only)
+        units = notes.units.values()
+        self.forward, self.backward = sum(unit.forward for unit in units) + self.total, sum(unit.backward for unit in units)
+
+    def _check(self, team: Team) -> None:
+        """Whether the outcome can be believed, and what an inference costs: by the first process, for all."""
+        checks: list[Check] = []
+        energy: EnergyEstimate | None = None
+        if team.first:
+            if images := self.options.check_images:
+                checks = run_checks(self.bench, self.plan, self.outcome, self.correct, images=images, seed=self.options.seed)
+            self.bench.deadline = math.inf  # of the attacks and checks; this takes seconds
+            energy = estimate_energy(self.bench, self.total)
+        self.checks, self.energy = team.from_first((checks, energy))
+
+    def _report(self) -> Report:
+        options, outcome, protocol = self.options, self.outcome, self.protocol and str(self.protocol)
+        first = self.plan[0] if self.plan else []
+        names = [run.attack.name for run in first]
+        seen = list(dict.fromkeys(view for run in first for view in run.seen))
+        stopped = (f"after {options.time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made"
+                   if outcome.pending else None)
+        replaced = [f"With {self.num_classes} classes {protocol} runs {other} in place of {attack}."
+                    for attack, other in self.replaced.items()]
+        return Report(
+            model=self.described,
+            dataset=self.data,
+            clean=Accuracy.of(int(self.correct.sum()), self.total),
+            joint=outcome.joint,
+            robust=outcome.robust,
+            per_image=PerImage(label=self.dataset.labels[:self.total].tolist(), predicted=self.predicted.tolist(),
+                               broken_by=outcome.broken_by),
+            activity=self.activity,
+            energy=self.energy,
+            checks=self.checks,
+            verdict=verdict(self.checks, stopped is None) if self.checks else None,
+            stopped=stopped,
+            limits=[*facts.limits(names, seen, self.data, options.seed, options.restarts, bool(self.checks), stopped, options.extend),
+                    *replaced],
+            settings=Settings(
+                protocol=protocol,
+                norm=options.norm,
+                restarts=options.restarts,
+                eps=[runs[0].attack.eps for runs in self.plan],
+                attacks=names,
+                views=seen,
+                survivors_only=options.survivors_only,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                ball_tolerance=BALL_TOLERANCE,
+                device=facts.device_name(self.bench.device),
+            ),
+            forward_images=self.forward,
+            backward_images=self.backward,
+            seconds=self.earlier + time.monotonic() - self.started,
+            versions=facts.versions(),
+        )
+
+
+def _check_plan(plan: list[list[Run]], dataset: ImageDataset, views_given: bool) -> None:
+    """Raise SJRobustError for views that no attack looks through, and a ball that holds every image."""
+    first = plan[0] if plan else []
+    if first and views_given and all(run.attack.black_box for run in first):
+        raise SJRobustError("none of the attacks takes gradients: leave views out, or use pgd10")
+    diagonal = math.sqrt(math.prod(dataset.images.shape[1:]))
+    for runs in plan:
+        eps = runs[0].attack.eps if runs else 0.0
+        if eps > diagonal:
+            raise SJRobustError(
+                f"eps is {eps:g}: under l2 the images of {dataset.name} are at most {diagonal:.3g} "
+                f"apart, in units of the image range ({eps:g}/255, not {eps:g})")  # fmt: skip
+
+
+def _check_transfer(name: str, other: Bench, model: nn.Module, num_classes: int, total: int) -> None:
+    """Raise SJRobustError unless the other model takes the same images and tells the same classes apart."""
+    if (found := check_fit(other, total)) != num_classes:
+        raise SJRobustError(f"the model to transfer from, {name}, has {found} classes, this one "
+                            f"{num_classes}: expected the same")  # fmt: skip
+    if not same_classes(other.model, model):
+        raise SJRobustError(f"the model to transfer from, {name}, has other classes, or in another "
+                            "order, than this one: expected the same")  # fmt: skip
+
+
+def _clean_pass(bench: Bench, total: int, show_progress: bool | None) -> tuple[Tensor, Activity | None]:
+    """Predictions int64 [total], and what the nodes did meanwhile if there are any."""
+    model = bench.model
+    counting = count_spikes(model) if isinstance(model, SpikingModel) else nullcontext()
+    predicted = []
+    with counting as spikes, bar("clean", total, show=show_progress) as progress:
+        for chosen, x, _ in bench.batches(torch.arange(total)):
+            predicted.append(bench.predict(x).cpu())
+            progress.advance(len(chosen))
+    activity = spikes.activity(model.timesteps, total) if spikes is not None and isinstance(model, SpikingModel) else None
+    return torch.cat(predicted), activity
