@@ -1,4 +1,4 @@
-"""APGD, FAB and Square of AutoAttack (Croce & Hein, ICML 2020), run by the library pyautoattack under our contract.
+"""APGD and FAB of AutoAttack (Croce & Hein, ICML 2020), run by the library pyautoattack under our contract.
 
 The library is the authors' code without its dependencies. Its random numbers come from torch's global state, so that an
 image's start would depend on its batch; here every start is given to it, a function of (seed, image id, restart).
@@ -7,16 +7,14 @@ image's start would depend on its batch; here every start is given to it, a func
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sj_robust.attack.base import Attack, Best, l2_norm, require
-from sj_robust.attack.noise import normal_like, signs_like, uniform_like
+from sj_robust.attack.noise import normal_like, uniform_like
 from sj_robust.attack.view import forget
 from sj_robust.errors import SJRobustError
 
@@ -24,7 +22,7 @@ _SILENT = logging.getLogger("sj_robust.autoattack")
 _SILENT.addHandler(logging.NullHandler())
 _SILENT.propagate = False  # its warnings about zero gradients are a check of ours
 
-_NORMS = {"linf": "Linf", "l2": "L2"}
+NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,8 @@ class LibraryAttack(Attack):
         super().__post_init__()
         require(not self.targeted, f"{self.name} looks for any other class: use PGD with targeted=True to reach a given one")
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
+            start: Tensor | None = None) -> Tensor:  # fmt: skip
         if y is None:
             raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
         best = Best(model, x, y, targeted=False)
@@ -98,7 +97,7 @@ class APGD(LibraryAttack):
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
         forget(model)
-        common = dict(n_iter=self.steps, norm=_NORMS[self.norm], eps=self.eps, device=x.device, logger=_SILENT)
+        common = dict(n_iter=self.steps, norm=NORMS[self.norm], eps=self.eps, device=x.device, logger=_SILENT)
         if target is None:
             attack = APGDAttack(model, loss=self.loss, **common)
         else:
@@ -131,6 +130,10 @@ class FAB(LibraryAttack):
         return "fab-t" if self.targets else "fab"
 
     @property
+    def starts_at_random(self) -> bool:
+        return False
+
+    @property
     def iterations(self) -> int:
         return self.steps * max(1, self.targets)
 
@@ -139,79 +142,11 @@ class FAB(LibraryAttack):
 
         forget(model)
         classes = _check_classes(model, x[:1], 2, self.name)
-        attack = FABAttack_PT(model, norm=_NORMS[self.norm], n_restarts=1, n_iter=self.steps, eps=self.eps, seed=0, device=x.device,
+        attack = FABAttack_PT(model, norm=NORMS[self.norm], n_restarts=1, n_iter=self.steps, eps=self.eps, seed=0, device=x.device,
                               targeted=bool(self.targets), n_target_classes=min(self.targets, classes - 1))
         found = attack.perturb(x, y)
         # It may return images outside of the ball by rounding; those just beyond are pulled in, and judged again.
         best.offer((x + (found - x).clamp(-self.eps, self.eps)) if self.norm == "linf" else found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Square(LibraryAttack):
-    """Random squares, kept where they help: black-box, from logits alone (Andriushchenko et al., ECCV 2020)."""
-
-    queries: int = 5000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.queries >= 1, f"queries is {self.queries}: expected at least 1")
-
-    @property
-    def name(self) -> str:
-        return f"square{self.queries}"
-
-    @property
-    def iterations(self) -> int:
-        return self.queries
-
-    @property
-    def black_box(self) -> bool:
-        return True
-
-    def search(self, model: nn.Module, best: Best, x: Tensor, y: Tensor, seed: int, ids: Tensor, restart: int) -> None:
-        # Under linf all draws but the first are shared by the batch, whatever its size; under l2 they are not, so that only
-        # one image at a time keeps its result independent of the others.
-        parts = [torch.arange(len(x), device=x.device)] if self.norm == "linf" else list(torch.arange(len(x), device=x.device).split(1))
-        for at in parts:
-            attack = _square(_nonempty(model), self, x.device, partial(_stripes, seed, ids[at], restart))
-            attack.init_hyperparam(x[at])
-            own = 0 if self.norm == "linf" else int(ids[at])
-            torch.manual_seed((seed * 1_000_003 + restart + own * 7_919) % (1 << 63))
-            best.offer(attack.attack_single_run(x[at], y[at])[1], at=at)
-
-
-def _square(model: Callable[[Tensor], Tensor], settings: Square, device: torch.device, stripes: Callable[[Tensor], Tensor]) -> Any:
-    from pyautoattack.square import SquareAttack
-
-    class PerImage(SquareAttack):  # type: ignore[misc]
-        def random_choice(self, shape: list[int]) -> Tensor:
-            drawn = super().random_choice(shape)
-            if self.norm == "Linf" and len(shape) == 4:  # the stripes of the start, the one draw per image
-                torch.manual_seed(torch.initial_seed())  # so many numbers were drawn as there are images: back to the beginning
-                return stripes(drawn)
-            return drawn
-
-    return PerImage(model, p_init=0.8, n_queries=settings.queries, eps=settings.eps, norm=_NORMS[settings.norm], seed=0, device=device,
-                    resc_schedule=False)
-
-
-def _stripes(seed: int, ids: Tensor, restart: int, drawn: Tensor) -> Tensor:
-    return signs_like(drawn, seed, ids, restart)
-
-
-def _nonempty(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The model, but for batches that the library has emptied."""
-    classes = 0
-
-    def predict(x: Tensor) -> Tensor:
-        nonlocal classes
-        if not len(x):
-            return x.new_zeros(0, classes)
-        logits: Tensor = model(x)
-        classes = logits.shape[1]
-        return logits
-
-    return predict
 
 
 def _unit_noise(x: Tensor, norm: str, seed: int, ids: Tensor, draw: int) -> Tensor:

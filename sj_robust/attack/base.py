@@ -19,18 +19,21 @@ from sj_robust.model.unwrap import unwrap
 
 Norm = Literal["linf", "l2"]
 
+_ROUNDING = 1e-6  # of float32 in x ± eps
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
     """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1]. Use one of its subclasses.
 
     eps is in units of the image range [0, 1], under the norm "linf" or "l2", and may be written
-    "8/255". Calling it, `attack(model, x, y, seed=0, ids=None)`,
+    "8/255". Calling it, `attack(model, x, y, seed=0, ids=None, start=None)`,
     takes images x float32 [N, C, H, W] in [0, 1] and labels y int64 [N] and returns x_adv of the same shape and memory format:
     each image's best, by the margin of the true forward pass, over all iterations and restarts. With `targeted`, y are classes
     to reach instead. The model runs in eval mode; its training flags, its parameters' requires_grad and the global random
     state are as before afterwards, whatever happens. `ids` int64 [N] (default 0…N−1) name the images: noise depends on
-    (seed, id, restart) alone, never on batch or order. Raises SJRobustError on settings or images out of range.
+    (seed, id, restart) alone, never on batch or order. `start` [N, C, H, W] are images inside the ball to go on from, for
+    attacks that `takes_start`; what comes back is never worse. Raises SJRobustError on settings or images out of range.
     """
 
     eps: float
@@ -59,6 +62,21 @@ class Attack:
         return False
 
     @property
+    def starts_at_random(self) -> bool:
+        """Whether a restart begins elsewhere, so that more of them find more."""
+        return True
+
+    @property
+    def takes_start(self) -> bool:
+        """Whether it goes on from the images given as `start`."""
+        return False
+
+    @property
+    def many_sources(self) -> bool:
+        """Whether it wants all its gradient views and other models at once, as a `Sources`."""
+        return False
+
+    @property
     def least_classes(self) -> int:
         """How many classes the model must tell apart."""
         return 2
@@ -68,8 +86,12 @@ class Attack:
         """Everything that defines the attack, defaults resolved, JSON-able, for reports."""
         return {"name": self.name, **asdict(self)}
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0, ids: Tensor | None = None) -> Tensor:
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0,
+                 ids: Tensor | None = None, start: Tensor | None = None) -> Tensor:  # fmt: skip
         _check_images(x)
+        if start is not None:
+            require(self.takes_start, f"{self.name} begins at places of its own: leave start out, or use rotating or square")
+            _check_start(start, x, self.eps, self.norm)
         if y is not None:
             known = None
             with suppress(SJRobustError):  # of a model that shows it in no way
@@ -85,15 +107,17 @@ class Attack:
         with attack_mode(model, x.device):
             x = x.detach().clone()  # clones: inference tensors cannot take part in autograd
             y = None if y is None else y.to(x.device, copy=True)
+            start = None if start is None else start.detach().to(x.device, copy=True)
             try:
-                return self.run(model, x, y, seed, ids)
+                return self.run(model, x, y, seed, ids, start)
             except IndexError as error:  # of a model that does not say how many classes it has
                 if y is None or "out of bounds" not in str(error):
                     raise
                 raise SJRobustError(f"an image has the label {int(y.max())}, the model has fewer classes: "
                                     "expected labels from 0, below the number of logits") from error  # fmt: skip
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
+            start: Tensor | None = None) -> Tensor:  # fmt: skip
         """The attack itself, on checked inputs, in eval mode, with gradients on."""
         raise NotImplementedError
 
@@ -156,3 +180,16 @@ def _check_images(x: Tensor) -> None:
         inside = low >= 0 and high <= 1  # False for NaN
         require(inside, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation "
                         "belongs inside the model)")  # fmt: skip
+
+
+def _check_start(start: Tensor, x: Tensor, eps: float, norm: Norm) -> None:
+    kind = f"{start.dtype} {list(start.shape)}" if isinstance(start, Tensor) else f"of type {type(start).__name__}"
+    require(isinstance(start, Tensor) and start.dtype == x.dtype and start.shape == x.shape,
+            f"the images to start from are {kind}: expected {x.dtype} {list(x.shape)}, one per image")  # fmt: skip
+    if x.numel():
+        offset = start.detach().to(x.device) - x.detach()
+        size = float(offset.abs().max() if norm == "linf" else l2_norm(offset).max())
+        low, high = torch.stack(start.detach().aminmax()).tolist()
+        inside = size <= eps + _ROUNDING and low >= 0 and high <= 1  # False for NaN
+        require(inside, f"the images to start from lie in [{low:.3g}, {high:.3g}], up to {size:.4g} from their images under "
+                        f"{norm}: expected [0, 1], and at most eps = {eps:.4g}")  # fmt: skip

@@ -48,7 +48,8 @@ class GradientAttack(Attack):
         """Where the ascent begins, [N, ...]."""
         return x
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
+            start: Tensor | None = None) -> Tensor:  # fmt: skip
         goal = self.goal(model, x, y)
         only = self.last or self.iterations * self.restarts == 1  # then there is one image to return, and nothing to compare
         best = None if only else Best(model, x, _labels(model, x, y), self.targeted)
@@ -79,6 +80,10 @@ class FGSM(GradientAttack):
         super().__post_init__()
         require(self.loss != "kl", 'FGSM with loss="kl" goes nowhere (its gradient at x is 0): use RFGSM or PGD')
         require(self.restarts == 1, "FGSM always starts at x: restarts find nothing new, use PGD")
+
+    @property
+    def starts_at_random(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +145,10 @@ class PGD(GradientAttack):
         return self.steps
 
     @property
+    def starts_at_random(self) -> bool:
+        return self.random_start
+
+    @property
     def last(self) -> bool:
         return self.keep == "last"
 
@@ -177,7 +186,8 @@ class SAPGD(GradientAttack):
     def iterations(self) -> int:
         return self.steps
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
+            start: Tensor | None = None) -> Tensor:  # fmt: skip
         goal = self.goal(model, x, y)
         best = Best(model, x, _labels(model, x, y), self.targeted)
         for restart in range(self.restarts):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from sj_robust.attack.autoattack import APGD, FAB, Square
+from sj_robust.attack.autoattack import APGD, FAB
 from sj_robust.attack.base import Attack, Norm
 from sj_robust.attack.gradient import FGSM, PGD, RFGSM, SAPGD
+from sj_robust.attack.rotating import Rotating
+from sj_robust.attack.square import Square
 from sj_robust.attack.uniform import UniformNoise
 from sj_robust.errors import SJRobustError
 
 KNOWN = ("fgsm, rfgsm, pgdN (N steps: pgd10), sapgdN-ce, sapgdN-dlr, apgdN-ce, apgdN-dlr, apgdN-t (targeted), fab, fab-t, "
-         "squareN (N queries), noiseN (N draws); without N: 100 steps, 5000 queries, 10 draws")
+         "rotatingN, squareN (N queries), noiseN (N draws); without N: 100 steps, 5000 queries, 10 draws")
 
 _COUNT = r"([1-9]\d{0,5})"
 _PATTERNS: dict[str, Callable[..., Attack]] = {
@@ -23,6 +25,7 @@ _PATTERNS: dict[str, Callable[..., Attack]] = {
     f"apgd{_COUNT}?-(ce|dlr|t)": lambda steps, loss, **ball: APGD(steps=int(steps or 100), loss=loss, **ball),
     "fab": lambda **ball: FAB(targets=0, **ball),
     "fab-t": lambda **ball: FAB(**ball),
+    f"rotating{_COUNT}?": lambda steps, **ball: Rotating(steps=int(steps or 100), **ball),
     f"square{_COUNT}?": lambda queries, **ball: Square(queries=int(queries or 5000), **ball),
     f"noise{_COUNT}?": lambda draws, **ball: UniformNoise(restarts=int(draws or 10), **ball),
 }

@@ -31,10 +31,15 @@ class UniformNoise(Attack):
         return self.restarts
 
     @property
+    def starts_at_random(self) -> bool:
+        return False  # it consists of restarts
+
+    @property
     def black_box(self) -> bool:
         return True
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
+            start: Tensor | None = None) -> Tensor:  # fmt: skip
         if y is None:
             raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
         best = Best(model, x, y, targeted=False)

@@ -1,13 +1,15 @@
-"""A gradient view of a spiking classifier, as a plain nn.Module for any attack code."""
+"""Gradient views of a spiking classifier, one or many, as a plain nn.Module for any attack code."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from sj_robust.model.unwrap import spiking
+from sj_robust.errors import SJRobustError
+from sj_robust.model.unwrap import spiking, unwrap
 from sj_robust.neuron import AdaptiveSharpness
 
 if TYPE_CHECKING:
@@ -50,9 +52,46 @@ class GradientView(nn.Module):
         return f"view={self.view}"
 
 
+class Sources(nn.Module):
+    """`model` for an attack that takes its gradients from each of `sources`: views of it, other models.
+
+    Images [N, C, H, W] in [0, 1] → logits [N, K] of `model`, which alone decides about them. Being in it, all of the
+    sources are in eval mode and without gradients of their parameters during an attack, and as they were afterwards.
+
+    Raises SJRobustError where there is no source.
+    """
+
+    def __init__(self, model: nn.Module, sources: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.model = model
+        self.sources = nn.ModuleList(sources)
+        if not len(self.sources):
+            raise SJRobustError("no source of gradients: give at least one, such as the model itself")
+
+    @property
+    def num_classes(self) -> int | None:
+        return getattr(unwrap(self.model), "num_classes", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        """Drop what earlier attacks left in the views."""
+        for source in self.sources:
+            forget(source)
+
+    def decides(self, source: nn.Module) -> bool:
+        """Whether `source` is a view of `model`, or `model` itself: then a pass through it decides as well."""
+        return _network(source) is _network(self.model)
+
+
+def _network(model: nn.Module) -> nn.Module:
+    return model.snn if isinstance(model, GradientView) else unwrap(model)
+
+
 def forget(model: nn.Module) -> None:
     """Start an attack: nothing of an earlier one may remain in the view."""
-    if isinstance(model, GradientView):
+    if isinstance(model, (GradientView, Sources)):
         model.forget()
 
 
@@ -61,6 +100,8 @@ def true_logits(model: nn.Module, x: Tensor, shown: Tensor | None = None) -> Ten
 
     `shown`: the logits that `model` itself gave for x, if known; they are the true ones but for the activation view.
     """
+    if isinstance(model, Sources):
+        return true_logits(model.model, x, shown)
     if isinstance(model, GradientView) and model.view == "activation":
         with torch.no_grad(), model.snn.true_spikes():
             return model.snn(x)  # type: ignore[no-any-return]
