@@ -77,6 +77,11 @@ class Attack:
         return False
 
     @property
+    def one_sign(self) -> bool:
+        """Whether it goes from x by eps along signs that are the same at every eps, so that they need be found once."""
+        return False
+
+    @property
     def least_classes(self) -> int:
         """How many classes the model must tell apart."""
         return 2

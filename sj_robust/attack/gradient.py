@@ -85,6 +85,10 @@ class FGSM(GradientAttack):
     def starts_at_random(self) -> bool:
         return False
 
+    @property
+    def one_sign(self) -> bool:
+        return self.norm == "linf"
+
 
 @dataclass(frozen=True, kw_only=True)
 class RFGSM(GradientAttack):

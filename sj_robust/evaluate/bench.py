@@ -15,8 +15,9 @@ import torch
 from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
-from sj_robust.attack import FGSM, Attack
+from sj_robust.attack import Attack
 from sj_robust.attack.base import project
+from sj_robust.attack.loss import margin
 from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluate.report import eps_name
@@ -49,7 +50,7 @@ class Bench:
     batch_size: int
     passes: Passes = field(default_factory=Passes)
     deadline: float = math.inf  # of time.monotonic(): attacks going on then are given up
-    _signs: dict[tuple[str, str, bool], dict[int, Tensor]] = field(default_factory=dict)
+    _signs: dict[tuple[str, str], dict[int, Tensor]] = field(default_factory=dict)
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(indices [n], images [n, C, H, W], labels [n]) for `indices` in full batches, the last one apart."""
@@ -57,28 +58,44 @@ class Bench:
             yield chosen, self.dataset.floats(chosen).to(self.device), self.dataset.labels[chosen].to(self.device)
 
     def predict(self, x: Tensor) -> Tensor:
-        """Classes [n] by the true forward pass. Raises SJRobustError on logits that are not finite."""
+        """Classes [n] by the true forward pass."""
+        return self.logits(x).argmax(1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, K] by the true forward pass. Raises SJRobustError where one is not finite."""
         with torch.no_grad():
-            logits = self.model(x)
+            logits: Tensor = self.model(x)
         if not torch.isfinite(logits).all():
             raise SJRobustError(f"the model gives logits that are not finite for {self.dataset.name}: its weights or thresholds are broken")
-        return logits.argmax(1)
+        return logits
 
     def broken(self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor, seed: int) -> Tensor:
         """Which images x [n, C, H, W], named by `chosen` [n], the attack breaks when it takes its gradients from `seen`: bool [n] on the
         CPU. Raises TimeUp once the deadline is over."""
+        return self.judge(self.attacked(attack, seen, view, chosen, x, y, seed), y)[0]
+
+    def attacked(self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor, seed: int,
+                 start: Tensor | None = None) -> Tensor:
+        """The adversarial images [n, C, H, W], inside the ball. `start`: where the attack is to begin, if it may be told."""
         if time.monotonic() > self.deadline:
             raise TimeUp
-        if isinstance(attack, FGSM) and attack.norm == "linf" and attack.eps >= BALL_TOLERANCE:
-            x_adv = self._fgsm(attack, seen, view, chosen, x, y)
+        if attack.one_sign and attack.eps >= BALL_TOLERANCE:
+            x_adv = self._along_signs(attack, seen, view, chosen, x, y)
         else:
-            x_adv = attack(seen, x, y, seed=seed, ids=chosen.to(self.device))
+            begin = {} if start is None else {"start": start}
+            x_adv = attack(seen, x, y, seed=seed, ids=chosen.to(self.device), **begin)
         check_ball(x_adv, x, attack, view)
-        return (self.predict(x_adv) != y).cpu()
+        return x_adv
 
-    def _fgsm(self, attack: FGSM, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """What `attack` returns. Its gradient at x is the same at every eps, so its sign is kept, up to 1 GiB of them."""
-        known = self._signs.setdefault((view, attack.loss, attack.targeted), {})
+    def judge(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """By the true forward pass: which of the images [n] are broken, bool on the CPU, and their margins."""
+        logits = self.logits(x_adv)
+        return (logits.argmax(1) != y).cpu(), margin(logits, y).cpu()
+
+    def _along_signs(self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """What `attack`, which is FGSM, returns: the signs are kept, up to 1 GiB of them."""
+        settings = {name: value for name, value in attack.settings.items() if name not in ("eps", "step_size")}
+        known = self._signs.setdefault((view, repr(settings)), {})
         missing = torch.tensor([image not in known for image in chosen.tolist()])
         new = missing.to(x.device)
         sign = torch.empty_like(x)
@@ -124,7 +141,7 @@ def warn_of_state(model: nn.Module) -> None:
 
 def _warn_of_nodes(model: nn.Module) -> None:
     warnings.warn(f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls and which are attacked "
-                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=4)
+                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=5)
 
 
 def check_fit(bench: Bench, total: int) -> int:

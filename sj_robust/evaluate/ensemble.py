@@ -17,7 +17,7 @@ from sj_robust.evaluate.protocol import Run
 from sj_robust.evaluate.report import Accuracy, JointResult, RobustResult, ViewResult, attempt, eps_name
 from sj_robust.progress import Bar
 
-Search = Callable[[UnitKey, Attack, nn.Module, Tensor], None]
+Search = Callable[[UnitKey, Run, nn.Module, Tensor], None]
 
 
 @dataclass
@@ -35,7 +35,7 @@ def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, se
     """Attack the images that are right as they are, or only read off what `journal` has (`search` None).
 
     `correct` bool [n]: clean outcome of each evaluated image. `plan`: for each eps, ascending, its runs in order. `mine` bool [n]:
-    the images that this process attacks, default all. `search(unit, attack, seen, images)` fills the journal.
+    the images that this process attacks, default all. `search(unit, run, seen, images)` fills the journal.
     The joint result is an intersection, so the order decides the cost and nothing else.
     """
     total, attackable = len(correct), (correct if mine is None else correct & mine).nonzero().flatten()
@@ -56,7 +56,7 @@ def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, se
                 given = attackable[~broken[attackable]] if survivors_only else attackable
                 key = UnitKey(eps_name(attack.eps), attack.name, view)
                 if search:
-                    search(key, attack, seen, given)
+                    search(key, run, seen, given)
                 unit, pending = journal.unit(key), len(journal.missing(key, given))
                 outcome.pending += pending
                 complete &= not pending
@@ -66,35 +66,46 @@ def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, se
                     broken_by[image] = attempt(attack.name, view)
                 broken |= by_view
                 by_attack |= by_view
-                alone = accuracy(by_view) if len(given) == len(attackable) and not pending else None
+                measured = len(given) == len(attackable) and not pending and not run.from_best
+                alone = accuracy(by_view) if measured else None
                 per_view[view] = ViewResult(attempted=len(given) - pending, broken=len(fallen), alone=alone, seconds=unit.seconds)
                 cost = [cost[0] + unit.seconds, cost[1] + unit.forward, cost[2] + unit.backward]
-            alone = accuracy(by_attack) if complete and (fresh or not survivors_only) else None
+            alone = accuracy(by_attack) if complete and not run.from_best and (fresh or not survivors_only) else None
             outcome.robust.append(RobustResult(
-                eps=attack.eps, attack=attack.name, settings=attack.settings, per_view=per_view, joint=accuracy(broken), alone=alone,
+                eps=attack.eps, attack=attack.name, settings=run.settings, per_view=per_view, joint=accuracy(broken), alone=alone,
                 seconds=cost[0], forward_images=int(cost[1]), backward_images=int(cost[2])))
         outcome.joint.append(JointResult(eps=runs[0].attack.eps, accuracy=accuracy(broken), carried=carried))
         outcome.broken_by.append(list(broken_by))
     return outcome
 
 
-def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable: int) -> Search:
+def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable: int, survivors_only: bool) -> Search:
     """The search that runs the attacks on `bench`, until its time is up."""
+    starts = journal.starts
 
-    def search(key: UnitKey, attack: Attack, seen: nn.Module, given: Tensor) -> None:
+    def search(key: UnitKey, run: Run, seen: nn.Module, given: Tensor) -> None:
         bar.note(f"eps {' '.join(key)}: {len(given)} images")
-        missing = journal.missing(key, given)
+        attack, missing = run.attack, journal.missing(key, given)
         work = attack.iterations * attackable  # of this unit; survivors stand for all
         noise = noise_seed(seed, attack, key.view)
 
-        def run(chosen: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            hit = bench.broken(attack, seen, key.view, chosen, x, y, noise)
+        def batch(chosen: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[], None]]:
+            start = starts.of(chosen, x, attack.eps) if starts and run.from_best else None
+            x_adv = bench.attacked(attack, seen, key.view, chosen, x, y, noise, start)
+            hit, margins = bench.judge(x_adv, y)
             bar.advance(work * len(chosen) / len(given))
-            return hit
+
+            def note() -> None:
+                if starts:
+                    left = ~hit if survivors_only else torch.ones_like(hit)
+                    starts.drop(chosen[~left])
+                    starts.offer(chosen[left], x[left], x_adv[left], margins[left])
+
+            return hit, note
 
         bar.advance(work * (1 - len(missing) / max(1, len(given))) if len(missing) else work)
         with suppress(TimeUp):
-            journal.work(key, bench.batches(missing), bench.passes, run)
+            journal.work(key, bench.batches(missing), bench.passes, batch)
 
     return search
 

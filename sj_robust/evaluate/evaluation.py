@@ -53,6 +53,7 @@ from sj_robust.evaluate.protocol import (
     view_names,
 )
 from sj_robust.evaluate.report import Accuracy, Activity, Check, EnergyEstimate, PerImage, Report, Settings
+from sj_robust.evaluate.starts import Starts
 from sj_robust.files import check_file
 from sj_robust.model import SpikingModel, expose
 from sj_robust.model.unwrap import bare
@@ -160,7 +161,9 @@ class Evaluation:
         self.described = facts.model_facts(self.itself, self.num_classes)
         self.data = facts.dataset_facts(self.dataset, total)
         path = None if options.journal is None else Path(options.journal)
-        self.journal = Journal.open(path, self._identity(), team.rank if team.count > 1 else None)
+        hands_on = any(run.from_best for runs in self.plan for run in runs)
+        self.journal = Journal.open(path, self._identity(), team.rank if team.count > 1 else None,
+                                    Starts(options.norm) if hands_on else None)  # fmt: skip
         team.gather(None)  # nobody writes before all have read
         if options.extend is not None:
             self.journal.merge(taken_over(options.extend, self.plan, self.described, self.data, self.predicted.tolist(), options.seed,
@@ -171,7 +174,7 @@ class Evaluation:
         return {
             "weights": self.described.weights_sha256, "settings": self.described.settings,
             "images": self.data.fingerprint, "predicted": self.predicted.tolist(),
-            "plan": [[[run.attack.settings, list(run.seen)] for run in runs] for runs in self.plan],
+            "plan": [[[run.settings, list(run.seen)] for run in runs] for runs in self.plan],
             "transfer": {name: facts.weights_sha256(other) for name, other in self.options.transfer.items()},
             "survivors_only": self.options.survivors_only, "seed": self.options.seed,
         }  # fmt: skip
@@ -185,7 +188,8 @@ class Evaluation:
         attackable = int((self.correct & mine).sum())
         steps = attackable * sum(run.attack.iterations * len(run.seen) for runs in self.plan for run in runs)
         with bar("attacks", steps, unit="gradients", show=self.show) as progress:
-            search = searcher(self.bench, notes, progress, seed=options.seed, attackable=attackable)
+            search = searcher(self.bench, notes, progress, seed=options.seed, attackable=attackable,
+                              survivors_only=options.survivors_only)  # fmt: skip
             try:
                 attack_ensemble(self.correct, self.plan, notes, search, survivors_only=options.survivors_only, mine=mine)
             finally:
@@ -213,6 +217,7 @@ class Evaluation:
         first = self.plan[0] if self.plan else []
         names = [run.attack.name for run in first]
         seen = list(dict.fromkeys(view for run in first for view in run.seen))
+        gradients = list(dict.fromkeys(view for run in first for view in run.sources or run.seen))
         stopped = (f"after {options.time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made"
                    if outcome.pending else None)
         replaced = [f"With {self.num_classes} classes {protocol} runs {other} in place of {attack}."
@@ -230,7 +235,7 @@ class Evaluation:
             checks=self.checks,
             verdict=verdict(self.checks, stopped is None) if self.checks else None,
             stopped=stopped,
-            limits=[*facts.limits(names, seen, self.data, options.seed, options.restarts, bool(self.checks), stopped, options.extend),
+            limits=[*facts.limits(names, gradients, self.data, options.seed, options.restarts, bool(self.checks), stopped, options.extend),
                     *replaced],
             settings=Settings(
                 protocol=protocol,

@@ -23,7 +23,7 @@ def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts,
     stopped, or gave every view all images, so that it does not say who attacked what; and where it has more images than these.
     """
     ours = {"the model's weights": model.weights_sha256, "the model's settings": model.settings, "the images": dataset.fingerprint,
-            "seed": seed, "attacks": [(run.attack.settings, list(run.seen)) for runs in plan for run in runs]}
+            "seed": seed, "attacks": [(run.settings, list(run.seen)) for runs in plan for run in runs]}
     theirs = {"the model's weights": report.model.weights_sha256, "the model's settings": report.model.settings,
               "the images": report.dataset.fingerprint, "seed": report.settings.seed,
               "attacks": [(result.settings, list(result.per_view)) for result in report.robust]}

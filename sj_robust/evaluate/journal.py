@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from sj_robust.evaluate.bench import Passes
+from sj_robust.evaluate.starts import Starts
 from sj_robust.files import write_atomic
+from sj_robust.signals import deferred_signals
 
 _VERSION = 3
-_SAVE_SECONDS = 2.0
+_SAVE_SECONDS, _SAVE_SHARE = 2.0, 0.05  # between two saves; of the time, where saving is slow
 
 
 class UnitKey(NamedTuple):
@@ -57,26 +59,33 @@ class Journal:
 
     Without a path nothing is kept. Each process of several writes `path`.rankN beside it, and into it what it did itself in this session
     or an earlier one, so that no cost is in two files. `units` is all that is known, `done` what this process did since it opened.
+    `starts`, where later units start from what earlier ones found, is kept in the same file, so that the two cannot be at odds.
     """
 
     path: Path | None
     key: dict[str, Any]
     units: Units = field(default_factory=dict)
     done: Units = field(default_factory=dict)
+    starts: Starts | None = None
     _before: Units = field(default_factory=dict)
-    _saved: float = 0.0
+    _next: float = 0.0  # of time.monotonic(), when to save again
 
     @classmethod
-    def open(cls, path: Path | None, key: dict[str, Any], rank: int | None = None) -> Journal:
+    def open(cls, path: Path | None, key: dict[str, Any], rank: int | None = None,
+             starts: Starts | None = None) -> Journal:
         key = json.loads(json.dumps({"version": _VERSION, **key}))
-        journal = cls(path if path is None or rank is None else Path(f"{path}.rank{rank}"), key)
+        own = path if path is None or rank is None else Path(f"{path}.rank{rank}")
+        journal = cls(own, key, starts=starts)
         if path is not None:
             for file in (path, *sorted(path.parent.glob(f"{path.name}.rank*"))):
                 with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
                     found = json.loads(file.read_text(encoding="utf-8"))
                     if found["key"] == key:
                         units = {UnitKey(*name): Unit(**unit) for name, unit in found["units"]}
+                        kept = starts and Starts.from_json(starts.norm, found["starts"])
                         journal.merge(units)
+                        if starts and kept:
+                            starts.merge(kept)
                         if file == journal.path:
                             journal._before = units
         return journal
@@ -85,34 +94,39 @@ class Journal:
         """Put in what another process or session did."""
         _merge(self.units, units)
 
-    def unit(self, name: UnitKey) -> Unit:
-        return self.units.setdefault(name, Unit())
+    def unit(self, key: UnitKey) -> Unit:
+        return self.units.setdefault(key, Unit())
 
-    def missing(self, name: UnitKey, given: Tensor) -> Tensor:
+    def missing(self, key: UnitKey, given: Tensor) -> Tensor:
         """Those of the images `given` int64 [n] that the unit has not seen."""
-        return given[~torch.isin(given, torch.tensor(self.unit(name).seen, dtype=given.dtype))]
+        return given[~torch.isin(given, torch.tensor(self.unit(key).seen, dtype=given.dtype))]
 
-    def work(self, name: UnitKey, batches: Iterable[tuple[Tensor, Tensor, Tensor]], passes: Passes,
-             attack: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
-        """Run `attack(indices, x, y)` → which fell, bool [n], batch by batch, and note each. `passes` counts what it costs."""
+    def work(self, key: UnitKey, batches: Iterable[tuple[Tensor, Tensor, Tensor]], passes: Passes,
+             attack: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Callable[[], None]]]) -> None:
+        """Run `attack(indices, x, y)` → which fell, bool [n], and how to note its images in `starts`, batch by batch, and note each.
+        `passes` counts what it costs."""
         for chosen, x, y in batches:
             started, before = time.monotonic(), (passes.forward, passes.backward)
-            hit = attack(chosen, x, y)
+            hit, note = attack(chosen, x, y)
             piece = Unit(chosen.tolist(), chosen[hit].tolist(), time.monotonic() - started,
                          passes.forward - before[0], passes.backward - before[1])  # fmt: skip
-            for units in (self.units, self.done):
-                _merge(units, {name: piece})
-            if time.monotonic() - self._saved > _SAVE_SECONDS:
+            with deferred_signals():  # all or nothing: a unit that was noted by half would start from its own result
+                for units in (self.units, self.done):
+                    _merge(units, {key: piece})
+                note()
+            if time.monotonic() > self._next:
                 self.save()
 
     def save(self) -> None:
+        started = time.monotonic()
         if self.path is not None:
             own: Units = {}
             for part in (self._before, self.done):
                 _merge(own, part)
-            units = [[name, vars(unit)] for name, unit in own.items() if unit.seen]
-            write_atomic(self.path, json.dumps({"key": self.key, "units": units}))
-        self._saved = time.monotonic()
+            units = [[key, vars(unit)] for key, unit in own.items() if unit.seen]
+            starts = self.starts.to_json() if self.starts else {}
+            write_atomic(self.path, json.dumps({"key": self.key, "units": units, "starts": starts}))
+        self._next = time.monotonic() + max(_SAVE_SECONDS, (time.monotonic() - started) / _SAVE_SHARE)
 
 
 def _merge(units: Units, others: Units) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from sj_robust.attack import FAB, FGSM, Attack, GradientView, Norm, UniformNoise, parse_attack
+from sj_robust.attack import Attack, GradientView, Norm, Sources, parse_attack
 from sj_robust.budget import radii
 from sj_robust.errors import SJRobustError
 from sj_robust.model import SpikingModel
@@ -21,6 +21,7 @@ from sj_robust.neuron import ENSEMBLE_VIEWS, View, parse_view, view_name
 EXACT = "exact"  # the one view of a network that is differentiable as it is
 BLACK_BOX = "black-box"  # of an attack that takes no gradients
 TRANSFER = "transfer"  # in a protocol: gradients of the other models that are given
+ROTATION = "rotation"  # of an attack that takes the gradients of all its views in turn
 
 # Views that break most images go first, so that few images are left for the others; the result does not depend on it.
 _STRONGEST = tuple(parse_view(name) for name in ("PCW:1", "activation", "PCW:2", "rate", "PCW:0.5", "PCW:3"))
@@ -33,10 +34,16 @@ DEFAULT_ATTACKS: tuple[AttackMaker, ...] = ("fgsm", "pgd10")
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack and the views it runs through, by name; "transfer" stands for every other model that is given."""
+    """One attack and the views it runs through, by name; "transfer" stands for every other model that is given.
+
+    `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's "best" adversarial image of the
+    stages before. `restarts`: its attempts; from the best is the first one alone.
+    """
 
     attack: AttackMaker
     views: tuple[str, ...]
+    start: Literal["image", "best"] = "image"
+    restarts: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,18 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 
 @dataclass(frozen=True)
 class Run:
-    """One attack at its eps through the models as it sees them, by view."""
+    """One attack at its eps through the models as it sees them, by view. `from_best`: see Stage.start."""
 
     attack: Attack
     seen: Mapping[str, nn.Module]
+    from_best: bool = False
+    sources: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the attack, and what the stage adds."""
+        return {**self.attack.settings, **({"start": "best"} if self.from_best else {}),
+                **({"sources": list(self.sources)} if self.sources else {})}
 
 
 def find_protocol(name: str) -> Protocol:
@@ -108,7 +123,7 @@ def stages_of(protocol: Protocol | None, attacks: Sequence[AttackMaker] | None, 
         return protocol.stages
     if protocol.name != "autoattack":
         raise SJRobustError(f"the protocol {protocol} fixes its views: leave them out, or name attacks and views without a protocol")
-    return tuple(Stage(stage.attack, tuple(views)) for stage in protocol.stages)
+    return tuple(replace(stage, views=tuple(views)) for stage in protocol.stages)
 
 
 def for_few_classes(stages: Sequence[Stage], classes: int) -> tuple[tuple[Stage, ...], dict[str, str]]:
@@ -119,15 +134,15 @@ def for_few_classes(stages: Sequence[Stage], classes: int) -> tuple[tuple[Stage,
     What is there twice runs once.
     """
     replaced: dict[str, str] = {}
-    through: dict[AttackMaker, list[str]] = {}
+    through: dict[AttackMaker, Stage] = {}
     for stage in stages:
         name = stage.attack
         found = re.fullmatch(r"(s?apgd\d+)-(dlr|t)", name) if isinstance(name, str) else None
         if found and classes < {"dlr": 3, "t": 4}[found[2]]:
             replaced[found[0]] = name = f"{found[1]}-{'dlr' if classes >= 3 else 'ce'}"
-        views = through.setdefault(name, [])
-        views += [view for view in stage.views if view not in views]
-    return tuple(Stage(attack, tuple(views)) for attack, views in through.items()), replaced
+        known = through.setdefault(name, replace(stage, attack=name, views=()))
+        through[name] = replace(known, views=known.views + tuple(view for view in stage.views if view not in known.views))
+    return tuple(through.values()), replaced
 
 
 def check_classes(attacks: Iterable[Attack], classes: int) -> None:
@@ -151,47 +166,52 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
     others = {f"{TRANSFER}:{name}": other for name, other in (transfer or {}).items()}
     shown: dict[str, nn.Module] = {}  # one module per view, shared by all attacks
 
-    def through(stage: Stage, attack: Attack) -> dict[str, nn.Module]:
-        if attack.black_box:
-            return {BLACK_BOX: model}
-        seen: dict[str, nn.Module] = {}
+    def sources(stage: Stage) -> list[tuple[str, nn.Module]]:
+        """In order, those that a rotation meets twice too."""
+        found: list[tuple[str, nn.Module]] = []
         for view in stage.views:
             if view == TRANSFER:
-                seen |= others
+                found += others.items()
             elif isinstance(model, SpikingModel):
-                seen[view] = shown.setdefault(view, GradientView(model, parse_view(view)))
+                found.append((view, shown.setdefault(view, GradientView(model, parse_view(view)))))
             else:
-                seen[EXACT] = model
-        return seen
+                found.append((EXACT, model))
+        return found
+
+    def run(stage: Stage, value: float) -> Run | None:
+        attack = parse_attack(stage.attack, value, norm) if isinstance(stage.attack, str) else stage.attack(eps=value)
+        if attack.norm != norm:
+            raise SJRobustError(f"{attack.name} is an attack under {attack.norm}, the evaluation "
+                                f"under {norm}: give both the same")  # fmt: skip
+        if attack.starts_at_random and (count := stage.restarts * restarts) > 1:
+            attack = replace(attack, restarts=count)
+        from_best = stage.start == "best"
+        if from_best and not attack.takes_start:
+            raise SJRobustError(f"{attack.name} cannot start from an image that is given: expected "
+                                "rotatingN or squareN")  # fmt: skip
+        if attack.black_box:
+            return Run(attack, {BLACK_BOX: model}, from_best)
+        found = sources(stage)
+        if not attack.many_sources or len(dict(found)) < 2:
+            return Run(attack, dict(found), from_best) if found else None
+        names, modules = zip(*found, strict=True)
+        return Run(attack, {ROTATION: Sources(model, modules)}, from_best, names)
 
     plan = []
     for value in ascending:
-        runs = []
-        for stage in stages:
-            attack = parse_attack(stage.attack, value, norm) if isinstance(stage.attack, str) else stage.attack(eps=value)
-            if attack.norm != norm:
-                raise SJRobustError(f"{attack.name} is an attack under {attack.norm}, the evaluation "
-                                    f"under {norm}: give both the same")  # fmt: skip
-            if restarts > 1 and _starts_at_random(attack):
-                attack = replace(attack, restarts=restarts)
-            if seen := through(stage, attack):
-                runs.append(Run(attack, seen))
+        runs = [found for stage in stages if (found := run(stage, value))]
         plan.append(sorted(runs, key=lambda run: run.attack.iterations) if cheap_first else runs)
     first = plan[0] if plan else []
-    if first and restarts > 1 and not any(_starts_at_random(run.attack) for run in first):
+    if first and restarts > 1 and not any(run.attack.starts_at_random for run in first):
         raise SJRobustError(f"restarts is {restarts}, and none of the attacks starts at random: "
                             "leave it out, or use pgd10")  # fmt: skip
-    if first and others and not any(others.keys() & run.seen.keys() for run in first):
+    if first and others and not any(others.keys() & {*run.seen, *run.sources} for run in first):
         raise SJRobustError("none of the attacks takes the gradients of another model: leave "
                             "transfer out, or use pgd10")  # fmt: skip
     names = [run.attack.name for run in first]
     if len(set(names)) < len(names):
         raise SJRobustError(f"two attacks have the same name: {', '.join(names)}; evaluate them one at a time")
     return plan if names else []
-
-
-def _starts_at_random(attack: Attack) -> bool:
-    return not isinstance(attack, (FGSM, FAB, UniformNoise))
 
 
 def view_names(model: nn.Module, views: Sequence[View | str] | None) -> list[str] | None:

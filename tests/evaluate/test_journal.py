@@ -121,7 +121,7 @@ def test_what_processes_did_is_counted_once_however_often_they_were_stopped(tmp_
         for rank, images in work.items():
             passes, given = Passes(), opened[rank].missing(UNIT, torch.tensor(images))
             batches = [(batch, batch, batch) for batch in given.split(2)]
-            opened[rank].work(UNIT, batches, passes, lambda chosen, x, y, passes=passes: piece(chosen.tolist(), passes))
+            opened[rank].work(UNIT, batches, passes, lambda chosen, x, y, passes=passes: (piece(chosen.tolist(), passes), lambda: None))
             opened[rank].save()
         done = [journal.done for journal in opened.values()]
         for journal in opened.values():

@@ -1,0 +1,127 @@
+"""Stages that start from each image's best adversarial image of the stages before."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from sj_robust.attack import PGD, GradientView, Rotating, Sources, Square
+from sj_robust.attack.base import project
+from sj_robust.attack.loss import margin
+from sj_robust.data import ImageDataset
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import Protocol, Report, Stage
+from sj_robust.evaluate import evaluate as evaluate_and_check
+from sj_robust.evaluate.ensemble import noise_seed
+from sj_robust.evaluate.starts import Starts
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.neuron import parse_view
+
+evaluate = partial(evaluate_and_check, check_images=0)
+
+EPS = 8 / 255
+
+
+def outcome(report: Report) -> object:
+    return report.joint, report.per_image, [(result.attack, result.settings, result.joint, result.alone) for result in report.robust]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_start_is_kept_within_a_hundredth_of_its_offset(norm: str) -> None:
+    x = 0.1 + 0.8 * torch.rand(5, 3, 4, 4)
+    x_adv = project(x + 0.1 * torch.randn_like(x), x, EPS, norm)  # type: ignore[arg-type]
+    if norm == "linf":
+        x_adv[0] = project(x[0] + EPS * torch.randn_like(x[0]).sign(), x[0], EPS)  # a corner
+    starts, chosen = Starts(norm), torch.tensor([4, 7, 1, 0, 9])  # type: ignore[arg-type]
+    starts.offer(chosen, x, x_adv, torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1]))
+    read = Starts.from_json(norm, starts.to_json())  # type: ignore[arg-type]
+    found = read.of(chosen, x, EPS)
+    scale = (x_adv - x).flatten(1).abs().amax(1)
+    assert ((found - x_adv).flatten(1).abs().amax(1) <= scale / 127).all()
+    if norm == "linf":
+        assert torch.allclose(found[0], x_adv[0], atol=1e-7)
+    assert torch.equal(project(found, x, EPS, norm), found)  # type: ignore[arg-type]
+    read.offer(chosen[:2], x[:2], x[:2], torch.tensor([0.6, -0.1]))  # the second alone is better
+    again = read.of(chosen, x, EPS)
+    assert torch.equal(again[0], found[0]) and torch.equal(again[1], x[1])
+    read.drop(chosen[:1])
+    assert torch.equal(read.of(chosen, x, EPS)[0], x[0])
+
+
+def test_a_stage_starts_from_the_best_of_those_before(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+    stages = Stage("pgd2", ("STE", "PCW:1")), Stage("square6", (), start="best")
+    report = evaluate(snn, dataset, protocol=Protocol("two", 1, stages, ""), eps=EPS, max_images=40)
+    x, y = dataset.floats(range(40)), dataset.labels[:40]
+    with torch.no_grad():
+        standing = snn(x).argmax(1) == y
+    starts, attack = Starts("linf"), PGD(eps=EPS, steps=2)
+    for view in ("STE", "PCW:1"):
+        at = standing.nonzero().flatten()
+        x_adv = attack(GradientView(snn, parse_view(view)), x[at], y[at], seed=noise_seed(0, attack, view), ids=at)
+        with torch.no_grad():
+            margins = margin(snn(x_adv), y[at])
+        standing[at[margins < 0]] = False
+        starts.offer(at, x[at], x_adv, margins)
+    at, square = standing.nonzero().flatten(), Square(eps=EPS, queries=6)
+    x_adv = square(snn, x[at], y[at], seed=noise_seed(0, square, "black-box"), ids=at, start=starts.of(at, x[at], EPS))
+    with torch.no_grad():
+        broken = snn(x_adv).argmax(1) != y[at]
+    result = report.robust[1]
+    assert (result.per_view["black-box"].attempted, result.per_view["black-box"].broken) == (len(at), int(broken.sum()))
+    assert result.settings["start"] == "best" and result.alone is None and report.robust[0].alone is not None
+
+
+STAGES = (Stage("noise2", ()), Stage("pgd2", ("STE",)), Stage("rotating4", ("PCW:1", "transfer", "rate"), start="best", restarts=2),
+          Stage("square5", (), start="best"))
+
+
+class Interrupted(Square):
+    """Square that is interrupted at its n-th call."""
+
+    left = 100
+
+    def __call__(self, *args: object, **kwargs: object) -> torch.Tensor:
+        if Interrupted.left == 0:
+            raise KeyboardInterrupt
+        Interrupted.left -= 1
+        return super().__call__(*args, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("survivors_only", [True, False])
+def test_outcomes_depend_neither_on_batches_nor_on_an_interruption(
+    snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset, tmp_path: Path, survivors_only: bool
+) -> None:
+    stages = (*STAGES, Stage(partial(Interrupted, queries=7), (), start="best"))
+    measure = partial(evaluate, snn, dataset, protocol=Protocol("five", 1, stages, ""), eps=(4 / 255, EPS), max_images=30,
+                      transfer={"ann": ann}, survivors_only=survivors_only)  # fmt: skip
+    whole = measure()
+    assert whole.settings.views == ["black-box", "STE", "rotation"]
+    rotating = whole.robust[2]
+    assert rotating.settings["sources"] == ["PCW:1", "transfer:ann", "rate"] and rotating.settings["restarts"] == 2
+    assert Report.from_json(whole.to_json()) == whole
+    Interrupted.left = 2
+    with pytest.raises(KeyboardInterrupt):
+        measure(batch_size=7, journal=tmp_path / "notes")
+    Interrupted.left = 100
+    assert outcome(measure(batch_size=11, journal=tmp_path / "notes")) == outcome(whole)
+
+
+def test_what_cannot_start_from_the_best_says_so(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+    protocol = Protocol("wrong", 1, (Stage("pgd2", ("STE",), start="best"),), "")
+    with pytest.raises(SJRobustError, match=r"pgd2 cannot start from an image that is given: expected rotatingN or squareN"):
+        evaluate(snn, dataset, protocol=protocol, eps=EPS)
+
+
+def test_a_rotation_of_one_source_is_that_source(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
+    protocol = Protocol("one", 1, (Stage("rotating3", ("PCW:1", "ASSG", "transfer")),), "")
+    report = evaluate(ann, dataset, protocol=protocol, eps=EPS, max_images=20)
+    assert report.settings.views == ["exact"]
+    x, y = dataset.floats(range(20)), dataset.labels[:20]
+    attack = Rotating(eps=EPS, steps=3)
+    x_adv = attack(Sources(ann, [ann]), x, y, seed=noise_seed(0, attack, "exact"))
+    with torch.no_grad():
+        expected = (ann(x).argmax(1) == y) & (ann(x_adv).argmax(1) == y)
+    assert report.joint[0].accuracy.correct == int(expected.sum())
