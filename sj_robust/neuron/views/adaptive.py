@@ -24,6 +24,10 @@ class AdaptiveSharpness(View):
     M and D are moving averages (0.9) of |u| (from 1) and of ||u| − M| (from 0, with the new M),
     advanced once per forward pass with gradients. They belong to one batch of one attack: `forget`
     starts anew, and so does a batch of another shape.
+
+    The reset path is not detached here, as under any Surrogate: gradients go back through the s in
+    v = (1 − s)·h too. It is detached in the authors' code. SpikingJelly's nodes do as they say.
+
     Source: Wang et al., arXiv 2512.22522, section 4.
     """
 
