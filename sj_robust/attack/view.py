@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
 from sj_robust.model.unwrap import spiking, unwrap
-from sj_robust.neuron import AdaptiveSharpness
+from sj_robust.neuron import View, parse_view
 
 if TYPE_CHECKING:
     from sj_robust.model import SpikingModel
-    from sj_robust.neuron import View
 
 
 class GradientView(nn.Module):
@@ -29,11 +28,19 @@ class GradientView(nn.Module):
     A wrapped network (DataParallel, torch.compile) is taken out of its wrapper. Raises SJRobustError for one that is not spiking.
     """
 
-    def __init__(self, snn: SpikingModel | nn.Module, view: View) -> None:
+    def __init__(self, snn: SpikingModel | nn.Module, view: View | str) -> None:
         super().__init__()
         self.snn = spiking(snn)
         self.view = view
         self.training = self.snn.training
+
+    @property
+    def view(self) -> View:
+        return self.__dict__["view"]  # type: ignore[no-any-return]
+
+    @view.setter
+    def view(self, view: View | str) -> None:
+        self.__dict__["view"] = parse_view(view)
 
     @property
     def num_classes(self) -> int:
@@ -45,8 +52,7 @@ class GradientView(nn.Module):
 
     def forget(self) -> None:
         """Drop what earlier attacks left in the view."""
-        if isinstance(self.view, AdaptiveSharpness):
-            self.view.forget()
+        self.view.forget()
 
     def extra_repr(self) -> str:
         return f"view={self.view}"
@@ -98,11 +104,12 @@ def forget(model: nn.Module) -> None:
 def true_logits(model: nn.Module, x: Tensor, shown: Tensor | None = None) -> Tensor:
     """The logits [N, K] that decide about images x, by the true spikes if `model` is a view of a spiking network.
 
-    `shown`: the logits that `model` itself gave for x, if known; they are the true ones but for the activation view.
+    `shown`: the logits that `model` itself gave for x, if known: the true ones, where the view's
+    forward pass is.
     """
     if isinstance(model, Sources):
         return true_logits(model.model, x, shown)
-    if isinstance(model, GradientView) and model.view == "activation":
+    if isinstance(model, GradientView) and not model.view.true_forward:
         with torch.no_grad(), model.snn.true_spikes():
             return model.snn(x)  # type: ignore[no-any-return]
     if shown is not None:

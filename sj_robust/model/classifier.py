@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sj_robust.distributed import pooled_batches
 from sj_robust.errors import SJRobustError
 from sj_robust.model.spiking import SpikingModel, check_timesteps
-from sj_robust.neuron import Surrogate, ThresholdLIF, View
+from sj_robust.neuron import Surrogate, ThresholdLIF, View, parse_view
 
 
 class SpikingActivation(nn.Module):
@@ -38,7 +38,7 @@ class SpikingActivation(nn.Module):
         return f"timesteps={self.timesteps}" + (", repeats its input" if self.repeats else "") + worth
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.node.view == "activation":  # one step of a ReLU network: nothing to unfold
+        if self.node.view.timeless:  # one step of a ReLU network: nothing to unfold
             activation: Tensor = self.node(x.unsqueeze(0)).squeeze(0)
             return activation * (self.worth / self.node.threshold_for(x).detach()) if self.folded else activation
         if self.repeats:
@@ -158,29 +158,29 @@ class SpikingClassifier(SpikingModel):
     def forward_sequence(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the "activation" view)."""
         views = {node.view for node in self.nodes().values()}
-        steps = self.timesteps
-        if "activation" in views:
-            if len(views) > 1:
-                raise SJRobustError("the activation view must be set on all nodes at once: use SpikingClassifier.gradient('activation')")
-            steps = 1
+        timeless = [view for view in views if view.timeless]
+        if timeless and len(views) > 1:
+            raise SJRobustError(f"the {timeless[0]} view must be set on all nodes at once: "
+                                f"use SpikingClassifier.gradient('{timeless[0]}')")
+        steps = 1 if timeless else self.timesteps
         x = self.normalize(x)
         with self._stem_statistics(x.shape[0]):
             logits: Tensor = self.backbone(x if self.repeat_at else _repeat(x, steps))
         return logits.view(steps, logits.shape[0] // steps, logits.shape[-1])  # not -1: a batch may be empty
 
     @contextmanager
-    def gradient(self, view: View) -> Iterator[SpikingClassifier]:
-        """Within the block gradients flow by `view`: a Surrogate, "rate" (BPTR), "rate-temporal" (HART), an AdaptiveSharpness
-        (ASSG), "activation" (Act: forward too) or "own" (the surrogate of its settings, which it was trained with).
+    def gradient(self, view: View | str) -> Iterator[SpikingClassifier]:
+        """Within the block gradients flow by `view`, or the view of that name: a Surrogate, "rate"
+        (BPTR), "rate-temporal" (HART), "ASSG", "activation" (Act: forward too) or "own" (the
+        surrogate of its settings, which it was trained with).
 
         On exit every node has the view it had before. A backward pass uses the view of its forward pass.
         """
-        if view == "own":
-            view = Surrogate.parse(self.settings.get("surrogate", "PCW"))
+        shown = parse_view(view).instead_of(Surrogate.parse(self.settings.get("surrogate", "PCW")))
         before = [(node, node.view) for node in self.nodes().values()]
         try:
             for node, _ in before:
-                node.view = view
+                node.view = shown
             yield self
         finally:
             for node, old in before:

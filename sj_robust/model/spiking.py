@@ -41,8 +41,8 @@ class SpikingModel(NormalizedClassifier, ABC):
                 if isinstance(value, int | float | Tensor)}
 
     @abstractmethod
-    def gradient(self, view: View) -> AbstractContextManager[SpikingModel]:
-        """Within the block gradients flow by `view`."""
+    def gradient(self, view: View | str) -> AbstractContextManager[SpikingModel]:
+        """Within the block gradients flow by `view`, or the view of that name."""
 
     def true_spikes(self) -> AbstractContextManager[SpikingModel]:
         """Within the block the network spikes as it does by itself, whatever view is shown outside of it."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
 from sj_robust.model.spiking import SpikingModel, check_timesteps
-from sj_robust.neuron import View
+from sj_robust.neuron import View, parse_view
 from sj_robust.neuron.foreign import NodeInView, described, find_nodes
 
 Input = Literal["sequence", "step", "images"]
@@ -67,12 +67,14 @@ class SpikingJellyClassifier(SpikingModel):
         return torch.stack([self.backbone(x) for _ in range(self.timesteps)])
 
     @contextmanager
-    def gradient(self, view: View) -> Iterator[SpikingJellyClassifier]:
+    def gradient(self, view: View | str) -> Iterator[SpikingJellyClassifier]:
         """Within the block gradients flow by `view`, through every node; outside of blocks, and by "own", through its own functions.
 
         Raises SJRobustError for "rate-temporal" where nodes are in single-step mode.
         """
-        nodes = [] if view == "own" else [NodeInView(name, node, view) for name, node in self.nodes().items()]
+        shown = parse_view(view).instead_of(None)
+        nodes = [] if shown is None else [NodeInView(name, node, shown)
+                                          for name, node in self.nodes().items()]
         with self._showing(nodes):
             yield self
 

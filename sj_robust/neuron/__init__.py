@@ -6,7 +6,14 @@ from sj_robust.neuron import torch_backend as torch_backend
 from sj_robust.neuron.backend import Multistep, available_backends, register_backend, select_backend
 from sj_robust.neuron.lif import Reset, ThresholdLIF
 from sj_robust.neuron.surrogate import SURROGATE_NAMES, Surrogate
-from sj_robust.neuron.views import ENSEMBLE_VIEWS, AdaptiveSharpness, View, parse_view, view_name
+from sj_robust.neuron.view import View
+from sj_robust.neuron.views import (
+    ENSEMBLE_VIEWS,
+    AdaptiveSharpness,
+    parse_view,
+    register_view,
+    view_name,
+)
 
 __all__ = [
     "ENSEMBLE_VIEWS",
@@ -20,6 +27,7 @@ __all__ = [
     "available_backends",
     "parse_view",
     "register_backend",
+    "register_view",
     "select_backend",
     "view_name",
 ]

@@ -1,24 +1,23 @@
 """Gradient views for nodes that are not ours: SpikingJelly's, and any that make their spikes with a `surrogate_function`.
 
-A node keeps its dynamics and its spikes. What is exchanged for a while is its surrogate function (a Surrogate, ASSG), or the way back
-around its spikes (rate, rate-temporal); "activation" replaces its forward pass by a ReLU.
+A node keeps its dynamics and its spikes. What is exchanged for a while is its surrogate function
+and its forward pass, which becomes the view's (`View.foreign`): back through the node with another
+function, or around it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
-from weakref import ref
 
 import torch
 from spikingjelly.activation_based.surrogate import SurrogateFunctionBase
 from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
-from sj_robust.neuron.backend import select_backend
 from sj_robust.neuron.lif import ThresholdLIF
-from sj_robust.neuron.surrogate import Surrogate
-from sj_robust.neuron.views import AdaptiveSharpness, Fired, Rate, RateTemporal, View
+from sj_robust.neuron.view import Pass, View
 
 _THEIRS = ("spikingjelly.activation_based.neuron", "spikingjelly.activation_based.rnn")
 
@@ -74,22 +73,21 @@ def described(node: nn.Module) -> str:
 class NodeInView:
     """One node, shown in a view between `take` and `release`. `restart` comes before each pass through the network.
 
-    Raises SJRobustError for the rate-temporal view of a node in single-step mode, which would need all steps at once.
+    Raises SJRobustError for a node in single-step mode in a view that needs all steps at once.
     """
 
     def __init__(self, name: str, node: nn.Module, view: View) -> None:
-        self._multistep = getattr(node, "step_mode", "m") == "m"
-        if view == "rate-temporal" and not self._multistep:
-            raise SJRobustError(f"the rate-temporal view needs all steps at once, {name} is in single-step mode: set_step_mode(net, 'm')")
         self._name, self._node, self._view = name, node, view
-        self._spike = _Spike(view, node)
+        self._spike = _Spike()
         self._before: Any = None
         self.restart()
+        if view.all_at_once and not self._pass.multistep:
+            raise SJRobustError(f"the {view} view needs all steps at once, {name} is in "
+                                "single-step mode: set_step_mode(net, 'm')")
 
     def restart(self) -> None:
         """Forget the last pass; its graph keeps what it needs."""
-        self._spike.calls = 0
-        self._fired = Fired()
+        self._pass = self._spike.seen = Pass(self._node, self._name)
 
     def take(self) -> None:
         """Show the node in the view."""
@@ -114,67 +112,34 @@ class NodeInView:
             node.forward = own_forward
 
     def _forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self._view == "activation":
-            return x.relu()
-        exchanged, calls = isinstance(self._view, str), self._spike.calls
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not exchanged):
-            spikes = self._before[2](x, *args, **kwargs)
-        if self._spike.calls == calls:
-            raise SJRobustError(f"{self._name} ({type(self._node).__name__}) makes spikes without its surrogate_function in eval mode: "
-                                "no view can give them a gradient")
-        return self._way_back(x, spikes) if exchanged and torch.is_grad_enabled() else spikes
+        def run(spike: Callable[[Tensor], Tensor]) -> Any:
+            self._spike.function, made = spike, self._pass.spikes_made
+            try:
+                spikes = self._before[2](x, *args, **kwargs)
+            finally:
+                self._spike.function = None
+            if self._pass.spikes_made == made:
+                raise SJRobustError(
+                    f"{self._pass.where} makes spikes without its surrogate_function in eval mode: "
+                    "no view can give them a gradient")
+            return spikes
 
-    def _way_back(self, x: Tensor, spikes: Any) -> Tensor:
-        u = self._spike.potential() if self._view == "rate-temporal" else x
-        if not (isinstance(spikes, Tensor) and spikes.shape == x.shape and u.numel() == x.numel()):
-            where = f"{self._name} ({type(self._node).__name__})"
-            raise SJRobustError(f"{where} does not make one spike of each input: it has no {self._view} view")
-        if self._view == "rate":
-            self._fired.see((spikes if self._multistep else spikes.unsqueeze(0)).abs())
-            return Rate.apply(x, spikes, self._fired)  # type: ignore[no-any-return]
-        return RateTemporal.apply(x, spikes, u.view_as(x))  # type: ignore[no-any-return]
+        return self._view.foreign(x, run, self._pass)
 
 
 class _Spike(SurrogateFunctionBase):  # type: ignore[misc]  # SpikingJelly has no types
-    """[u ≥ 0] in place of a node's surrogate function, with the gradient of the view."""
+    """Stands in place of a node's surrogate function, and asks the view's."""
 
-    def __init__(self, view: View, node: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__(spiking=False)  # what ComplementaryLIFNode asks before it takes its function in eval mode
-        self.view = view
-        self.calls = 0  # in this pass: the time step, of a node that computes one at a time
-        self._potentials: list[Tensor] = []
-        self._node = ref(node)  # as a child it would be its own grandchild
+        self.seen: Pass
+        self.function: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, u: Tensor) -> Tensor:
-        step, self.calls = self.calls, self.calls + 1
-        if isinstance(self.view, Surrogate):
-            return self.view.spike(u)
-        if isinstance(self.view, AdaptiveSharpness) and torch.is_grad_enabled() and u.requires_grad:
-            node, potential = self._node(), u.detach().unsqueeze(0)
-            assert node is not None
-            sigma = self.view.derivative(node, potential, potential.new_zeros(()), select_backend("auto", potential), step)
-            return _SpikeWith.apply(u, sigma[0])  # type: ignore[no-any-return]
-        if self.view == "rate-temporal":
-            self._potentials = [*(self._potentials if step else []), u]
-        return (u >= 0).to(u)
-
-    def potential(self) -> Tensor:
-        """u of all steps of this pass."""
-        return torch.stack(self._potentials)
-
-
-class _SpikeWith(torch.autograd.Function):
-    """[u ≥ 0], and back with the given derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, u: Tensor, sigma: Tensor) -> Tensor:
-        ctx.save_for_backward(sigma)
-        return (u >= 0).to(u)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        (sigma,) = ctx.saved_tensors
-        return grads[0] * sigma, None
+        assert self.function is not None
+        spikes = self.function(u)
+        self.seen.spikes_made += 1
+        return spikes
 
 
 def _assign(node: nn.Module, function: Any) -> None:

@@ -50,6 +50,15 @@ def serves(multistep_in_use: Multistep, x: Tensor, v_threshold: Tensor) -> bool:
             and x.dtype == v_threshold.dtype == torch.float32)
 
 
+def spikes_and_potential(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
+                         multistep_in_use: Multistep) -> tuple[Tensor, Tensor]:
+    """All T steps of a layer from rest and its potentials before reset, [T, N, *]; no gradients."""
+    if serves(multistep_in_use, x, v_threshold):
+        kept: tuple[Tensor, Tensor] = lif_forward(dense(x), v_threshold, leak, soft_reset, 0, 1.0)
+        return kept
+    return torch_backend.forward_keeping(x, v_threshold, leak, soft_reset)
+
+
 def dense(x: Tensor) -> Tensor:
     """`x` itself where each step fills one block of memory, in any order of its dimensions (steps may repeat one); else a copy."""
     expected = 1

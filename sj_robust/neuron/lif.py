@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from sj_robust.errors import SJRobustError
 from sj_robust.neuron.backend import check_backend, select_backend
 from sj_robust.neuron.surrogate import Surrogate
-from sj_robust.neuron.views import View, spikes_in_view
+from sj_robust.neuron.view import View, wants_gradient
+from sj_robust.neuron.views import parse_view
 
+_ANY = Surrogate("PCW")  # where nothing is derived
 Reset = Literal["hard", "soft"]
 
 
@@ -31,8 +33,9 @@ class ThresholdLIF(BaseNode):
     reset in `v_seq` [T, N, *], at the speed of a step-by-step loop. In SpikingJelly's functional form an explicit state
     tensor is honoured in both modes.
 
-    `view` says how gradients flow back: a Surrogate, "rate" (a step's gradient passes where the neuron fired at least once
-    within T), another of neuron.views, or "activation" (forward and backward are those of a ReLU). A forward pass fixes the
+    `view` says how gradients flow back: a Surrogate, or another of neuron.views, also by its name:
+    "rate" (a step's gradient passes where the neuron fired at least once within T), "activation"
+    (forward and backward are those of a ReLU). Reading it gives the View. A forward pass fixes the
     view of its own backward.
 
     Args: v_threshold: initial threshold, above 0. leak: 0 < leak ≤ 1. backend: "auto" or a name from
@@ -64,7 +67,15 @@ class ThresholdLIF(BaseNode):
         self.v_threshold = nn.Parameter(torch.full(() if channels is None else (channels,), float(v_threshold)))
         self.leak = float(leak)
         self.backend = backend
-        self.view: View = surrogate
+        self.view = surrogate
+
+    @property
+    def view(self) -> View:
+        return self.__dict__["view"]  # type: ignore[no-any-return]
+
+    @view.setter
+    def view(self, view: View | str) -> None:
+        self.__dict__["view"] = parse_view(view)
 
     @property
     def soft_reset(self) -> bool:
@@ -106,17 +117,13 @@ class ThresholdLIF(BaseNode):
     def single_step_functional_forward(
         self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], **kwargs: Any
     ) -> tuple[tuple[Tensor, ...], tuple[Any, ...]]:
-        x, v = inputs[0], states[0]
-        if self.view == "activation":
-            return (x.relu(),), (v,)
-        if not isinstance(self.view, Surrogate):
-            raise SJRobustError(f"the {self.view} view needs the whole sequence at once: use step_mode 'm' without store_v_seq")
-        threshold = self.threshold_for(x)
-        h = self.leak * v + x
-        spike = self.view.spike(h - threshold)
-        v = h - spike * threshold if self.soft_reset else (1 - spike) * h
+        x = inputs[0]
+        spike, v = self.view.step(x, states[0], self.threshold_for(x), self.leak, self.soft_reset)
         return (spike,), (v,)
 
-    def _from_rest(self, x_seq: Tensor) -> Tensor:
-        multistep = select_backend(self.backend, x_seq)
-        return spikes_in_view(self.view, self, x_seq, self.threshold_for(x_seq[0]), self.leak, self.soft_reset, multistep)
+    def _from_rest(self, x: Tensor) -> Tensor:
+        multistep, threshold = select_backend(self.backend, x), self.threshold_for(x[0])
+        view, leak, soft_reset = self.view, self.leak, self.soft_reset
+        if view.true_forward and not wants_gradient(x, threshold):  # all such views are one
+            return multistep(x, threshold, leak=leak, soft_reset=soft_reset, surrogate=_ANY)
+        return view.steps(self, x, threshold, leak, soft_reset, multistep)

@@ -2,26 +2,30 @@
 
 A spike is s = [u ≥ 0] with u = h − v_th, the distance of the membrane potential to the threshold. Its derivative is zero
 almost everywhere, so a surrogate σ'(u) stands in for it. Which one is used decides what a gradient attack can see (see view).
+It is the plainest gradient view, and the one that backends compute with: they and the other views
+are built on it.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
+from sj_robust.neuron.view import Pass, Run, View
 
 SurrogateName = Literal["PCW", "EXP", "EXP-D", "RECT", "STE"]
 SURROGATE_NAMES: tuple[str, ...] = get_args(SurrogateName)
 
 
 @dataclass(frozen=True)
-class Surrogate:
-    """A surrogate derivative σ'(u) of width γ.
+class Surrogate(View):
+    """A surrogate derivative σ'(u) of width γ, and the view that goes back through time with it.
 
     ======  =========================  ===========================================
     name    σ'(u)                      equal in SpikingJelly 2.0
@@ -75,6 +79,19 @@ class Surrogate:
     def spike(self, u: Tensor) -> Tensor:
         """[u ≥ 0] as 0/1 in the dtype of `u`; its backward multiplies by σ'(u)."""
         return _Spike.apply(u, self)  # type: ignore[no-any-return]
+
+    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
+              multistep: Callable[..., Tensor]) -> Tensor:
+        return multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=self)
+
+    def step(self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float,
+             soft_reset: bool) -> tuple[Tensor, Tensor]:
+        h = leak * v + x
+        s = self.spike(h - v_threshold)
+        return s, h - s * v_threshold if soft_reset else (1 - s) * h
+
+    def foreign(self, x: Tensor, run: Run, seen: Pass) -> Any:
+        return run(self.spike)
 
 
 class _Spike(torch.autograd.Function):

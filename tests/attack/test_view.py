@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sj_robust.attack import FGSM, PGD, GradientView
+from sj_robust.attack.view import true_logits
 from sj_robust.model import SpikingActivation, SpikingClassifier
-from sj_robust.neuron import ENSEMBLE_VIEWS, Surrogate, ThresholdLIF, view_name
+from sj_robust.neuron import ENSEMBLE_VIEWS, Surrogate, ThresholdLIF, View, parse_view, view_name
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def node_views(snn: SpikingClassifier) -> list[object]:
 def test_views_show_the_true_spikes_except_activation(snn: SpikingClassifier, x: Tensor, view: Surrogate) -> None:
     before = node_views(snn)
     logits = GradientView(snn, view)(x)
-    if view == "activation":
+    if view == parse_view("activation"):
         relu = nn.Sequential(*(nn.ReLU() if isinstance(layer, SpikingActivation) else layer for layer in snn.backbone))
         assert torch.allclose(logits, relu((x - snn.mean) / snn.std), atol=1e-6)
         assert not torch.allclose(logits, snn(x), atol=1e-3)
@@ -101,3 +104,38 @@ def test_modes_and_classes_are_the_networks(snn: SpikingClassifier, x: Tensor) -
     view.eval()
     assert not any(module.training for module in snn.modules())
     assert "view=rate" in repr(view)
+
+
+class Doubled(View):
+    """Spikes of 2: the network of another forward pass, all T steps of it."""
+
+    true_forward = False
+
+    def __init__(self) -> None:
+        self.forgotten = 0
+
+    def __str__(self) -> str:
+        return "doubled"
+
+    def steps(self, *args: Any) -> Tensor:
+        return 2 * Surrogate("PCW").steps(*args)
+
+    def foreign(self, x: Tensor, run: Any, seen: Any) -> Tensor:
+        return 2 * run(Surrogate("PCW").spike)  # type: ignore[no-any-return]
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+def test_the_view_says_whether_its_logits_decide_and_hears_when_an_attack_starts(
+        snn: SpikingClassifier, x: Tensor) -> None:
+    view = Doubled()
+    seen = GradientView(snn, view)
+    shown = seen(x)
+    assert snn.forward_sequence(x).shape == (4, 6, 5)
+    assert not torch.equal(shown, snn(x))
+    assert torch.equal(true_logits(seen, x, shown), snn(x))
+    seen.view = "rate"  # type: ignore[assignment]
+    assert true_logits(seen, x, shown) is shown
+    PGD(eps=8 / 255, steps=3, restarts=2)(GradientView(snn, view), x, Y)
+    assert view.forgotten == 2

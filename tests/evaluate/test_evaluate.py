@@ -193,7 +193,7 @@ def test_spikes_judge_even_if_the_caller_left_another_view(snn: SpikingClassifie
     expected = evaluate(snn, noisy, **settings)
     with snn.gradient("activation"):
         found = evaluate(snn, noisy, **settings)
-        assert {node.view for node in snn.nodes().values()} == {"activation"}
+        assert {str(node.view) for node in snn.nodes().values()} == {"activation"}
     assert (found.per_image, found.activity) == (expected.per_image, expected.activity)
 
 

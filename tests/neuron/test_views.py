@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
 from torch import Tensor
 
 from sj_robust.errors import SJRobustError
-from sj_robust.neuron import AdaptiveSharpness, Surrogate, ThresholdLIF, available_backends, parse_view, view_name
+from sj_robust.neuron import (
+    AdaptiveSharpness,
+    Surrogate,
+    ThresholdLIF,
+    View,
+    available_backends,
+    parse_view,
+    view_name,
+)
 
 BACKENDS = [name for name in available_backends() if name != "cupy"]
 
@@ -140,6 +150,37 @@ def test_names_parse_back() -> None:
         assert view_name(parse_view(text)) == text
     with pytest.raises(SJRobustError, match="expected rate, rate-temporal, activation, own, ASSG or a surrogate"):
         parse_view("assg")
+    with pytest.raises(SJRobustError, match="gradient view 3: expected a view or its name"):
+        parse_view(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("text", ["PCW:0.5", "STE", "rate", "rate-temporal", "activation", "own"])
+def test_views_are_equal_by_what_they_mean(text: str) -> None:
+    view = parse_view(text)
+    assert isinstance(view, View)
+    assert parse_view(view) is view
+    for other in (parse_view(text), copy.deepcopy(view), pickle.loads(pickle.dumps(view))):
+        assert (other, hash(other)) == (view, hash(view))
+    others = {"PCW:3", "rate", "activation", "own", "ASSG"} - {text}
+    assert all(view != parse_view(name) for name in others)
+
+
+def test_adaptive_sharpness_is_equal_to_itself_alone_because_of_what_it_remembers() -> None:
+    view = AdaptiveSharpness()
+    assert view == parse_view(view)
+    assert view not in (AdaptiveSharpness(), copy.deepcopy(view))
+
+
+def test_a_node_takes_the_name_of_a_view_and_shows_the_view() -> None:
+    node, x = ThresholdLIF(), layer()[0].requires_grad_()
+    node.view = "activation"
+    assert node.view == parse_view("activation")
+    assert torch.equal(node(x), x.relu())
+    with pytest.raises(SJRobustError, match="gradient view 'relu': expected"):
+        node.view = "relu"
+    node.view = "own"
+    with pytest.raises(SJRobustError, match="view of a network, not of a node"):
+        node(x)
 
 
 def test_step_by_step_modes_refuse_what_needs_the_whole_sequence() -> None:
