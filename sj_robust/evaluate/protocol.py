@@ -192,9 +192,13 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
         if attack.black_box:
             return Run(attack, {BLACK_BOX: model}, from_best)
         found = sources(stage)
-        if not attack.many_sources or len(dict(found)) < 2:
-            return Run(attack, dict(found), from_best) if found else None
+        if not found:
+            return None
+        if not attack.many_sources:
+            return Run(attack, dict(found), from_best)
         names, modules = zip(*found, strict=True)
+        if len(set(names)) == 1:
+            return Run(attack, {names[0]: Sources(model, modules[:1])}, from_best)
         return Run(attack, {ROTATION: Sources(model, modules)}, from_best, names)
 
     plan = []

@@ -115,7 +115,9 @@ def test_what_cannot_start_from_the_best_says_so(snn: SpikingClassifier, dataset
         evaluate(snn, dataset, protocol=protocol, eps=EPS)
 
 
-def test_a_rotation_of_one_source_is_that_source(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
+def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
+    snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset
+) -> None:
     protocol = Protocol("one", 1, (Stage("rotating3", ("PCW:1", "ASSG", "transfer")),), "")
     report = evaluate(ann, dataset, protocol=protocol, eps=EPS, max_images=20)
     assert report.settings.views == ["exact"]
@@ -124,4 +126,11 @@ def test_a_rotation_of_one_source_is_that_source(ann: NormalizedClassifier, data
     x_adv = attack(Sources(ann, [ann]), x, y, seed=noise_seed(0, attack, "exact"))
     with torch.no_grad():
         expected = (ann(x).argmax(1) == y) & (ann(x_adv).argmax(1) == y)
+    assert report.joint[0].accuracy.correct == int(expected.sum())
+    transfer = Protocol("transfer", 1, (Stage("rotating3", ("transfer",)),), "")
+    report = evaluate(snn, dataset, protocol=transfer, eps=EPS, max_images=20, transfer={"ann": ann})
+    assert report.settings.views == ["transfer:ann"] and "sources" not in report.robust[0].settings
+    x_adv = attack(Sources(snn, [ann]), x, y, seed=noise_seed(0, attack, "transfer:ann"))
+    with torch.no_grad():
+        expected = (snn(x).argmax(1) == y) & (snn(x_adv).argmax(1) == y)
     assert report.joint[0].accuracy.correct == int(expected.sum())
