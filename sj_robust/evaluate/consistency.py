@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
-
-_VERDICTS = {"fail": "Do not trust", "not run": "Not known to be", "warn": "To be trusted with care", "pass": "No sign of masked gradients"}
+from sj_robust.evaluate.words import OLD_OPENINGS, OPENINGS, of_old, worst
 
 
 def check_figures(report: Any) -> None:
@@ -142,9 +141,10 @@ def _check_verdict(report: Any) -> None:
     if (report.verdict is None) != (not report.checks):
         _refuse("the verdict is not that of the checks")
     if report.checks:
-        worst = next(status for status in _VERDICTS if any(check.status == status for check in report.checks))
-        if not report.verdict.startswith(_VERDICTS[worst]):
-            _refuse(f"the verdict {report.verdict[:60]!r} does not follow from the checks, the worst of which is {worst!r}")
+        found, old = worst(report.checks), of_old(report)
+        opening = OLD_OPENINGS.get(found) if old else OPENINGS[found]
+        if opening is None or not report.verdict.startswith(opening) or ("can be trusted" in report.verdict and not old):
+            _refuse(f"the verdict {report.verdict[:60]!r} does not follow from the checks, the worst of which is {found!r}")
 
 
 def _check_accuracy(what: str, found: Any, correct: int, images: int) -> None:

@@ -15,12 +15,9 @@ from torch import nn
 from sj_robust.attack import FAB, FGSM, Attack, GradientView, Norm, UniformNoise, parse_attack
 from sj_robust.budget import radii
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.words import BLACK_BOX, EXACT, TRANSFER
 from sj_robust.model import SpikingModel
 from sj_robust.neuron import ENSEMBLE_VIEWS, View, parse_view, view_name
-
-EXACT = "exact"  # the one view of a network that is differentiable as it is
-BLACK_BOX = "black-box"  # of an attack that takes no gradients
-TRANSFER = "transfer"  # in a protocol: gradients of the other models that are given
 
 # Views that break most images go first, so that few images are left for the others; the result does not depend on it.
 _STRONGEST = tuple(parse_view(name) for name in ("PCW:1", "activation", "PCW:2", "rate", "PCW:0.5", "PCW:3"))

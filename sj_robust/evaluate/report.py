@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.consistency import check_figures
+from sj_robust.evaluate.words import Status
 from sj_robust.text import visible
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
@@ -177,6 +178,7 @@ class Settings(Facts):
 
     protocol: str | None = None
     norm: str = "linf"
+    grid: Literal["8bit"] | None = None  # adversarial images on the grid of 256 values
     restarts: int = 1
     eps: list[float]
     attacks: list[str]
@@ -189,10 +191,11 @@ class Settings(Facts):
 
 
 class Check(Facts):
-    """One test of whether the robust accuracies can be believed: `found` in words, `numbers` behind them."""
+    """One look for signs that the robust accuracies are too high: `found` in words, `numbers` behind them. "too few": there were not
+    enough images to tell."""
 
     name: str
-    status: Literal["pass", "warn", "fail", "not run"]
+    status: Status
     found: str
     numbers: dict[str, Any]
 

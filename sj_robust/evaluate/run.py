@@ -34,7 +34,7 @@ from sj_robust.evaluate.bench import (
     true_forward,
     warn_of_state,
 )
-from sj_robust.evaluate.checks import run_checks, verdict
+from sj_robust.evaluate.checks import run_checks
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
 from sj_robust.evaluate.extend import taken_over
@@ -51,6 +51,7 @@ from sj_robust.evaluate.protocol import (
     view_names,
 )
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
+from sj_robust.evaluate.words import verdict
 from sj_robust.files import check_file
 from sj_robust.model import SpikingModel, expose
 from sj_robust.model.unwrap import bare
@@ -205,7 +206,7 @@ def evaluate(
         activity=activity,
         energy=energy,
         checks=checks,
-        verdict=verdict(checks, stopped is None) if checks else None,
+        verdict=verdict(checks, names, seen, stopped is None) if checks else None,
         stopped=stopped,
         limits=[*facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend),
                 *(f"With {num_classes} classes {chosen} runs {other} in place of {attack}."

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sj_robust.evaluate.report import Accuracy  # no torch
+from sj_robust.evaluate.words import Status
 from sj_robust.hub.results import Fraction, Microjoules
 from sj_robust.text import visible
 
@@ -114,12 +115,14 @@ class _Energy(_Recorded):
 
 class _Check(_Recorded):
     name: Text
-    status: Literal["pass", "warn", "fail", "not run"]
+    status: Status
+    found: Annotated[str, AfterValidator(visible)] = ""
 
 
 class _Settings(_Recorded):
     protocol: Text | None = None
     norm: Text = "linf"
+    grid: Literal["8bit"] | None = None
     restarts: int = 1
     eps: list[Radius]
     attacks: Texts

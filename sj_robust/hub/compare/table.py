@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from sj_robust.evaluate.report import energy_name, interval_name
+from sj_robust.evaluate.words import Status, views_name
 
 NOT_MEASURED = "not measured"
 LEAST = 1e-6  # µJ: one operation
@@ -46,6 +47,7 @@ class Setup(_Facts):
     images: int
     norm: str
     named: str | None
+    grid: Literal["8bit"] | None = None
     attacks: list[str]
     views: list[str]
     restarts: int
@@ -56,14 +58,13 @@ class Setup(_Facts):
         if not self.attacks:
             return "clean accuracy only"
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
-        return (self.named or f"{' + '.join(self.attacks)}, {self.through}") + restarts
+        grid = ", 8-bit images" if self.grid else ""
+        return (self.named or f"{' + '.join(self.attacks)}, {self.through}") + restarts + grid
 
     @property
     def through(self) -> str:
         """The gradients that the attacks used, in a few words."""
-        if self.views == ["exact"]:
-            return "exact gradient"
-        return f"view {self.views[0]}" if len(self.views) == 1 else f"{len(self.views)} views"
+        return views_name(self.views)
 
 
 class Cell(_Facts):
@@ -82,7 +83,7 @@ class RobustCell(Cell):
 class Checks(_Facts):
     """What the reliability checks said: the worst status of all, how many there were, and their verdict in words."""
 
-    status: Literal["pass", "warn", "fail", "not run"]
+    status: Status
     count: int
     verdict: str | None
 
@@ -191,7 +192,9 @@ def checks_word(row: Row) -> str:
     """The verdict of the checks in one word or two."""
     if row.checks is None:
         return NOT_MEASURED if row.setup is None else "not checked"
-    return {"pass": "pass", "warn": "with care", "fail": "do not trust", "not run": "incomplete"}[row.checks.status]
+    words: dict[Status, str] = {"pass": "pass", "warn": "with reservations", "fail": "do not trust", "not run": "incomplete",
+                                "too few": "too few to tell"}  # fmt: skip
+    return words[row.checks.status]
 
 
 def _images(row: Row) -> str:
