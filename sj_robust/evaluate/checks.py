@@ -211,7 +211,7 @@ def _more_steps(subject: Subject) -> tuple[Attack, tuple[str, nn.Module]]:
         if (own := gradient_views(list(run.seen))) and run.attack.iterations == steps >= most[0].steps:
             most = run.attack, (own[0], run.seen[own[0]])  # type: ignore[assignment]
     attack, seen = most
-    return replace(attack, steps=max(100, 2 * attack.steps)), seen
+    return replace(attack, steps=max(100, 2 * attack.steps), restarts=1), seen
 
 
 def _not_run(subject: Subject) -> Attack | None:

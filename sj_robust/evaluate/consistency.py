@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.words import OLD_OPENINGS, OPENINGS, of_old, worst
+from sj_robust.evaluate.words import OLD_OPENINGS, OPENINGS, TRANSFER, of_old, worst
 
 
 def check_figures(report: Any) -> None:
@@ -33,6 +33,7 @@ def _check(report: Any, images: int) -> None:
     _check_outcomes(report, images)
     _check_attacks(report)
     _check_costs(report, images)
+    _check_roughness(report)
     _check_verdict(report)
 
 
@@ -135,6 +136,25 @@ def _check_costs(report: Any, images: int) -> None:
                 and all(value >= 0 for value in (energy.macs, energy.acs, energy.ann_macs or 0, *cost.values())))
         if not good:
             _refuse(f"{energy.microjoules:g} µJ are not what the operations cost")
+
+
+def _check_roughness(report: Any) -> None:
+    """Shares against their counts; of the model itself on right images, of others on no more than these."""
+    rough = report.roughness
+    if rough is None:
+        return
+    named = {f"{TRANSFER}:{name}" for name in rough.others}
+    if rough.points < 1 or not rough.model or not named <= set(report.settings.views):
+        _refuse(f"the roughness is of {rough.points} points, {len(rough.model)} radii and of {', '.join(sorted(named)) or 'no others'}")
+    radii, images = [found.eps for found in rough.model], rough.model[0].images
+    for name, several in (("the model", rough.model), *rough.others.items()):
+        if [found.eps for found in several] != radii or radii != sorted(set(radii)) or not 0 < radii[0] <= radii[-1] <= 1:
+            _refuse(f"the roughness of {name} is within {[found.eps for found in several][:5]}")
+        for found in several:
+            same = found.images == several[0].images and 1 <= found.images <= images <= report.clean.correct
+            right = found.of(found.eps, found.changed, found.images) if same and 0 <= found.changed <= found.images else None
+            if right is None or not all(map(_close, (found.value, found.low, found.high), (right.value, right.low, right.high))):
+                _refuse(f"the roughness of {name}, {100 * found.value:.1f} %, is not {found.changed} of {found.images} images")
 
 
 def _check_verdict(report: Any) -> None:

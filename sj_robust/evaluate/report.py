@@ -200,6 +200,41 @@ class Check(Facts):
     numbers: dict[str, Any]
 
 
+class Changed(Facts):
+    """`changed` of `images` rightly classified ones, as a fraction with its Wilson 95 % interval, within `eps`."""
+
+    eps: float
+    changed: int
+    images: int
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, eps: float, changed: int, images: int) -> Changed:
+        low, high = wilson(changed, images)
+        return cls(eps=eps, changed=changed, images=images, value=changed / images, low=low, high=high)
+
+    def __str__(self) -> str:
+        return f"{interval_name(self.value, self.low, self.high)} within {eps_name(self.eps)}"
+
+
+class Roughness(Facts):
+    """Rightly classified images that at least one of `points` uniform random points within eps (l∞) changes, and the same of `others`,
+    the models that were given to transfer from, on those of these images that they get right themselves."""
+
+    points: int
+    model: list[Changed]
+    others: dict[str, list[Changed]]
+
+    def lines(self) -> list[str]:
+        """In words: of the model itself, then of each other one."""
+        def said(found: list[Changed]) -> str:
+            return f"{'; '.join(map(str, found))} (one of {self.points} random points changes the class; {found[0].images} images)"
+
+        return [said(self.model), *(f"of {name}: {said(found)}" for name, found in self.others.items())]
+
+
 class Measurement(Facts):
     """What every measurement of one model on one data set says beside its results."""
 
@@ -232,6 +267,7 @@ class Report(Measurement):
     per_image: PerImage
     activity: Activity | None
     energy: EnergyEstimate | None = None
+    roughness: Roughness | None = None
     checks: list[Check] = []
     verdict: str | None = None
     stopped: str | None = None

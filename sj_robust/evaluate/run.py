@@ -38,6 +38,7 @@ from sj_robust.evaluate.checks import run_checks
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
 from sj_robust.evaluate.extend import taken_over
+from sj_robust.evaluate.grid import LIMIT, Grid, grid_radii, on_grid
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import (
     AttackMaker,
@@ -51,6 +52,7 @@ from sj_robust.evaluate.protocol import (
     view_names,
 )
 from sj_robust.evaluate.report import Accuracy, Activity, PerImage, Report, Settings
+from sj_robust.evaluate.roughness import IMAGES, measure_roughness
 from sj_robust.evaluate.words import verdict
 from sj_robust.files import check_file
 from sj_robust.model import SpikingModel, expose
@@ -72,9 +74,11 @@ def evaluate(
     views: Sequence[View | str] | None = None,
     transfer: Mapping[str, nn.Module] | None = None,
     norm: Norm = "linf",
+    grid: Grid | None = None,
     restarts: int = 1,
     survivors_only: bool = True,
     check_images: int = 64,
+    roughness_images: int | None = None,
     max_images: int | None = None,
     time_limit: float | None = None,
     batch_size: int = 128,
@@ -107,11 +111,15 @@ def evaluate(
             (strongest first). None for other models.
         transfer: other models by name, such as the source ANN, whose gradients are tried as well; of the protocols, "strong" does so.
         norm: "linf" or "l2", for attacks given by name.
+        grid: "8bit": an attacker who has to write a file. All models see images rounded to 256 values a channel, and so do the attacks;
+            each eps is lowered to a whole number of 1/255. For linf alone. Such a figure stands beside one without it, never for it.
         restarts: attempts of each attack that starts at random.
         survivors_only: attack only what is still standing, regrouped into full batches. False gives every view and attack
             every image, at several times the cost, so that the report has each one's accuracy alone.
         check_images: images for the reliability checks, which end the report with a verdict; 64 takes about as long as "quick" on
             200 images. 0: no checks.
+        roughness_images: images on which roughness is measured, with 200 random points each, of the model and of those to transfer
+            from; 0: none; default 64 where a protocol is named, else 0.
         max_images: the first so many images only.
         time_limit: seconds after which no attack goes on; images not attacked by then count as robust, and the report says so.
         seed: noise depends on (seed, attack, view, index of the image) alone.
@@ -133,24 +141,31 @@ def evaluate(
     dataset = fitted(dataset, model)
     total = image_count(dataset, max_images)
     _check_at_least(1, batch_size=batch_size, restarts=restarts)
-    _check_at_least(0, check_images=check_images)
+    if roughness_images is None:
+        roughness_images = 0 if protocol is None else IMAGES
+    _check_at_least(0, check_images=check_images, roughness_images=roughness_images)
     if time_limit is not None and not time_limit > 0:
         raise SJRobustError(f"time_limit is {time_limit}: expected more than 0 seconds, or None "
                             "for no limit")  # fmt: skip
+    if grid is not None:
+        eps = grid_radii(grid, eps, norm)
     chosen = find_protocol(protocol) if isinstance(protocol, str) else protocol
     stages = stages_of(chosen, attacks, view_names(model, views), bool(transfer))
-    planned = partial(make_plan, model, eps=eps, norm=norm, restarts=restarts, transfer=transfer,
+    planned = partial(make_plan, model, eps=eps, norm=norm, grid=grid, restarts=restarts, transfer=transfer,
                       cheap_first=chosen is None)  # fmt: skip
     plan = planned(stages)
     _check_plan(plan, dataset, views is not None)
     where = device_of(model, device)
     warn_of_state(model)
-    bench = Bench(model.to(where), dataset, where, batch_size)
+    bench = Bench(model.to(where), dataset, where, batch_size, grid=grid is not None)
     others = [other.to(where) for other in (transfer or {}).values()]
     with ExitStack() as stack:
         for context in (keep_large_blocks(), true_forward(model), *(evaluation_mode(each) for each in (model, *others)),
                         *(count_passes(each, bench) for each in (model, *others))):
             stack.enter_context(context)
+        rounding = stack.enter_context(ExitStack())
+        if grid is not None:
+            rounding.enter_context(on_grid((model, *others)))
         shard = stack.enter_context(processes(_PATIENCE, "start it again, with a journal (--out or --record) it goes on where it stopped"))
         num_classes = check_fit(bench, total)
         for name, other in (transfer or {}).items():
@@ -169,11 +184,11 @@ def evaluate(
             "images": data.fingerprint, "predicted": predicted.tolist(),
             "plan": [[[run.attack.settings, list(run.seen)] for run in runs] for runs in plan],
             "transfer": {name: facts.weights_sha256(other) for name, other in (transfer or {}).items()},
-            "survivors_only": survivors_only, "seed": seed,
+            "survivors_only": survivors_only, "seed": seed, "grid": grid,
         }, shard.rank if shard.count > 1 else None)  # fmt: skip
         shard.gather(None)  # nobody writes before all have read
         if extend is not None:
-            notes.merge(taken_over(extend, plan, described, data, predicted.tolist(), seed, survivors_only))
+            notes.merge(taken_over(extend, plan, described, data, predicted.tolist(), seed, survivors_only, grid))
         earlier = sum(unit.seconds for unit in notes.units.values())
         bench.deadline = started + time_limit if time_limit else bench.deadline
         attackable = int((correct & mine).sum())
@@ -190,9 +205,11 @@ def evaluate(
         outcome = attack_ensemble(correct, plan, notes, None, survivors_only=survivors_only)
         spent = [sum(unit.forward for unit in notes.units.values()) + total, sum(unit.backward for unit in notes.units.values())]
         found = run_checks(bench, plan, outcome, correct, images=check_images, seed=seed) if check_images and shard.rank == 0 else []
+        rounding.close()  # random points are what they are
+        rough = measure_roughness(bench, correct, roughness_images, transfer or {}, seed) if shard.rank == 0 else None
         bench.deadline = math.inf  # of the attacks; this takes seconds
         energy = estimate_energy(bench, total) if shard.rank == 0 else None
-        checks, energy = shard.gather((found, energy))[0]
+        checks, energy, rough = shard.gather((found, energy, rough))[0]
     names = [run.attack.name for run in plan[0]] if plan else []
     seen = list(dict.fromkeys(view for runs in plan[:1] for run in runs for view in run.seen))
     stopped = f"after {time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made" if outcome.pending else None
@@ -205,10 +222,11 @@ def evaluate(
         per_image=PerImage(label=labels.tolist(), predicted=predicted.tolist(), broken_by=outcome.broken_by),
         activity=activity,
         energy=energy,
+        roughness=rough,
         checks=checks,
         verdict=verdict(checks, names, seen, stopped is None) if checks else None,
         stopped=stopped,
-        limits=[*facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend),
+        limits=[*facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend), *([LIMIT] if grid else []),
                 *(f"With {num_classes} classes {chosen} runs {other} in place of {attack}."
                   for attack, other in replaced.items())],
         settings=Settings(protocol=str(chosen) if chosen else None, norm=norm, restarts=restarts, eps=[runs[0].attack.eps for runs in plan],

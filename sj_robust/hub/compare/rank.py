@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.consistency import check_figures
-from sj_robust.evaluate.report import Accuracy  # no torch
+from sj_robust.evaluate.report import Accuracy, Changed  # no torch
 from sj_robust.evaluate.words import gradient_views, shown_verdict, telling_checks, worst
 from sj_robust.hub import zoo
 from sj_robust.hub.compare.recorded import Evaluation, plain
-from sj_robust.hub.compare.table import Cell, Checks, Comparison, Eps, Marks, RobustCell, Row, Setup, same_eps
+from sj_robust.hub.compare.table import Cell, Checks, Comparison, Eps, Marks, RobustCell, Rough, Row, Setup, same_eps
 from sj_robust.hub.config import BESIDE, EVALUATION, MAX_TEXT_BYTES, STRONGEST_FIRST, first_error, read_bounded, read_config
 from sj_robust.hub.results import check_belongs, check_grid
 
@@ -115,11 +115,12 @@ def _measured(row: Row, found: Evaluation) -> _Entry:
     row = row.model_copy(update={
         "setup": setup, "clean": Cell(**_cell(found.clean)), "robust": sorted(robust, key=lambda cell: cell.eps),
         "spikes_per_neuron": activity and activity.spikes_per_neuron, "spikes_per_image": activity and activity.spikes_per_image,
-        "microjoules": energy and energy.microjoules, "ann_microjoules": energy and energy.ann_microjoules, "checks": _checks(found)})
+        "microjoules": energy and energy.microjoules, "ann_microjoules": energy and energy.ann_microjoules, "checks": _checks(found),
+        "roughness": [Rough(eps=one.eps, **_cell(one)) for one in (found.roughness.model if found.roughness else ())]})  # fmt: skip
     return _Entry(row, data.size, data.fingerprint, found.stopped)
 
 
-def _cell(accuracy: Accuracy) -> dict[str, float]:
+def _cell(accuracy: Accuracy | Changed) -> dict[str, float]:
     return accuracy.model_dump(include={"value", "low", "high"})
 
 

@@ -80,6 +80,12 @@ class RobustCell(Cell):
     eps: float
 
 
+class Rough(Cell):
+    """The share of rightly classified images that random points within `eps` (l∞) change."""
+
+    eps: float
+
+
 class Checks(_Facts):
     """What the reliability checks said: the worst status of all, how many there were, and their verdict in words."""
 
@@ -113,6 +119,7 @@ class Row(_Facts):
     microjoules: float | None = None
     ann_microjoules: float | None = None
     checks: Checks | None = None
+    roughness: list[Rough] = []
     marks: Marks = Marks()
 
     def at(self, eps: Eps) -> RobustCell | None:
@@ -154,14 +161,16 @@ class Comparison(_Facts):
     def header(self) -> list[str]:
         """The columns of `cells`."""
         radii = [f"{eps.label} {eps.sign}" for eps in self.columns]
-        return ["rank", "model", "architecture", "T", "parameters", "clean", *radii, "energy, µJ", "protocol", "images", "checks"]
+        return ["rank", "model", "architecture", "T", "parameters", "clean", *radii, "energy, µJ", "protocol", "images", "checks",
+                "changed by noise"]  # fmt: skip
 
     def cells(self, row: Row) -> list[tuple[str, list[int]]]:
         """The texts of a row, each with its footnotes."""
         return [("–" if row.rank is None else str(row.rank), []), (row.name, []), (row.architecture or "own network", []),
                 ("" if row.timesteps is None else str(row.timesteps), []), (f"{row.parameters:,}", []),
                 (percent(row.clean), row.marks.clean), *((percent(row.at(eps)), row.marks.robust) for eps in self.columns),
-                (energy(row), []), (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []), (checks_word(row), [])]
+                (energy(row), []), (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []), (checks_word(row), []),
+                (roughness(row), [])]  # fmt: skip
 
     def to_markdown(self) -> str:
         """A table for a README or an issue, with its footnotes."""
@@ -186,6 +195,12 @@ def percent(cell: Cell | None) -> str:
 def energy(row: Row) -> str:
     """The estimate for one image in µJ."""
     return NOT_MEASURED if row.microjoules is None else energy_name(row.microjoules)
+
+
+def roughness(row: Row) -> str:
+    """The share of right images that random points change, at each radius: what gradients find hard to see."""
+    label = {found.eps: Eps(norm="linf", eps=found.eps).label for found in row.roughness}
+    return ", ".join(f"{100 * found.value:.1f} % at {label[found.eps]}" for found in row.roughness) or NOT_MEASURED
 
 
 def checks_word(row: Row) -> str:
