@@ -70,7 +70,7 @@ def evaluate(
     norm: Annotated[str, typer.Option("--norm", help="linf or l2.")] = "linf",
     grid: Annotated[
         str | None,
-        typer.Option("--grid", metavar="8bit", help="Adversarial images of 256 values, as a file holds them: a second figure, never the first."),
+        typer.Option("--grid", metavar="8bit", help="Adversarial images of 256 values, as files hold them: a figure beside the first."),
     ] = None,
     restarts: Annotated[int, typer.Option("--restarts", min=1, help="Attempts of each attack that starts at random.")] = 1,
     check_images: Annotated[

@@ -151,7 +151,7 @@ def evaluate(
         eps = grid_radii(grid, eps, norm)
     chosen = find_protocol(protocol) if isinstance(protocol, str) else protocol
     stages = stages_of(chosen, attacks, view_names(model, views), bool(transfer))
-    planned = partial(make_plan, model, eps=eps, norm=norm, grid=grid, restarts=restarts, transfer=transfer,
+    planned = partial(make_plan, model, eps=eps, norm=norm, restarts=restarts, transfer=transfer,
                       cheap_first=chosen is None)  # fmt: skip
     plan = planned(stages)
     _check_plan(plan, dataset, views is not None)
@@ -229,7 +229,8 @@ def evaluate(
         limits=[*facts.limits(names, seen, data, seed, restarts, bool(checks), stopped, extend), *([LIMIT] if grid else []),
                 *(f"With {num_classes} classes {chosen} runs {other} in place of {attack}."
                   for attack, other in replaced.items())],
-        settings=Settings(protocol=str(chosen) if chosen else None, norm=norm, restarts=restarts, eps=[runs[0].attack.eps for runs in plan],
+        settings=Settings(protocol=str(chosen) if chosen else None, norm=norm, grid=grid, restarts=restarts,
+                          eps=[runs[0].attack.eps for runs in plan],
                           attacks=names, views=seen, survivors_only=survivors_only, batch_size=batch_size, seed=seed,
                           ball_tolerance=BALL_TOLERANCE, device=facts.device_name(where)),
         forward_images=spent[0],
