@@ -68,10 +68,18 @@ def evaluate(
         ),
     ] = None,
     norm: Annotated[str, typer.Option("--norm", help="linf or l2.")] = "linf",
+    grid: Annotated[
+        str | None,
+        typer.Option("--grid", metavar="8bit", help="Adversarial images of 256 values, as files hold them: a figure beside the first."),
+    ] = None,
     restarts: Annotated[int, typer.Option("--restarts", min=1, help="Attempts of each attack that starts at random.")] = 1,
     check_images: Annotated[
         int, typer.Option("--check-images", min=0, help="Images for the reliability checks; 0 leaves them out.")
     ] = 64,
+    roughness_images: Annotated[
+        int | None,
+        typer.Option("--roughness-images", min=0, help="Images around which 200 random points are tried.  [default: 64 under a protocol]"),
+    ] = None,
     time_limit: Annotated[
         float | None, typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop attacking then, with what is known.")
     ] = None,
@@ -110,6 +118,7 @@ def evaluate(
     from sj_robust.evaluate.journal import remove_journal
     from sj_robust.hub import load
     from sj_robust.hub import record as record_in
+    from sj_robust.hub.config import BESIDE, EVALUATION, GRID
     from sj_robust.model import SpikingModel
 
     for value in (eps or ()) if norm == "linf" else ():
@@ -118,7 +127,9 @@ def evaluate(
     if plot:
         check_within(plot)
     folder = recorded_in(checkpoint, record)
-    kept = out or (folder and folder / "evaluation.json")
+    kept = out or (folder and folder / (BESIDE[GRID] if grid else EVALUATION))
+    if grid and folder and not (folder / EVALUATION).exists():
+        raise SJRobustError(f"{folder} has no evaluation that one of 8-bit images could stand beside: record one without --grid first")
     journal = kept and Path(f"{kept}.partial")
     where = pick_device(device)
     if protocol is not None and attacks is not None:
@@ -135,8 +146,10 @@ def evaluate(
         protocol=protocol,
         transfer={name: load(name) for name in transfer or ()},
         norm=norm,  # type: ignore[arg-type]  # checked by the attacks
+        grid=grid,  # type: ignore[arg-type]  # checked there
         restarts=restarts,
         check_images=check_images,
+        roughness_images=roughness_images,
         time_limit=time_limit,
         eps=eps or (2 / 255, 4 / 255, 8 / 255),
         attacks=None if attacks is None else words(attacks),

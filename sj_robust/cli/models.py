@@ -74,7 +74,7 @@ def info(
     """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was measured."""
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.hub.results import protocol_of, read_reports, results
+    from sj_robust.hub.results import read_reports, results
 
     if "/" in name:
         calm()
@@ -82,9 +82,10 @@ def info(
     config = read_config(folder)
     reports = read_reports(folder)
     zoo.check_evaluations(reports, config, str(folder))
-    found = [results(report).model_dump(mode="json") for report in reports]
+    found = [results(report) for report in reports]
     if as_json:
-        print_json({"folder": str(folder), "config": config.model_dump(mode="json"), "results": found})
+        print_json({"folder": str(folder), "config": config.model_dump(mode="json"),
+                    "results": [one.model_dump(mode="json") for one in found]})  # fmt: skip
         return
     settings = {key: value for key, value in config.settings.items() if key not in ("mean", "std", "nodes")}
     facts = {
@@ -100,7 +101,7 @@ def info(
         "thresholds": _pairs(config.thresholds or {}),
         "nodes": "; ".join(f"{', '.join(layers)}: {text}" for text, layers in config.layers_by_node.items()),
         "made with": _pairs(config.created_with),
-        **{f"under {protocol_of(one['named'])}": _measured(one) for one in found},
+        **{f"under {one.place}": _measured(one.model_dump(mode="json")) for one in found},
     }
     width = max(map(len, facts))
     for key, value in facts.items():

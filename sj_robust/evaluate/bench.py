@@ -20,6 +20,7 @@ from sj_robust.attack.base import project
 from sj_robust.attack.loss import margin
 from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
+from sj_robust.evaluate.grid import to_grid
 from sj_robust.evaluate.report import eps_name
 from sj_robust.model import NormalizedClassifier, SpikingModel
 from sj_robust.model.unwrap import SPIKING, showing_hidden, taken_for_ann
@@ -50,6 +51,7 @@ class Bench:
     batch_size: int
     passes: Passes = field(default_factory=Passes)
     deadline: float = math.inf  # of time.monotonic(): attacks going on then are given up
+    grid: bool = False  # adversarial images are rounded to 8 bits
     _signs: dict[tuple[str, str], dict[int, Tensor]] = field(default_factory=dict)
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -84,6 +86,7 @@ class Bench:
         else:
             begin = {} if start is None else {"start": start}
             x_adv = attack(seen, x, y, seed=seed, ids=chosen.to(self.device), **begin)
+        x_adv = to_grid(x_adv) if self.grid else x_adv
         check_ball(x_adv, x, attack, view)
         return x_adv
 

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
-
-_VERDICTS = {"fail": "Do not trust", "not run": "Not known to be", "warn": "To be trusted with care", "pass": "No sign of masked gradients"}
+from sj_robust.evaluate.words import OLD_OPENINGS, OPENINGS, TRANSFER, of_old, worst
 
 
 def check_figures(report: Any) -> None:
@@ -34,6 +33,7 @@ def _check(report: Any, images: int) -> None:
     _check_outcomes(report, images)
     _check_attacks(report)
     _check_costs(report, images)
+    _check_roughness(report)
     _check_verdict(report)
 
 
@@ -51,7 +51,7 @@ def _check_outcomes(report: Any, images: int) -> None:
     if not (ascending and len(outcome.broken_by) == len(joint) and _same_list(eps, report.settings.eps)):
         _refuse(f"the joint accuracies are at eps {eps[:5]}, the outcomes of images at {len(outcome.broken_by)} and the settings name "
                 f"{report.settings.eps[:5]}")
-    attempts = {f"{attack} {view}" for attack in report.settings.attacks for view in report.settings.views}
+    attempts = {f"{result.attack} {view}" for result in report.robust for view in result.per_view}
     before: Sequence[str | None] = [None] * images
     for result, broken_by in zip(joint, outcome.broken_by, strict=True):
         where = f"at eps {result.eps:g}"
@@ -76,6 +76,9 @@ def _check_attacks(report: Any) -> None:
     found = [(result.eps, result.attack) for result in report.robust]
     if found != [(radius, name) for radius in eps for name in names]:
         _refuse(f"results are there for {len(found)} attacks, the settings name {len(names)} at {len(eps)} eps")
+    taken = {view for result in report.robust for view in result.settings.get("sources") or result.per_view}
+    if report.robust and taken != set(report.settings.views):
+        _refuse("the settings name other views than the results")
     if len(set(names)) != len(names):
         return  # outcomes do not tell which of two attacks of one name
     clean, images = report.clean.correct, report.dataset.evaluated
@@ -138,13 +141,33 @@ def _check_costs(report: Any, images: int) -> None:
             _refuse(f"{energy.microjoules:g} µJ are not what the operations cost")
 
 
+def _check_roughness(report: Any) -> None:
+    """Shares against their counts; of the model itself on right images, of others on no more than these."""
+    rough = report.roughness
+    if rough is None:
+        return
+    named = {f"{TRANSFER}:{name}" for name in rough.others}
+    if rough.points < 1 or not rough.model or not named <= set(report.settings.views):
+        _refuse(f"the roughness is of {rough.points} points, {len(rough.model)} radii and of {', '.join(sorted(named)) or 'no others'}")
+    radii, images = [found.eps for found in rough.model], rough.model[0].images
+    for name, several in (("the model", rough.model), *rough.others.items()):
+        if [found.eps for found in several] != radii or radii != sorted(set(radii)) or not 0 < radii[0] <= radii[-1] <= 1:
+            _refuse(f"the roughness of {name} is within {[found.eps for found in several][:5]}")
+        for found in several:
+            same = found.images == several[0].images and 1 <= found.images <= images <= report.clean.correct
+            right = found.of(found.eps, found.changed, found.images) if same and 0 <= found.changed <= found.images else None
+            if right is None or not all(map(_close, (found.value, found.low, found.high), (right.value, right.low, right.high))):
+                _refuse(f"the roughness of {name}, {100 * found.value:.1f} %, is not {found.changed} of {found.images} images")
+
+
 def _check_verdict(report: Any) -> None:
     if (report.verdict is None) != (not report.checks):
         _refuse("the verdict is not that of the checks")
     if report.checks:
-        worst = next(status for status in _VERDICTS if any(check.status == status for check in report.checks))
-        if not report.verdict.startswith(_VERDICTS[worst]):
-            _refuse(f"the verdict {report.verdict[:60]!r} does not follow from the checks, the worst of which is {worst!r}")
+        found, old = worst(report.checks), of_old(report)
+        opening = OLD_OPENINGS.get(found) if old else OPENINGS[found]
+        if opening is None or not report.verdict.startswith(opening) or ("can be trusted" in report.verdict and not old):
+            _refuse(f"the verdict {report.verdict[:60]!r} does not follow from the checks, the worst of which is {found!r}")
 
 
 def _check_accuracy(what: str, found: Any, correct: int, images: int) -> None:

@@ -35,10 +35,11 @@ from sj_robust.evaluate.bench import (
     true_forward,
     warn_of_state,
 )
-from sj_robust.evaluate.checks import run_checks, verdict
+from sj_robust.evaluate.checks import run_checks
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
 from sj_robust.evaluate.extend import taken_over
+from sj_robust.evaluate.grid import LIMIT, Grid, grid_radii, on_grid
 from sj_robust.evaluate.journal import Journal
 from sj_robust.evaluate.protocol import (
     AttackMaker,
@@ -52,8 +53,10 @@ from sj_robust.evaluate.protocol import (
     stages_of,
     view_names,
 )
-from sj_robust.evaluate.report import Accuracy, Activity, Check, EnergyEstimate, PerImage, Report, Settings
+from sj_robust.evaluate.report import Accuracy, Activity, Check, PerImage, Report, Settings
+from sj_robust.evaluate.roughness import measure_roughness
 from sj_robust.evaluate.starts import Starts
+from sj_robust.evaluate.words import verdict
 from sj_robust.files import check_file
 from sj_robust.model import SpikingModel, expose
 from sj_robust.model.unwrap import bare
@@ -74,9 +77,11 @@ class Options:
     views: Sequence[View | str] | None
     transfer: Mapping[str, nn.Module]
     norm: Norm
+    grid: Grid | None
     restarts: int
     survivors_only: bool
     check_images: int
+    roughness_images: int
     max_images: int | None
     time_limit: float | None
     batch_size: int
@@ -90,7 +95,8 @@ class Options:
         """Raise SJRobustError for a number out of range, or a journal that could not be written."""
         if self.journal is not None:
             check_file(self.journal)
-        for name, least in (("batch_size", 1), ("restarts", 1), ("check_images", 0)):
+        for name, least in (("batch_size", 1), ("restarts", 1), ("check_images", 0),
+                            ("roughness_images", 0)):
             if (value := getattr(self, name)) < least:
                 raise SJRobustError(f"{name} is {value}: expected at least {least}")
         if self.time_limit is not None and not self.time_limit > 0:
@@ -117,11 +123,12 @@ class Evaluation:
         views = view_names(model, options.views)
         self.stages = stages_of(self.protocol, options.attacks, views, bool(options.transfer))
         self.model = model
+        self.eps = options.eps if options.grid is None else grid_radii(options.grid, options.eps, options.norm)
         self.plan = self._planned(self.stages)
         _check_plan(self.plan, self.dataset, options.views is not None)
         where = device_of(model, options.device)
         warn_of_state(model)
-        self.bench = Bench(model.to(where), self.dataset, where, options.batch_size)
+        self.bench = Bench(model.to(where), self.dataset, where, options.batch_size, grid=options.grid is not None)
         for other in options.transfer.values():
             other.to(where)
 
@@ -133,14 +140,16 @@ class Evaluation:
                             *(count_passes(each, self.bench) for each in models)):
                 stack.enter_context(context)
             team = stack.enter_context(processes(_PATIENCE, advice))
-            self._prepare(team)
-            self._attack(team)
-            self._check(team)
+            with on_grid(models) if self.options.grid else nullcontext():
+                self._prepare(team)
+                self._attack(team)
+                checks = self._check() if team.first else []
+            self._measure(team, checks)
         return self._report()
 
     def _planned(self, stages: Sequence[Stage]) -> list[list[Run]]:
         options = self.options
-        return make_plan(self.model, stages, options.eps, norm=options.norm, restarts=options.restarts, transfer=options.transfer,
+        return make_plan(self.model, stages, self.eps, norm=options.norm, restarts=options.restarts, transfer=options.transfer,
                          cheap_first=self.protocol is None)  # fmt: skip
 
     def _prepare(self, team: Team) -> None:
@@ -167,7 +176,7 @@ class Evaluation:
         team.gather(None)  # nobody writes before all have read
         if options.extend is not None:
             self.journal.merge(taken_over(options.extend, self.plan, self.described, self.data, self.predicted.tolist(), options.seed,
-                                          options.survivors_only))
+                                          options.survivors_only, options.grid))
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the outcome."""
@@ -176,7 +185,7 @@ class Evaluation:
             "images": self.data.fingerprint, "predicted": self.predicted.tolist(),
             "plan": [[[run.settings, list(run.seen)] for run in runs] for runs in self.plan],
             "transfer": {name: facts.weights_sha256(other) for name, other in self.options.transfer.items()},
-            "survivors_only": self.options.survivors_only, "seed": self.options.seed,
+            "survivors_only": self.options.survivors_only, "seed": self.options.seed, "grid": self.options.grid,
         }  # fmt: skip
 
     def _attack(self, team: Team) -> None:
@@ -201,23 +210,26 @@ class Evaluation:
         units = notes.units.values()
         self.forward, self.backward = sum(unit.forward for unit in units) + self.total, sum(unit.backward for unit in units)
 
-    def _check(self, team: Team) -> None:
-        """Whether the outcome can be believed, and what an inference costs: by the first process, for all."""
-        checks: list[Check] = []
-        energy: EnergyEstimate | None = None
+    def _check(self) -> list[Check]:
+        """Whether the outcome can be believed."""
+        images = self.options.check_images
+        return run_checks(self.bench, self.plan, self.outcome, self.correct, images=images, seed=self.options.seed) if images else []
+
+    def _measure(self, team: Team, checks: list[Check]) -> None:
+        """What costs little beside the attacks, on images as they are, by the first process for all."""
+        rough, energy = None, None
         if team.first:
-            if images := self.options.check_images:
-                checks = run_checks(self.bench, self.plan, self.outcome, self.correct, images=images, seed=self.options.seed)
-            self.bench.deadline = math.inf  # of the attacks and checks; this takes seconds
+            options = self.options
+            rough = measure_roughness(self.bench, self.correct, options.roughness_images, options.transfer, options.seed)
+            self.bench.deadline = math.inf  # of the attacks; this takes seconds
             energy = estimate_energy(self.bench, self.total)
-        self.checks, self.energy = team.from_first((checks, energy))
+        self.checks, self.roughness, self.energy = team.from_first((checks, rough, energy))
 
     def _report(self) -> Report:
         options, outcome, protocol = self.options, self.outcome, self.protocol and str(self.protocol)
         first = self.plan[0] if self.plan else []
         names = [run.attack.name for run in first]
-        seen = list(dict.fromkeys(view for run in first for view in run.seen))
-        gradients = list(dict.fromkeys(view for run in first for view in run.sources or run.seen))
+        seen = list(dict.fromkeys(view for run in first for view in run.sources or run.seen))
         stopped = (f"after {options.time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made"
                    if outcome.pending else None)
         replaced = [f"With {self.num_classes} classes {protocol} runs {other} in place of {attack}."
@@ -232,14 +244,16 @@ class Evaluation:
                                broken_by=outcome.broken_by),
             activity=self.activity,
             energy=self.energy,
+            roughness=self.roughness,
             checks=self.checks,
-            verdict=verdict(self.checks, stopped is None) if self.checks else None,
+            verdict=verdict(self.checks, names, seen, stopped is None) if self.checks else None,
             stopped=stopped,
-            limits=[*facts.limits(names, gradients, self.data, options.seed, options.restarts, bool(self.checks), stopped, options.extend),
-                    *replaced],
+            limits=[*facts.limits(names, seen, self.data, options.seed, options.restarts, bool(self.checks), stopped, options.extend),
+                    *([LIMIT] if options.grid else []), *replaced],
             settings=Settings(
                 protocol=protocol,
                 norm=options.norm,
+                grid=options.grid,
                 restarts=options.restarts,
                 eps=[runs[0].attack.eps for runs in self.plan],
                 attacks=names,

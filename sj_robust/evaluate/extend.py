@@ -15,7 +15,7 @@ from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report, attempt,
 
 
 def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts, dataset: DatasetFacts, predicted: Sequence[int],
-               seed: int, survivors_only: bool) -> Units:
+               seed: int, survivors_only: bool, grid: str | None = None) -> Units:
     """The units of a journal that hold what `report` found about the first images of the same evaluation, and what it cost.
 
     An image that the model now sees otherwise (another processor may round its logits to another class) is left to be attacked anew.
@@ -23,9 +23,9 @@ def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts,
     stopped, or gave every view all images, so that it does not say who attacked what; and where it has more images than these.
     """
     ours = {"the model's weights": model.weights_sha256, "the model's settings": model.settings, "the images": dataset.fingerprint,
-            "seed": seed, "attacks": [(run.settings, list(run.seen)) for runs in plan for run in runs]}
+            "seed": seed, "grid": grid, "attacks": [(run.settings, list(run.seen)) for runs in plan for run in runs]}
     theirs = {"the model's weights": report.model.weights_sha256, "the model's settings": report.model.settings,
-              "the images": report.dataset.fingerprint, "seed": report.settings.seed,
+              "the images": report.dataset.fingerprint, "seed": report.settings.seed, "grid": report.settings.grid,
               "attacks": [(result.settings, list(result.per_view)) for result in report.robust]}
     differing = [name for name, value in ours.items() if _plain(value) != _plain(theirs[name])]
     if differing:

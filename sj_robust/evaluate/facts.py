@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 import sj_robust
 from sj_robust.data import ImageDataset
 from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report
+from sj_robust.evaluate.words import not_tried, through
 from sj_robust.model import NormalizedClassifier, SpikingModel
 from sj_robust.model.unwrap import bare
 
@@ -75,13 +75,10 @@ def limits(attacks: list[str], views: list[str], dataset: DatasetFacts, seed: in
     """Honest statements on what the numbers do not show."""
     statements = []
     if attacks:
-        known = {"SA-PGD": r"sapgd.*", "targeted APGD": r"apgd\d+-t", "Square": r"square\d+"}
-        missing = [what for what, pattern in known.items() if not any(re.fullmatch(pattern, attack) for attack in attacks)]
-        missing += ["transfer"] * (not any(view.startswith("transfer") for view in views))
-        through = f"{len(views)} gradient views" if len(views) > 1 else f"the gradient view {views[0]}"
+        missing = not_tried(attacks, views)
         not_run = f" Not run: {', '.join(missing)}." if missing else ""
         statements += [
-            f"Robust accuracy under {', '.join(attacks)} through {through} is an upper bound: stronger attacks may exist.{not_run}",
+            f"Robust accuracy under {', '.join(attacks)} {through(views)} is an upper bound: stronger attacks may exist.{not_run}",
             *([] if checked else ["No check for gradient masking was made."]),
             f"{'One attempt' if restarts == 1 else f'{restarts} attempts'} per attack and view (seed {seed})"
             + (": no random restarts." if restarts == 1 else "."),

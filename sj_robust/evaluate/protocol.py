@@ -15,13 +15,9 @@ from torch import nn
 from sj_robust.attack import Attack, GradientView, Norm, Sources, parse_attack
 from sj_robust.budget import radii
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.words import BLACK_BOX, EXACT, ROTATION, TRANSFER
 from sj_robust.model import SpikingModel
 from sj_robust.neuron import ENSEMBLE_VIEWS, View, parse_view, view_name
-
-EXACT = "exact"  # the one view of a network that is differentiable as it is
-BLACK_BOX = "black-box"  # of an attack that takes no gradients
-TRANSFER = "transfer"  # in a protocol: gradients of the other models that are given
-ROTATION = "rotation"  # of an attack that takes the gradients of all its views in turn
 
 # Views that break most images go first, so that few images are left for the others; the result does not depend on it.
 _STRONGEST = tuple(parse_view(name) for name in ("PCW:1", "activation", "PCW:2", "rate", "PCW:0.5", "PCW:3"))
@@ -81,12 +77,24 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 
 @dataclass(frozen=True)
 class Run:
-    """One attack at its eps through the models as it sees them, by view. `from_best`: see Stage.start."""
+    """One attack at its eps through the models as it sees them, by view. `from_best`: see Stage.start. `sources`: the views of a
+    rotation, in order."""
 
     attack: Attack
     seen: Mapping[str, nn.Module]
     from_best: bool = False
     sources: tuple[str, ...] = ()
+
+    @property
+    def gradients(self) -> dict[str, nn.Module]:
+        """What it takes gradients from, by view: those of a rotation one by one."""
+        found: dict[str, nn.Module] = {}
+        for view, seen in self.seen.items():
+            if isinstance(seen, Sources):
+                found |= zip(self.sources or (view,), seen.sources, strict=True)
+            elif view != BLACK_BOX:
+                found[view] = seen
+        return found
 
     @property
     def settings(self) -> dict[str, Any]:

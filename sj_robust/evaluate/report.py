@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.consistency import check_figures
+from sj_robust.evaluate.words import Status
 from sj_robust.text import visible
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
@@ -177,6 +178,7 @@ class Settings(Facts):
 
     protocol: str | None = None
     norm: str = "linf"
+    grid: Literal["8bit"] | None = None  # adversarial images on the grid of 256 values
     restarts: int = 1
     eps: list[float]
     attacks: list[str]
@@ -189,12 +191,48 @@ class Settings(Facts):
 
 
 class Check(Facts):
-    """One test of whether the robust accuracies can be believed: `found` in words, `numbers` behind them."""
+    """One look for signs that the robust accuracies are too high: `found` in words, `numbers` behind them. "too few": there were not
+    enough images to tell."""
 
     name: str
-    status: Literal["pass", "warn", "fail", "not run"]
+    status: Status
     found: str
     numbers: dict[str, Any]
+
+
+class Changed(Facts):
+    """`changed` of `images` rightly classified ones, as a fraction with its Wilson 95 % interval, within `eps`."""
+
+    eps: float
+    changed: int
+    images: int
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, eps: float, changed: int, images: int) -> Changed:
+        low, high = wilson(changed, images)
+        return cls(eps=eps, changed=changed, images=images, value=changed / images, low=low, high=high)
+
+    def __str__(self) -> str:
+        return f"{interval_name(self.value, self.low, self.high)} within {eps_name(self.eps)}"
+
+
+class Roughness(Facts):
+    """Rightly classified images that at least one of `points` uniform random points within eps (l∞) changes, and the same of `others`,
+    the models that were given to transfer from, on those of these images that they get right themselves."""
+
+    points: int
+    model: list[Changed]
+    others: dict[str, list[Changed]]
+
+    def lines(self) -> list[str]:
+        """In words: of the model itself, then of each other one."""
+        def said(found: list[Changed]) -> str:
+            return f"{'; '.join(map(str, found))} (one of {self.points} random points changes the class; {found[0].images} images)"
+
+        return [said(self.model), *(f"of {name}: {said(found)}" for name, found in self.others.items())]
 
 
 class Measurement(Facts):
@@ -229,6 +267,7 @@ class Report(Measurement):
     per_image: PerImage
     activity: Activity | None
     energy: EnergyEstimate | None = None
+    roughness: Roughness | None = None
     checks: list[Check] = []
     verdict: str | None = None
     stopped: str | None = None

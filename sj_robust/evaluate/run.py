@@ -12,8 +12,10 @@ from sj_robust.attack import Norm
 from sj_robust.budget import Radius
 from sj_robust.data import ImageDataset
 from sj_robust.evaluate.evaluation import Evaluation, Options
+from sj_robust.evaluate.grid import Grid
 from sj_robust.evaluate.protocol import AttackMaker, Protocol
 from sj_robust.evaluate.report import Report
+from sj_robust.evaluate.roughness import IMAGES
 from sj_robust.neuron import View
 
 
@@ -27,9 +29,11 @@ def evaluate(
     views: Sequence[View | str] | None = None,
     transfer: Mapping[str, nn.Module] | None = None,
     norm: Norm = "linf",
+    grid: Grid | None = None,
     restarts: int = 1,
     survivors_only: bool = True,
     check_images: int = 64,
+    roughness_images: int | None = None,
     max_images: int | None = None,
     time_limit: float | None = None,
     batch_size: int = 128,
@@ -62,11 +66,15 @@ def evaluate(
             (strongest first). None for other models.
         transfer: other models by name, such as the source ANN, whose gradients are tried as well; of the protocols, "strong" does so.
         norm: "linf" or "l2", for attacks given by name.
+        grid: "8bit": an attacker who has to write a file. All models see images rounded to 256 values a channel, and so do the attacks;
+            each eps is lowered to a whole number of 1/255. For linf alone. Such a figure stands beside one without it, never for it.
         restarts: attempts of each attack that starts at random.
         survivors_only: attack only what is still standing, regrouped into full batches. False gives every view and attack
             every image, at several times the cost, so that the report has each one's accuracy alone.
         check_images: images for the reliability checks, which end the report with a verdict; 64 takes about as long as "quick" on
             200 images. 0: no checks.
+        roughness_images: images on which roughness is measured, with 200 random points each, of the model and of those to transfer
+            from; 0: none; default 64 where a protocol is named, else 0.
         max_images: the first so many images only.
         time_limit: seconds after which no attack goes on; images not attacked by then count as robust, and the report says so.
         seed: noise depends on (seed, attack, view, index of the image) alone.
@@ -87,9 +95,11 @@ def evaluate(
         views=views,
         transfer=dict(transfer or {}),
         norm=norm,
+        grid=grid,
         restarts=restarts,
         survivors_only=survivors_only,
         check_images=check_images,
+        roughness_images=(0 if protocol is None else IMAGES) if roughness_images is None else roughness_images,
         max_images=max_images,
         time_limit=time_limit,
         batch_size=batch_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from sj_robust.evaluate.report import Report, RobustResult, eps_name
+from sj_robust.evaluate.words import shown_verdict, telling_checks
 from sj_robust.text import visible
 
 
@@ -14,15 +15,19 @@ def summary(report: Report) -> str:
     if report.joint:
         if report.settings.protocol:
             lines.append(f"protocol  {report.settings.protocol}")
+        if report.settings.grid:
+            lines.append("adversarial images of 8 bits; those of any values may break more")
         lines += ["", *_table(report), "",
                   f"cost  {report.forward_images} images forward, {report.backward_images} backward, {report.seconds:.0f} s"]
     if report.stopped:
         lines += ["", f"stopped {report.stopped}"]
-    if report.checks:
-        width = max(len(check.name) for check in report.checks)
-        lines += ["", *(f"{check.status:<7}  {check.name.ljust(width)}  {check.found}" for check in report.checks)]
+    if checks := telling_checks(report):
+        width = max(len(check.name) for check in checks)
+        lines += ["", *(f"{check.status:<7}  {check.name.ljust(width)}  {check.found}" for check in checks)]
     if report.verdict:
-        lines += ["", report.verdict]
+        lines += ["", str(shown_verdict(report))]
+    if report.roughness:
+        lines += ["", *(f"roughness  {line}" for line in report.roughness.lines())]
     if report.activity:
         lines += ["", f"spikes per neuron and image  {report.activity.spikes_per_neuron:.3f}"]
     lines += [*([] if report.activity else [""]), f"energy  {report.energy or 'not measured'}"]

@@ -14,18 +14,20 @@ from jinja2 import Environment, StrictUndefined
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Report, energy_name, eps_name
+from sj_robust.evaluate.words import gradient_views, shown_verdict, telling_checks
 from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import CARD, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
 from sj_robust.hub.figure import plot_accuracy
 from sj_robust.hub.readme import BEGIN, END, keep_own
-from sj_robust.hub.results import Point, Results, protocol_of, read_report, read_reports, results
+from sj_robust.hub.results import Point, Results, check_grid, headline, lowest, read_report, read_reports, results
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml
 from sj_robust.text import visible
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
 THIS = "this model"
+SOURCE = "ANN source"
 
 # names in sj_robust.data → repository on the Hub, and what to call it
 HUB_DATASETS = {
@@ -48,19 +50,29 @@ def write_card(folder: str | Path) -> Path:
     target = Path(folder)
     config = read_config(target)
     reports = read_reports(target)
+    found = [results(report) for report in reports]
     zoo.check_evaluations(reports, config, str(target))
     source = read_report(target / SOURCE_EVALUATION)
-    further = {f"{THIS}, {protocol_of(report.settings.protocol)}": report for report in reports[1:]}
-    labelled = {**({THIS: reports[0]} if reports else {}), **further, **({"ANN source": source} if source else {})}
-    curves = {label: results(found) for label, found in labelled.items()}
+    if source is not None:
+        check_grid(source, target / SOURCE_EVALUATION)
+    curves = {**columns(found), **({SOURCE: results(source)} if source else {})}
     if reports:
         plot_accuracy(curves, target / PLOT)
-    text = render(config, reports, source, curves, name=_name(target, config), recipe=_recipe(target))
+    text = render(config, reports, source, found, curves, name=_name(target, config), recipe=_recipe(target))
     card = target / CARD
     if card.exists():
         text = keep_own(read_bounded(card, MAX_CONFIG_BYTES), text, OUR_TAGS)
     write_atomic(card, text)
     return card
+
+
+def columns(found: Sequence[Results]) -> dict[str, Results]:
+    """What a card says of the model, by its column: the lowest accuracies first, then evaluations of which they are not all."""
+    if not found:
+        return {}
+    first = headline(found)
+    beside = [one for one in found if one is not first]
+    return {THIS: first, **{f"{THIS}, {'8-bit images' if one.grid else one.place}": one for one in beside}}
 
 
 def collect_cards(folder: str | Path) -> list[Path]:
@@ -75,11 +87,12 @@ def collect_cards(folder: str | Path) -> list[Path]:
     return written
 
 
-def render(config: Config, reports: Sequence[Report], source: Report | None, curves: Mapping[str, Results], *, name: str,
-           recipe: dict[str, Any] | None) -> str:
-    """The text of a card; `curves` are the results of `reports`, and of the source's, by what they are called."""
+def render(config: Config, reports: Sequence[Report], source: Report | None, measured: Sequence[Results], curves: Mapping[str, Results],
+           *, name: str, recipe: dict[str, Any] | None) -> str:
+    """The text of a card; `measured` are the results of `reports`, and `curves` these and the source's by the column they stand in."""
     report, found = next(iter(reports), None), curves.get(THIS)
-    further = list(zip(reports[1:], list(curves.values())[1:], strict=False))
+    further = [(label, one, shown_verdict(reports[measured.index(one)])) for label, one in curves.items() if label not in (THIS, SOURCE)]
+    robust = "; ".join(dict.fromkeys(one.protocol for _, one in lowest(measured))) if measured else ""
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
                               finalize=lambda value: value if isinstance(value, _Inert) else _line(value))
     environment.filters.update(line=_line, spoken=_spoken, row=lambda cells: _Inert(" | ".join(map(_line, cells))))
@@ -88,7 +101,10 @@ def render(config: Config, reports: Sequence[Report], source: Report | None, cur
     channels, nodes = len(config.settings["mean"]), config.layers_by_node
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         name=name, config=config, scratch=scratch, report=report, results=found, further=further, source=source, plot=PLOT,
-        training=training, columns=list(curves), rows=_rows(curves), dataset=_hub_dataset(found.dataset)[1] if found else "",
+        robust=robust or (found.protocol if found else ""), mixed=found is not None and found not in measured,
+        verdict=report and shown_verdict(report), checks=telling_checks(report) if report else [],
+        training=training, columns=list(curves), rows=_rows(curves),
+        source_views=len(gradient_views(source.settings.views)) if source else 0, dataset=_hub_dataset(found.dataset)[1] if found else "",
         layers=_layers(config, report), energy=_energy(report),
         settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan", "nodes")},
         nodes=nodes,
@@ -96,7 +112,6 @@ def render(config: Config, reports: Sequence[Report], source: Report | None, cur
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))))
-    measured = [found, *(other for _, other in further)] if found else []
     content = f"---\n{_metadata(config, measured, name, converted=not scratch and not nodes).to_yaml()}\n---\n\n{BEGIN}\n{body}\n{END}\n"
     return str(ModelCard(content))
 
@@ -110,7 +125,7 @@ def _metadata(config: Config, found: Sequence[Results], name: str, *, converted:
         license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
         tags=[*TAGS, *kind_tags], datasets=[trained_on[0]] if trained_on else None,
         metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
-        model_name=name, eval_results=_eval_results(*found) if found else None, sj_robust=_index_facts(config))
+        model_name=name, eval_results=_eval_results(found) if found else None, sj_robust=_index_facts(config))
 
 
 def _index_facts(config: Config) -> dict[str, Any]:
@@ -119,21 +134,22 @@ def _index_facts(config: Config) -> dict[str, Any]:
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def _eval_results(found: Results, *further: Results) -> list[EvalResult]:
+def _eval_results(found: Sequence[Results]) -> list[EvalResult]:
     """One entry per eps and protocol. The Hub tells entries apart by dataset, config and split alone, so both have to be part of the
-    config; the strongest protocol, which comes first, goes without its name."""
-    entries = [_eval_result(found, found.clean, "clean", "Clean accuracy", {})]
-    if found.microjoules is not None:
-        beside = {} if found.ann_microjoules is None else {"ann": round(found.ann_microjoules, 6)}
+    config; the lowest accuracy at each eps, which comes first, goes without the protocol's name."""
+    first, chosen = found[0], lowest(found)
+    entries = [_eval_result(first, first.clean, "clean", "Clean accuracy", {})]
+    if first.microjoules is not None:
+        beside = {} if first.ann_microjoules is None else {"ann": round(first.ann_microjoules, 6)}
         entries.append(replace(entries[0], metric_type="energy", metric_name="Energy per image (estimate, µJ)",
-                               metric_value=round(found.microjoules, 6), metric_args=beside or None))
-    for one in (found, *further):
-        attack = {**({"protocol": one.named} if one.named else {}), "attacks": one.attacks, "views": one.views}
-        protocol = "" if one is found else f"-{protocol_of(one.named)}"
-        for point in one.robust:
-            eps = eps_name(point.eps)
-            entries.append(_eval_result(one, point, f"{one.norm}-{eps.replace('/', '-')}{protocol}",
-                                        f"Robust accuracy ({one.protocol}, eps {eps})", {"eps": point.eps, **attack}))
+                               metric_value=round(first.microjoules, 6), metric_args=beside or None))
+    others = [(point, one) for one in found for point in one.robust if not any(point == at and one is of for at, of in chosen)]
+    for (point, one), suffix in [*((at, "") for at in chosen), *((at, f"-{at[1].place}") for at in others)]:
+        eps = eps_name(point.eps)
+        attack = {**({"protocol": one.named} if one.named else {}), **({"grid": one.grid} if one.grid else {}),
+                  "attacks": one.attacks, "views": one.views}  # fmt: skip
+        entries.append(_eval_result(one, point, f"{one.norm}-{eps.replace('/', '-')}{suffix}",
+                                    f"Robust accuracy ({one.protocol}, eps {eps})", {"eps": point.eps, **attack}))
     return entries
 
 

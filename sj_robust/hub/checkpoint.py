@@ -21,7 +21,7 @@ from sj_robust.evaluate.facts import state_sha256
 from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of
-from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, RECIPE, SOURCE_EVALUATION, STRONGEST_FIRST, WEIGHTS, Config, read_config
+from sj_robust.hub.config import BESIDE, CONFIG, EVALUATION, GRID, RECIPE, SOURCE_EVALUATION, STRONGEST_FIRST, WEIGHTS, Config, read_config
 from sj_robust.hub.describe import describe
 from sj_robust.hub.origin import check_replaceable
 from sj_robust.hub.results import check_belongs, protocol_of, read_report, read_reports
@@ -60,6 +60,8 @@ def save(model: Classifier, folder: str | Path, *, recipe: Any = None, report: A
     config = describe(model, tensors, content, name=name or _usable_name(target), classes=classes, input_size=input_size, builder=builder,
                       training=training, license=license, base_model=base_model)
     texts = _records(config, report, source_report, recipe, "the one to be saved")
+    if report is not None and report.settings.grid:
+        raise SJRobustError("the report is of 8-bit images: save the model with one without grid=, and record this one beside it")
     with atomic_folder(target) as temporary:
         (temporary / WEIGHTS).write_bytes(content)
         (temporary / CONFIG).write_text(_config_text(config), encoding="utf-8")
@@ -72,8 +74,9 @@ def record(folder: str | Path, *, report: Any = None, source_report: Any = None,
     """Add what became known after `save` to a checkpoint folder: an evaluation, its source's, the recipe. Weights stay as they are.
 
     An evaluation replaces that of the same protocol. evaluation.json is the strongest protocol's, and the others lie beside it, as
-    evaluation_PROTOCOL.json. The index entry of a zoo model is refreshed. Returns the files written, the report's first. Raises
-    SJRobustError where the folder is no checkpoint or the report is of another model.
+    evaluation_PROTOCOL.json; that of 8-bit images, evaluation_8bit.json, beside any of these. The index entry of a zoo model is
+    refreshed. Returns the files written, the report's first. Raises SJRobustError where the folder is no checkpoint, the report is of
+    another model, or one of 8-bit images has none to stand beside.
     """
     target, config = Path(folder), read_config(Path(folder))
     texts = _records(config, report, source_report, recipe, str(target))
@@ -199,6 +202,10 @@ def _beside_others(folder: Path, config: Config, report: Any) -> dict[str, str]:
             check_belongs(there, config, str(folder))
     except SJRobustError:
         there = None  # damaged, or of other weights: worth nothing
+    if report.settings.grid:
+        if there is None:
+            raise SJRobustError(f"{folder} has no evaluation that one of 8-bit images could stand beside: record one without --grid first")
+        return {BESIDE[GRID]: report.to_json()}
     new = protocol_of(report.settings.protocol)
     old = new if there is None else protocol_of(there.settings.protocol)
     if there is None or old == new:

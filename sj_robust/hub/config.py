@@ -23,7 +23,9 @@ CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION = "config.json", "model.safetenso
 CARD, RECIPE, FIGURES = "README.md", "recipe.yaml", "figures"
 ORIGIN = ".sj_robust.json"  # where a folder was pulled from or pushed to; never on the Hub itself
 # evaluation.json is that of the strongest protocol, as spiking networks were measured under them; the others lie beside it
-STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom")  # custom: attacks without a protocol's name
+# custom: attacks without a protocol's name; 8bit: any protocol by an attacker who has to write a file, which never stands alone
+GRID = "8bit"
+STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom", GRID)
 BESIDE = {protocol: f"evaluation_{protocol}.json" for protocol in STRONGEST_FIRST}
 EVALUATIONS = (EVALUATION, *BESIDE.values())
 FILES = frozenset({CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, CARD, RECIPE, FIGURES, ORIGIN})

@@ -15,8 +15,8 @@ from sj_robust.reading import parse_yaml
 BEGIN = "<!-- sj-robust: `sj-robust card` writes what is between this line and the one that ends it, and keeps what is around them -->"
 END = "<!-- sj-robust: end of what `sj-robust card` writes -->"
 # What cards had before they had these lines: they end with a table of versions, and every section has one of these headings.
-_HEADINGS = ("## Load", "## Results", "### Can these numbers be trusted?", "### Limits of this evaluation", "## Spikes", "## Energy",
-             "## How it was made")
+_HEADINGS = ("## Load", "## Results", "### Can these numbers be trusted?", "### What the checks found", "### Limits of this evaluation",
+             "## Spikes", "## Energy", "## How it was made")
 _LAST_ROW = re.compile(r"^\| (?:made with \|.*|training \| \| not recorded) \|\n", re.MULTILINE)
 WEIGHTS_ROW = re.compile(r"sha256 of model\.safetensors \| `([0-9a-f]{64})`")
 # metadata that `card` writes from what is recorded; a licence and a base model may stand in the card alone

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.report import Accuracy, Report, interval_name  # no torch
-from sj_robust.hub.config import CONFIG, EVALUATIONS, MAX_TEXT_BYTES, Config, first_error, read_bounded
+from sj_robust.evaluate.words import gradient_views
+from sj_robust.hub.config import BESIDE, CONFIG, EVALUATIONS, GRID, MAX_TEXT_BYTES, Config, first_error, read_bounded
 from sj_robust.text import visible
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -45,6 +47,7 @@ class Results(BaseModel):
     n: Annotated[int, Field(ge=1)]
     norm: str = "linf"
     named: str | None = None  # the protocol, such as strong@1
+    grid: Literal["8bit"] | None = None  # of adversarial images with 256 values, as a file holds them
     attacks: list[str]
     views: Annotated[int, Field(ge=0)]
     clean: Point
@@ -59,12 +62,19 @@ class Results(BaseModel):
             return "clean accuracy only"
         name = f"{self.named}: " if self.named else ""
         views = f"{self.views} gradient view{'s' if self.views != 1 else ''}"
-        return f"{name}{' + '.join(self.attacks)}, {views}, worst case per image, {self.norm}"
+        grid = ", on the grid of 8-bit images" if self.grid else ""
+        return f"{name}{' + '.join(self.attacks)}, {views}, worst case per image, {self.norm}{grid}"
 
     @property
     def short_protocol(self) -> str:
         """The same for a column of a table: strong@1, or fgsm + pgd10, 19 views."""
-        return protocol_name(self.named, self.attacks, self.views) if self.robust else "clean only"
+        name = protocol_name(self.named, self.attacks, self.views) + (", 8-bit images" if self.grid else "")
+        return name if self.robust else "clean only"
+
+    @property
+    def place(self) -> str:
+        """How it is told apart from the other evaluations of a checkpoint."""
+        return GRID if self.grid else protocol_of(self.named)
 
 
 def protocol_name(named: str | None, attacks: list[str], views: int) -> str:
@@ -83,8 +93,20 @@ def read_report(path: Path) -> Report | None:
 
 
 def read_reports(folder: Path) -> list[Report]:
-    """Every evaluation of a checkpoint folder, that of the strongest protocol first."""
-    return [report for file in EVALUATIONS if (report := read_report(folder / file)) is not None]
+    """Every evaluation of a checkpoint folder, that of the strongest protocol first, that of 8-bit images last."""
+    found = [(file, report) for file in EVALUATIONS if (report := read_report(folder / file)) is not None]
+    for file, report in found:
+        check_grid(report, folder / file)
+    if found and found[0][1].settings.grid:
+        raise SJRobustError(f"{folder} holds an evaluation of 8-bit images alone, beside which none stands: evaluate it without --grid")
+    return [report for _, report in found]
+
+
+def check_grid(report: Any, path: Path) -> None:
+    """Raise SJRobustError where an evaluation of 8-bit images lies in the place of one without that restriction, or the other way."""
+    if bool(report.settings.grid) != (path.name == BESIDE[GRID]):
+        kind = "8-bit images" if report.settings.grid else "images of any values"
+        raise SJRobustError(f"{path} is an evaluation of {kind}: only {BESIDE[GRID]} is of 8-bit ones; evaluate the checkpoint again")
 
 
 def protocol_of(named: str | None) -> str:
@@ -103,10 +125,36 @@ def results(report: Report) -> Results:
 def _results(report: Report) -> Results:
     energy = report.energy
     return Results(dataset=report.dataset.name, split=report.dataset.split, n=report.dataset.evaluated, norm=report.settings.norm,
-                   named=report.settings.protocol, attacks=report.settings.attacks, views=len(report.settings.views),
+                   named=report.settings.protocol, grid=report.settings.grid,
+                   attacks=report.settings.attacks, views=len(gradient_views(report.settings.views)),
                    clean=_point(0.0, report.clean),
                    robust=[_point(joint.eps, joint.accuracy) for joint in report.joint],
                    microjoules=energy and energy.microjoules, ann_microjoules=energy and energy.ann_microjoules)
+
+
+def lowest(found: Sequence[Results]) -> list[tuple[Point, Results]]:
+    """For each eps, ascending, the lowest accuracy that was found there or at a smaller eps, whose ball lies inside, and by which of
+    `found`; of equals the first. Only evaluations under the norm and on the data of the first, and none of 8-bit images."""
+    same = [one for one in found if one.grid is None
+            and (one.dataset, one.split, one.norm) == (found[0].dataset, found[0].split, found[0].norm)]  # fmt: skip
+    points = [(point, one) for one in same for point in one.robust]
+    chosen = []
+    for eps in {round(point.eps, 9): point.eps for point, _ in sorted(points, key=lambda at: at[0].eps)}.values():
+        inside = [at for at in points if at[0].eps <= eps + 1e-9]
+        point, one = min(inside, key=lambda at: (at[0].value, abs(at[0].eps - eps) > 1e-9))
+        chosen.append((point.model_copy(update={"eps": eps}), one))
+    return chosen
+
+
+def headline(found: Sequence[Results]) -> Results:
+    """What to say of a model that was evaluated several times: the first, with the lowest accuracy of all at each eps."""
+    robust = [point for point, _ in lowest(found)]
+    return found[0] if robust == found[0].robust else found[0].model_copy(update={"robust": robust, "named": by_whom(found)})
+
+
+def by_whom(found: Sequence[Results]) -> str:
+    """The protocols that `lowest` figures are of: strong@1, or strong@1 / paper@1."""
+    return " / ".join(dict.fromkeys(one.short_protocol for _, one in lowest(found)))
 
 
 def read_results(folder: Path) -> list[Results]:

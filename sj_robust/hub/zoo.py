@@ -31,7 +31,7 @@ from sj_robust.hub.config import (
     read_config,
 )
 from sj_robust.hub.near import did_you_mean, missing_folder
-from sj_robust.hub.results import Results, check_belongs, read_results
+from sj_robust.hub.results import Results, check_belongs, headline, read_results
 from sj_robust.reading import parse_yaml
 from sj_robust.text import visible
 
@@ -74,8 +74,8 @@ class Entry(_Strict):
 
     @property
     def strongest(self) -> Results | None:
-        """What the strongest protocol found; None where nothing was measured."""
-        return self.results[0] if self.results else None
+        """The lowest accuracy that was found at each eps, mostly by the strongest protocol; None where nothing was measured."""
+        return headline(self.results) if self.results else None
 
     @property
     def folder(self) -> Path:

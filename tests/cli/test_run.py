@@ -286,7 +286,7 @@ def test_a_recipe_may_name_a_protocol_and_attacks_with_the_ann_too(made: Path, r
     card = (result.checkpoint / "README.md").read_text()
     assert "quick@1: fgsm + pgd10, 4 gradient views" in card
     assert result.snn_report.verdict is not None and result.snn_report.verdict.split(":")[0] in card
-    assert "| inside the ball | pass |" in card
+    assert "| same result twice | pass |" in card
 
 
 def test_further_protocols_are_recorded_beside_the_first(made: Path, recipe: Recipe) -> None:

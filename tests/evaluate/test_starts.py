@@ -98,7 +98,7 @@ def test_outcomes_depend_neither_on_batches_nor_on_an_interruption(
     measure = partial(evaluate, snn, dataset, protocol=Protocol("five", 1, stages, ""), eps=(4 / 255, EPS), max_images=30,
                       transfer={"ann": ann}, survivors_only=survivors_only)  # fmt: skip
     whole = measure()
-    assert whole.settings.views == ["black-box", "STE", "rotation"]
+    assert whole.settings.views == ["black-box", "STE", "PCW:1", "transfer:ann", "rate"]
     rotating = whole.robust[2]
     assert rotating.settings["sources"] == ["PCW:1", "transfer:ann", "rate"] and rotating.settings["restarts"] == 2
     assert Report.from_json(whole.to_json()) == whole

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sj_robust.evaluate import Accuracy, Check, Report
-from sj_robust.evaluate.checks import verdict
+from sj_robust.evaluate.words import verdict
 from sj_robust.hub import list_models
 
 PGD, TRADES, ANN = "resnet20-snn-t4.made_up_pgd", "resnet20-snn-t4.made_up_trades", "resnet20.made_up"
@@ -39,8 +39,9 @@ def make(tmp_path: Path) -> Make:
         content = json.loads((source / "evaluation.json").read_text())
         content["dataset"] |= DATASET | {"evaluated": total} | (dataset or {})
         content["settings"] |= SETTINGS | {"views": VIEWS if kind == "snn" else ["exact"]} | settings
+        tried = content["settings"]["attacks"], content["settings"]["views"]
         content |= {"checks": [check.model_dump() for check in checks or []], "stopped": stopped,
-                    "verdict": verdict(checks, stopped is None) if checks else None}
+                    "verdict": verdict(checks, *tried, stopped is None) if checks else None}
         content |= outcomes(clean, correct, eps, content["dataset"]["evaluated"], content["settings"])
         content["energy"] = None if energy is None else cost(kind, energy)
         (folder / "evaluation.json").write_text(Report.model_validate_json(json.dumps(content)).to_json())

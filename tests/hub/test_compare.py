@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import ANN, PGD, TRADES, Make, check
+from made_up import ANN, PGD, SETTINGS, TRADES, VIEWS, Make, check
 
 from sj_robust import SJRobustError
-from sj_robust.evaluate.checks import verdict
+from sj_robust.evaluate.words import verdict
 from sj_robust.hub import list_models
 from sj_robust.hub.compare import Comparison, compare
 
@@ -147,17 +147,18 @@ def test_clean_accuracies_are_ranked_where_nothing_was_attacked(make: Make) -> N
 
 
 @pytest.mark.parametrize(("statuses", "status", "word"), [
-    (["pass", "pass"], "pass", "pass"), (["pass", "warn"], "warn", "with care"), (["warn", "not run"], "not run", "incomplete"),
-    (["warn", "not run", "fail"], "fail", "do not trust"),
+    (["pass", "pass"], "pass", "pass"), (["pass", "warn"], "warn", "with reservations"), (["warn", "not run"], "not run", "incomplete"),
+    (["warn", "not run", "fail"], "fail", "do not trust"), (["pass", "too few"], "too few", "too few to tell"),
 ])
 def test_the_word_for_the_checks_is_that_of_their_verdict(make: Make, statuses: list[Any], status: str, word: str) -> None:
     checks = [check(f"check {number}", status) for number, status in enumerate(statuses)]
+    said = verdict(checks, SETTINGS["attacks"], VIEWS, True)
     comparison = compare([make("checked", checks=checks)])
     found = comparison.rows[0].checks
     assert found is not None
-    assert (found.status, found.count, found.verdict) == (status, len(statuses), verdict(checks, True))
+    assert (found.status, found.count, found.verdict) == (status, len(statuses), said)
     assert comparison.to_markdown().splitlines()[2].endswith(f"| {word} |")
-    assert verdict(checks, True) in comparison.to_html()
+    assert said in comparison.to_html()
     assert "not checked" in compare([make("unchecked")]).to_markdown()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from sj_robust.evaluate.protocol import PROTOCOLS
 from sj_robust.hub import list_models, record, write_card, zoo
 from sj_robust.hub.compare import compare
 from sj_robust.hub.config import STRONGEST_FIRST
+from sj_robust.hub.results import headline, results
 
 
-def under(report: Report, protocol: str | None, robust: int) -> Report:
-    """`report` as if `protocol` had left `robust` images standing at every eps."""
-    content, eps = json.loads(report.to_json()), tuple(report.settings.eps)
+def under(report: Report, protocol: str | None, robust: int, first: int = 0) -> Report:
+    """`report` as if `protocol` had left `robust` images standing at every eps from the `first` on."""
+    content, eps = json.loads(report.to_json()), tuple(report.settings.eps)[first:]
     content["settings"]["protocol"] = protocol
     content |= outcomes(report.clean.correct, (robust,) * len(eps), eps, report.clean.total, content["settings"])
     return Report.from_json(json.dumps(content))
@@ -35,7 +37,7 @@ def standing(folder: Path) -> dict[str, str | None]:
 
 
 def test_every_protocol_has_its_place() -> None:
-    assert set(STRONGEST_FIRST) == {*PROTOCOLS, "custom"}
+    assert set(STRONGEST_FIRST) == {*PROTOCOLS, "custom", "8bit"}
 
 
 @pytest.mark.parametrize("order", [("quick@1", None, "strong@1", "paper@1"), ("strong@1", "paper@1", "quick@1", None)])
@@ -80,6 +82,59 @@ def test_the_card_has_an_entry_for_every_eps_and_protocol(both: Path) -> None:
     (both / "evaluation_paper.json").unlink()
     write_card(both)
     assert "paper" not in (both / "README.md").read_text()
+
+
+def test_the_lowest_figure_comes_first_whichever_protocol_found_it(both: Path, reports: Any) -> None:
+    record(both, report=under(reports[1], "paper@1", 1, first=1))  # strong left 2
+    write_card(both)
+    text, card = (both / "README.md").read_text(), ModelCard.load(both / "README.md")
+    assert "| eps (l∞) | this model | this model, strong | this model, paper | ANN source |" in text
+    rows = [[cell.strip().split(" [")[0] for cell in line.split("|")[1:5]] for line in text.splitlines() if re.match(r"\| \d+/255 ", line)]
+    assert rows == [["1/255", "12.5 %", "12.5 %", "not measured"], *([f"{eps}/255", "6.2 %", "12.5 %", "6.2 %"] for eps in (2, 8))]
+    assert '"this model" is the lowest accuracy that any of its evaluations found' in text
+    assert "Robust means: strong@1: fgsm, 2 gradient views, worst case per image, linf; paper@1: fgsm" in text
+    found = {one.dataset_config: one.metric_args["protocol"] for one in card.data.eval_results if "protocol" in (one.metric_args or {})}
+    assert found == {"linf-1-255": "strong@1", "linf-2-255": "paper@1", "linf-8-255": "paper@1", "linf-2-255-strong": "strong@1",
+                     "linf-8-255-strong": "strong@1"}  # fmt: skip
+
+
+def test_what_breaks_at_a_smaller_eps_counts_at_a_larger_one(reports: Any) -> None:
+    strong, paper = (results(under(reports[1], protocol, robust)) for protocol, robust in (("strong@1", 2), ("paper@1", 3)))
+    small = strong.model_copy(update={"robust": strong.robust[:1]})
+    found = headline([small, paper])
+    assert [(point.eps, point.value) for point in found.robust] == [(point.eps, 2 / 16) for point in paper.robust]
+    assert headline([strong, paper]) is strong
+
+
+def gridded(report: Report) -> Report:
+    content = json.loads(report.to_json())
+    content["settings"]["grid"] = "8bit"
+    return Report.from_json(json.dumps(content))
+
+
+def test_a_figure_of_8_bit_images_stands_beside_another_and_never_first(both: Path, reports: Any, tmp_path: Path) -> None:
+    lower = gridded(under(reports[1], "strong@1", 1))  # by chance: it would be the lowest
+    written = record(both, report=lower)
+    assert [path.name for path in written] == ["evaluation_8bit.json"]
+    write_card(both)
+    text = (both / "README.md").read_text()
+    assert "| eps (l∞) | this model | this model, paper | this model, 8-bit images | ANN source |" in text
+    assert any(line.startswith("| 8/255 | 12.5 %") for line in text.splitlines())
+    configs = [result.dataset_config for result in ModelCard.load(both / "README.md").data.eval_results]
+    assert "linf-8-255" in configs and "linf-8-255-8bit" in configs
+    assert compare([both]).rows[0].robust[-1].value == 0.125
+    files = compare([both, both / "evaluation_8bit.json"])
+    assert files.footnotes == ["Other images: of 8 bits, as a file holds them."]
+    for name in ("evaluation.json", "evaluation_paper.json"):
+        (both / name).unlink()
+    with pytest.raises(SJRobustError, match="8-bit images alone"):
+        write_card(both)
+    with pytest.raises(SJRobustError, match="record one without --grid first"):
+        record(both, report=lower)
+    (both / "evaluation_8bit.json").rename(both / "evaluation.json")
+    for read in (write_card, lambda folder: compare([folder])):
+        with pytest.raises(SJRobustError, match="is an evaluation of 8-bit images: only evaluation_8bit"):
+            read(both)
 
 
 def test_index_and_comparison_know_both(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from sj_robust import __version__
 from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
-from sj_robust.hub.compare.table import LEAST, NOT_MEASURED, Cell, Comparison, Eps, Row, checks_word, energy, percent
+from sj_robust.hub.compare.table import LEAST, NOT_MEASURED, Cell, Comparison, Eps, Row, checks_word, energy, percent, roughness
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
@@ -33,8 +33,8 @@ def render(comparison: Comparison) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     environment.filters.update(source=_script_source, breakable=_breakable)
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        c=comparison, percent=percent, energy=energy, checks_word=checks_word, charts=_charts(comparison), not_measured=NOT_MEASURED,
-        version=__version__)
+        c=comparison, percent=percent, energy=energy, checks_word=checks_word, roughness=roughness, charts=_charts(comparison),
+        not_measured=NOT_MEASURED, version=__version__)
 
 
 def _breakable(text: str) -> Markup:

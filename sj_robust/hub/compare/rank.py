@@ -7,18 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.consistency import check_figures
-from sj_robust.evaluate.report import Accuracy  # no torch
+from sj_robust.evaluate.report import Accuracy, Changed  # no torch
+from sj_robust.evaluate.words import gradient_views, shown_verdict, telling_checks, worst
 from sj_robust.hub import zoo
 from sj_robust.hub.compare.recorded import Evaluation, plain
-from sj_robust.hub.compare.table import Cell, Checks, Comparison, Eps, Marks, RobustCell, Row, Setup, same_eps
+from sj_robust.hub.compare.table import Cell, Checks, Comparison, Eps, Marks, RobustCell, Rough, Row, Setup, same_eps
 from sj_robust.hub.config import BESIDE, EVALUATION, MAX_TEXT_BYTES, STRONGEST_FIRST, first_error, read_bounded, read_config
-from sj_robust.hub.results import check_belongs
+from sj_robust.hub.results import check_belongs, check_grid
 
 if TYPE_CHECKING:
     from sj_robust.evaluate import Report
@@ -79,6 +80,7 @@ def _read(name: str | Path, folder: Path, protocol: str | None) -> _Entry:
     if not path.exists():
         return _Entry(row)
     evaluation = _read_evaluation(path)
+    check_grid(evaluation, path)
     check_belongs(cast("Report", evaluation), config, str(folder))  # has all that it looks at
     return _measured(row, evaluation)
 
@@ -108,27 +110,25 @@ def _read_evaluation(path: Path) -> Evaluation:
 def _measured(row: Row, found: Evaluation) -> _Entry:
     settings, data, activity, energy = found.settings, found.dataset, found.activity if row.kind == "snn" else None, found.energy
     setup = Setup(dataset=data.name, split=data.split, images=data.evaluated, norm=settings.norm, named=settings.protocol,
-                  attacks=settings.attacks, views=settings.views, restarts=settings.restarts)
+                  grid=settings.grid, attacks=settings.attacks, views=settings.views, restarts=settings.restarts)
     robust = [RobustCell(norm=settings.norm, eps=joint.eps, **_cell(joint.accuracy)) for joint in found.joint]
     row = row.model_copy(update={
         "setup": setup, "clean": Cell(**_cell(found.clean)), "robust": sorted(robust, key=lambda cell: cell.eps),
         "spikes_per_neuron": activity and activity.spikes_per_neuron, "spikes_per_image": activity and activity.spikes_per_image,
-        "microjoules": energy and energy.microjoules, "ann_microjoules": energy and energy.ann_microjoules, "checks": _checks(found)})
+        "microjoules": energy and energy.microjoules, "ann_microjoules": energy and energy.ann_microjoules, "checks": _checks(found),
+        "roughness": [Rough(eps=one.eps, **_cell(one)) for one in (found.roughness.model if found.roughness else ())]})  # fmt: skip
     return _Entry(row, data.size, data.fingerprint, found.stopped)
 
 
-def _cell(accuracy: Accuracy) -> dict[str, float]:
+def _cell(accuracy: Accuracy | Changed) -> dict[str, float]:
     return accuracy.model_dump(include={"value", "low", "high"})
 
 
 def _checks(found: Evaluation) -> Checks | None:
     if not found.checks:
         return None
-    present = {check.status for check in found.checks}
-    # in the order of `evaluate.checks.verdict`: what was not run may hide a failure
-    order: tuple[Literal["fail", "not run", "warn", "pass"], ...] = ("fail", "not run", "warn", "pass")
-    return Checks(status=next(status for status in order if status in present), count=len(found.checks),
-                  verdict=found.verdict)
+    telling = telling_checks(found)
+    return Checks(status=worst(telling or found.checks), count=len(telling), verdict=shown_verdict(found))
 
 
 def _distinct(found: dict[Path, _Entry]) -> list[_Entry]:
@@ -231,6 +231,8 @@ def _attack_differs(reference: _Entry, entry: _Entry) -> list[str]:
     notes = []
     if a.norm != b.norm:
         notes.append(f"Other norm: {b.norm}, not {a.norm}.")
+    if a.grid != b.grid:
+        notes.append("Other images: of 8 bits, as a file holds them." if b.grid else "Other images: of any values, not of 8 bits.")
     if a.named != b.named:
         notes.append(f"Other protocol: {b.protocol}, not {a.protocol}.")
     else:
@@ -264,8 +266,8 @@ def _views(setup: Setup) -> set[str]:
 def _views_note(a: Setup, b: Setup) -> str:
     if b.views == ["exact"]:
         return f"Other gradients: the exact gradient, an ANN has no other; the ranked models were attacked through {a.through}."
-    if len(a.views) != len(b.views):
+    if len(gradient_views(a.views)) != len(gradient_views(b.views)):
         return f"Other gradients: {b.through}, not {a.through}."
-    few = ["exact gradient" if setup.views == ["exact"] else ", ".join(sorted(_views(setup) - _views(other))[:4])
+    few = ["exact gradient" if setup.views == ["exact"] else ", ".join(sorted(_views(setup) - _views(other))[:4]) or "without"
            for setup, other in ((b, a), (a, b))]
     return f"Other gradients: {few[0]}, not {few[1]}."

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from sj_robust.evaluate.report import Accuracy  # no torch
+from sj_robust.evaluate.report import Accuracy, Changed  # no torch
+from sj_robust.evaluate.words import Status
 from sj_robust.hub.results import Fraction, Microjoules
 from sj_robust.text import visible
 
@@ -114,12 +115,30 @@ class _Energy(_Recorded):
 
 class _Check(_Recorded):
     name: Text
-    status: Literal["pass", "warn", "fail", "not run"]
+    status: Status
+    found: Annotated[str, AfterValidator(visible)] = ""
+
+
+class _Changed(Changed):
+    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
+
+    changed: Count
+    images: Count
+    value: Fraction
+    low: Fraction
+    high: Fraction
+
+
+class _Roughness(_Recorded):
+    points: Count
+    model: Annotated[list[_Changed], Field(max_length=100)]
+    others: Annotated[dict[Text, Annotated[list[_Changed], Field(max_length=100)]], Field(max_length=100)]
 
 
 class _Settings(_Recorded):
     protocol: Text | None = None
     norm: Text = "linf"
+    grid: Literal["8bit"] | None = None
     restarts: int = 1
     eps: list[Radius]
     attacks: Texts
@@ -137,6 +156,7 @@ class Evaluation(_Recorded):
     per_image: _PerImage
     activity: _Activity | None
     energy: _Energy | None = None
+    roughness: _Roughness | None = None
     checks: Annotated[list[_Check], Field(max_length=1000)] = []
     verdict: Annotated[str, AfterValidator(visible)] | None = None
     stopped: Text | None = None

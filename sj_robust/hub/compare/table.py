@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from sj_robust.evaluate.report import energy_name, interval_name
+from sj_robust.evaluate.words import Status, views_name
 
 NOT_MEASURED = "not measured"
 LEAST = 1e-6  # µJ: one operation
@@ -46,6 +47,7 @@ class Setup(_Facts):
     images: int
     norm: str
     named: str | None
+    grid: Literal["8bit"] | None = None
     attacks: list[str]
     views: list[str]
     restarts: int
@@ -56,14 +58,13 @@ class Setup(_Facts):
         if not self.attacks:
             return "clean accuracy only"
         restarts = f", {self.restarts} restarts" if self.restarts > 1 else ""
-        return (self.named or f"{' + '.join(self.attacks)}, {self.through}") + restarts
+        grid = ", 8-bit images" if self.grid else ""
+        return (self.named or f"{' + '.join(self.attacks)}, {self.through}") + restarts + grid
 
     @property
     def through(self) -> str:
         """The gradients that the attacks used, in a few words."""
-        if self.views == ["exact"]:
-            return "exact gradient"
-        return f"view {self.views[0]}" if len(self.views) == 1 else f"{len(self.views)} views"
+        return views_name(self.views)
 
 
 class Cell(_Facts):
@@ -79,10 +80,16 @@ class RobustCell(Cell):
     eps: float
 
 
+class Rough(Cell):
+    """The share of rightly classified images that random points within `eps` (l∞) change."""
+
+    eps: float
+
+
 class Checks(_Facts):
     """What the reliability checks said: the worst status of all, how many there were, and their verdict in words."""
 
-    status: Literal["pass", "warn", "fail", "not run"]
+    status: Status
     count: int
     verdict: str | None
 
@@ -112,6 +119,7 @@ class Row(_Facts):
     microjoules: float | None = None
     ann_microjoules: float | None = None
     checks: Checks | None = None
+    roughness: list[Rough] = []
     marks: Marks = Marks()
 
     def at(self, eps: Eps) -> RobustCell | None:
@@ -153,14 +161,16 @@ class Comparison(_Facts):
     def header(self) -> list[str]:
         """The columns of `cells`."""
         radii = [f"{eps.label} {eps.sign}" for eps in self.columns]
-        return ["rank", "model", "architecture", "T", "parameters", "clean", *radii, "energy, µJ", "protocol", "images", "checks"]
+        return ["rank", "model", "architecture", "T", "parameters", "clean", *radii, "energy, µJ", "protocol", "images", "checks",
+                "changed by noise"]  # fmt: skip
 
     def cells(self, row: Row) -> list[tuple[str, list[int]]]:
         """The texts of a row, each with its footnotes."""
         return [("–" if row.rank is None else str(row.rank), []), (row.name, []), (row.architecture or "own network", []),
                 ("" if row.timesteps is None else str(row.timesteps), []), (f"{row.parameters:,}", []),
                 (percent(row.clean), row.marks.clean), *((percent(row.at(eps)), row.marks.robust) for eps in self.columns),
-                (energy(row), []), (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []), (checks_word(row), [])]
+                (energy(row), []), (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []), (checks_word(row), []),
+                (roughness(row), [])]  # fmt: skip
 
     def to_markdown(self) -> str:
         """A table for a README or an issue, with its footnotes."""
@@ -187,11 +197,19 @@ def energy(row: Row) -> str:
     return NOT_MEASURED if row.microjoules is None else energy_name(row.microjoules)
 
 
+def roughness(row: Row) -> str:
+    """The share of right images that random points change, at each radius: what gradients find hard to see."""
+    label = {found.eps: Eps(norm="linf", eps=found.eps).label for found in row.roughness}
+    return ", ".join(f"{100 * found.value:.1f} % at {label[found.eps]}" for found in row.roughness) or NOT_MEASURED
+
+
 def checks_word(row: Row) -> str:
     """The verdict of the checks in one word or two."""
     if row.checks is None:
         return NOT_MEASURED if row.setup is None else "not checked"
-    return {"pass": "pass", "warn": "with care", "fail": "do not trust", "not run": "incomplete"}[row.checks.status]
+    words: dict[Status, str] = {"pass": "pass", "warn": "with reservations", "fail": "do not trust", "not run": "incomplete",
+                                "too few": "too few to tell"}  # fmt: skip
+    return words[row.checks.status]
 
 
 def _images(row: Row) -> str:
