@@ -52,6 +52,7 @@ class Subject:
     eps: float
     norm: Any
     seed: int
+    classes: int
 
     @property
     def main(self) -> nn.Module:
@@ -67,7 +68,8 @@ class Subject:
             return torch.cat([self.bench.model(x) for _, x, _ in self.bench.batches(self.images)])
 
 
-def run_checks(bench: Bench, plan: list[list[Run]], outcome: Outcome, correct: Tensor, *, images: int, seed: int) -> list[Check]:
+def run_checks(bench: Bench, plan: list[list[Run]], outcome: Outcome, correct: Tensor, *, images: int, seed: int,
+               classes: int) -> list[Check]:  # fmt: skip
     """All checks, on the first `images` images that are right as they are, further attacks on survivors of all. Nothing to check where
     nothing was attacked."""
     taken = {view: seen for runs in plan for run in runs for view, seen in run.gradients.items()}
@@ -80,7 +82,7 @@ def run_checks(bench: Bench, plan: list[list[Run]], outcome: Outcome, correct: T
     at = max((e for e in range(len(plan)) if len(standing[e]) >= TELLING), default=0)
     attack = plan[at][0].attack
     subject = Subject(bench, views, plan[at], chosen, standing[at][:SURVIVORS], len(standing[at]) / len(correct), attack.eps, attack.norm,
-                      seed)
+                      seed, classes)
     checks: dict[str, Callable[[], Finding]] = {
         "same result twice": lambda: _repeatable(subject), "independent of the batch": lambda: _alone(subject),
         "gradients": lambda: _gradients(subject), "loss rises": lambda: _rises(subject), "noise": lambda: _noise(subject),
@@ -217,12 +219,11 @@ def _more_steps(subject: Subject) -> tuple[Attack, tuple[str, nn.Module]]:
 
 def _not_run(subject: Subject) -> Attack | None:
     """The first of FURTHER that the evaluation did not run with at least as many steps, through ASSG where the network spikes."""
-    classes = _classes(subject)
     usual = EXACT if not isinstance(subject.bench.model, SpikingModel) else "ASSG"
     covered = {(_family(run.attack.name), run.attack.iterations) for run in subject.runs if usual in run.gradients}
     for name in FURTHER[subject.norm]:
         attack = parse_attack(name, subject.eps, subject.norm)
-        if classes >= attack.least_classes and not any(
+        if subject.classes >= attack.least_classes and not any(
             family == _family(name) and iterations >= attack.iterations for family, iterations in covered
         ):
             return attack
@@ -232,11 +233,6 @@ def _not_run(subject: Subject) -> Attack | None:
 def _family(name: str) -> str:
     """Of an attack by name, whatever its steps: sapgd-dlr for sapgd100-dlr."""
     return re.sub(r"\d+", "", name)
-
-
-@torch.no_grad()
-def _classes(subject: Subject) -> int:
-    return int(subject.bench.model(next(subject.bench.batches(subject.images[:1]))[1]).shape[1])
 
 
 def _further(subject: Subject, attack: Attack, view: str, seen: nn.Module) -> Finding:

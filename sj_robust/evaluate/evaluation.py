@@ -212,8 +212,10 @@ class Evaluation:
 
     def _check(self) -> list[Check]:
         """Whether the outcome can be believed."""
-        images = self.options.check_images
-        return run_checks(self.bench, self.plan, self.outcome, self.correct, images=images, seed=self.options.seed) if images else []
+        if not (images := self.options.check_images):
+            return []
+        return run_checks(self.bench, self.plan, self.outcome, self.correct, images=images, seed=self.options.seed,
+                          classes=self.num_classes)  # fmt: skip
 
     def _measure(self, team: Team, checks: list[Check]) -> None:
         """What costs little beside the attacks, on images as they are, by the first process for all."""
