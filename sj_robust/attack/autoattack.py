@@ -65,7 +65,8 @@ class APGD(LibraryAttack):
 
     @property
     def name(self) -> str:
-        return f"apgd{self.steps}-{self.loss}"
+        fewer = self.targets if self.loss == "t" and self.targets != 9 else ""
+        return f"apgd{self.steps}-{self.loss}{fewer}"
 
     @property
     def iterations(self) -> int:

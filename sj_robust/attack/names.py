@@ -13,8 +13,9 @@ from sj_robust.attack.square import Square
 from sj_robust.attack.uniform import UniformNoise
 from sj_robust.errors import SJRobustError
 
-KNOWN = ("fgsm, rfgsm, pgdN (N steps: pgd10), sapgdN-ce, sapgdN-dlr, apgdN-ce, apgdN-dlr, apgdN-t (targeted), fab, fab-t, "
-         "rotatingN, squareN (N queries), noiseN (N draws); without N: 100 steps, 5000 queries, 10 draws")
+KNOWN = ("fgsm, rfgsm, pgdN (N steps: pgd10), sapgdN-ce, sapgdN-dlr, apgdN-ce, apgdN-dlr, "
+         "apgdN-t (targeted; apgdN-t3: three targets), fab, fab-t, rotatingN, squareN (N queries), "
+         "noiseN (N draws); without N: 100 steps, 5000 queries, 10 draws")
 
 _COUNT = r"([1-9]\d{0,5})"
 _PATTERNS: dict[str, Callable[..., Attack]] = {
@@ -22,7 +23,9 @@ _PATTERNS: dict[str, Callable[..., Attack]] = {
     "rfgsm": lambda **ball: RFGSM(**ball),
     f"pgd{_COUNT}": lambda steps, **ball: PGD(steps=int(steps), **ball),
     f"sapgd{_COUNT}?-(ce|dlr)": lambda steps, loss, **ball: SAPGD(steps=int(steps or 100), loss=loss, **ball),
-    f"apgd{_COUNT}?-(ce|dlr|t)": lambda steps, loss, **ball: APGD(steps=int(steps or 100), loss=loss, **ball),
+    f"apgd{_COUNT}?-(ce|dlr)": lambda steps, loss, **ball: APGD(steps=int(steps or 100), loss=loss, **ball),
+    f"apgd{_COUNT}?-t([1-9])?": lambda steps, targets, **ball: APGD(
+        steps=int(steps or 100), loss="t", targets=int(targets or 9), **ball),
     "fab": lambda **ball: FAB(targets=0, **ball),
     "fab-t": lambda **ball: FAB(**ball),
     f"rotating{_COUNT}?": lambda steps, **ball: Rotating(steps=int(steps or 100), **ball),

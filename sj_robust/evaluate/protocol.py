@@ -33,13 +33,15 @@ class Stage:
     """One attack and the views it runs through, by name; "transfer" stands for every other model that is given.
 
     `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's "best" adversarial image of the
-    stages before. `restarts`: its attempts; from the best is the first one alone.
+    stages before. `restarts`: its attempts; from the best is the first one alone. `only`: for networks of one kind, spiking ones or
+    those with an "exact" gradient.
     """
 
     attack: AttackMaker
     views: tuple[str, ...]
     start: Literal["image", "best"] = "image"
     restarts: int = 1
+    only: Literal["spiking", "exact"] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Protocol:
         return f"{self.name}@{self.version}"
 
 
+_TURNS = ("PCW:1", "ASSG", "PCW:2", TRANSFER, "ASSG", "rate-temporal", "PCW:1", "rate")
 _FEW = ("PCW:1", "PCW:2", "ASSG", "activation")
 
 PROTOCOLS = {protocol.name: protocol for protocol in (
@@ -67,9 +70,14 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
              "FGSM and PGD-10 through the four views that break most: minutes on a laptop"),
     Protocol("paper", 1, tuple(Stage(attack, _ALL) for attack in ("fgsm", "pgd20", "apgd10-ce", "apgd10-dlr", "apgd10-t")),
              "FGSM, PGD-20, APGD-CE, APGD-DLR and targeted APGD (10 steps, as the reference) through the 19 views"),
-    Protocol("strong", 1, (Stage("pgd10", ("PCW:1", "ASSG")), Stage("sapgd100-ce", ("ASSG",)), Stage("sapgd100-dlr", ("ASSG",)),
-                           Stage("apgd100-ce", (TRANSFER,)), Stage("apgd100-t", ("PCW:1", "ASSG")), Stage("square5000", ())),
-             "SA-PGD on adaptive surrogates, targeted APGD, transfer, Square: the strongest known for spiking networks"),
+    Protocol("strong", 2, (Stage("pgd10", ("PCW:1", "ASSG")),
+                           Stage("rotating50", _TURNS, start="best"),
+                           Stage("square1000", (), start="best"),
+                           Stage("rotating100", _TURNS, start="best", restarts=2, only="spiking"),
+                           Stage("square4000", (), start="best", only="spiking"),
+                           Stage("apgd100-t3", (EXACT,), only="exact")),
+             "PGD, gradients of many views and other models in turn, and Square, each going on from the best image so far; "
+             "of an ANN targeted APGD too"),
     Protocol("autoattack", 1, tuple(Stage(attack, ("ASSG",)) for attack in ("apgd100-ce", "apgd100-t", "fab-t", "square5000")),
              "AutoAttack's standard version through one view (ASSG, or the one given)"),
 )}  # fmt: skip
@@ -145,7 +153,7 @@ def for_few_classes(stages: Sequence[Stage], classes: int) -> tuple[tuple[Stage,
     through: dict[AttackMaker, Stage] = {}
     for stage in stages:
         name = stage.attack
-        found = re.fullmatch(r"(s?apgd\d+)-(dlr|t)", name) if isinstance(name, str) else None
+        found = re.fullmatch(r"(s?apgd\d+)-(dlr|t)\d?", name) if isinstance(name, str) else None
         if found and classes < {"dlr": 3, "t": 4}[found[2]]:
             replaced[found[0]] = name = f"{found[1]}-{'dlr' if classes >= 3 else 'ce'}"
         known = through.setdefault(name, replace(stage, attack=name, views=()))
@@ -197,6 +205,8 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
         if from_best and not attack.takes_start:
             raise SJRobustError(f"{attack.name} cannot start from an image that is given: expected "
                                 "rotatingN or squareN")  # fmt: skip
+        if stage.only and (stage.only == "spiking") != isinstance(model, SpikingModel):
+            return None
         if attack.black_box:
             return Run(attack, {BLACK_BOX: model}, from_best)
         found = sources(stage)

@@ -32,7 +32,7 @@ UNCONDITIONAL = ("inside the ball", "views")
 
 _TELLING = {
     "SA-PGD": r"sapgd\d+-.*",
-    "targeted APGD": r"apgd\d+-t",
+    "targeted APGD": r"apgd\d+-t\d?",
     "rotating": r"rotating\d+",
     "Square": r"square\d+",
 }
