@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -235,7 +236,10 @@ def _family(name: str) -> str:
 
 @torch.no_grad()
 def _classes(subject: Subject) -> int:
-    return int(subject.bench.model(next(subject.bench.batches(subject.images[:1]))[1]).shape[1])
+    """How many the model tells apart; 2 where the time is up, so that what is chosen by it will not be run either."""
+    with suppress(TimeUp):
+        return int(subject.bench.model(next(subject.bench.batches(subject.images[:1]))[1]).shape[1])
+    return 2
 
 
 def _further(subject: Subject, attack: Attack, view: str, seen: nn.Module) -> Finding:
