@@ -222,7 +222,8 @@ class Evaluation:
         rough, energy = None, None
         if team.first:
             options = self.options
-            rough = measure_roughness(self.bench, self.correct, options.roughness_images, options.transfer, options.seed)
+            others = options.transfer if self.plan else {}  # else no view names them
+            rough = measure_roughness(self.bench, self.correct, options.roughness_images, others, options.seed)
             self.bench.deadline = math.inf  # of the attacks; this takes seconds
             energy = estimate_energy(self.bench, self.total)
         self.checks, self.roughness, self.energy = team.from_first((checks, rough, energy))

@@ -152,9 +152,9 @@ def test_no_check_repeats_less_than_what_ran(ann: NormalizedClassifier, dataset:
 
 
 def test_few_images_prove_nothing(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
-    report = measured(ann, dataset, attacks=["pgd10"], eps=EPS[:1], max_images=6, check_images=6)
-    assert {status(report)[name] for name in ("more steps", "another attack", "black box", "loss rises")} == {"too few"}
-    assert report.verdict is not None and report.verdict.startswith("Too few images to tell: ")
+    report = measured(ann, dataset, attacks=["pgd40"], eps=EPS[:1], max_images=6, check_images=6)
+    assert {status(report)[name] for name in ("more steps", "another attack", "black box")} == {"too few"}, report.summary()
+    assert report.verdict is not None and "Too few images to tell: " in report.verdict
     assert Report.from_json(report.to_json()) == report
     nothing_left = measured(Wrapped(ann, logits=lambda z: z.flip(1)), dataset, attacks=["pgd40"], eps=[128 / 255], max_images=6)
     assert nothing_left.joint[0].accuracy.correct == 0

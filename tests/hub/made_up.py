@@ -29,7 +29,8 @@ def make(tmp_path: Path) -> Make:
 
     def write(name: str, *, kind: str = "snn", clean: int = 317, correct: tuple[int, ...] = (142, 87, 47), eps: tuple[float, ...] = RADII,
               total: int = 500, checks: list[Check] | None = None, stopped: str | None = None, dataset: dict[str, Any] | None = None,
-              energy: float | None = None, measured: bool = True, **settings: Any) -> Path:  # fmt: skip
+              energy: float | None = None, roughness: dict[str, Any] | None = None, measured: bool = True,
+              **settings: Any) -> Path:  # fmt: skip
         folder = tmp_path / name
         folder.mkdir()
         source = next(entry for entry in list_models() if entry.kind == kind and entry.results).folder
@@ -43,6 +44,7 @@ def make(tmp_path: Path) -> Make:
         content |= {"checks": [check.model_dump() for check in checks or []], "stopped": stopped,
                     "verdict": verdict(checks, *tried, stopped is None) if checks else None}
         content |= outcomes(clean, correct, eps, content["dataset"]["evaluated"], content["settings"])
+        content["roughness"] = roughness
         content["energy"] = None if energy is None else cost(kind, energy)
         (folder / "evaluation.json").write_text(Report.model_validate_json(json.dumps(content)).to_json())
         return folder

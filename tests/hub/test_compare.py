@@ -13,6 +13,7 @@ import pytest
 from made_up import ANN, PGD, SETTINGS, TRADES, VIEWS, Make, check
 
 from sj_robust import SJRobustError
+from sj_robust.evaluate.report import Changed
 from sj_robust.evaluate.words import verdict
 from sj_robust.hub import list_models
 from sj_robust.hub.compare import Comparison, compare
@@ -121,7 +122,7 @@ def test_figures_share_a_column_at_equal_eps_alone(make: Make) -> None:
     assert notes_of(comparison, "few") == [
         "Other eps: 8/255, 16/255, not 2/255, 4/255, 8/255; an image that a smaller eps broke counts as broken at larger ones."]
     assert row_of(comparison, PGD).at(comparison.columns[0]) is None
-    assert comparison.to_markdown().splitlines()[2].count("not measured") == 3  # 1/255, 2/255, 4/255 of "few"
+    assert comparison.to_markdown().splitlines()[2].count("not measured") == 4  # 1/255, 2/255, 4/255 of "few", noise
 
 
 @pytest.mark.usefixtures("three")
@@ -130,8 +131,8 @@ def test_a_checkpoint_without_evaluation_is_not_measured(make: Make) -> None:
     bare = row_of(comparison, "bare")
     assert (bare.rank, bare.setup, bare.clean, bare.robust) == (None, None, None, [])
     assert comparison.rows[-1] is bare
-    assert comparison.to_markdown().splitlines()[3].count("not measured") == 8  # clean, three eps, energy, protocol, images, checks
-    assert comparison.to_html().count('<td class="missing">not measured</td>') == 7
+    assert comparison.to_markdown().splitlines()[3].count("not measured") == 9  # clean, three eps, energy, protocol, images, checks, noise
+    assert comparison.to_html().count('<td class="missing">not measured</td>') == 9  # both have no roughness
     alone = compare([make("alone", measured=False)])
     assert (alone.setup, alone.columns, alone.about()) == (None, [], ["No model has a recorded evaluation."])
     assert "<figure" not in alone.to_html()
@@ -163,6 +164,16 @@ def test_the_word_for_the_checks_is_that_of_their_verdict(make: Make, statuses: 
 
 
 @pytest.mark.usefixtures("three")
+def test_roughness_is_shown_where_it_was_measured(make: Make) -> None:
+    changed = [Changed.of(eps, count, 64).model_dump() for eps, count in ((1 / 255, 2), (8 / 255, 20))]
+    rough = {"points": 100, "others": {}, "model": changed}
+    comparison = compare([make("rough", roughness=rough), PGD])
+    assert row_of(comparison, "rough").roughness[1].value == 20 / 64
+    assert "3.1 % at 1/255, 31.2 % at 8/255" in comparison.to_markdown()
+    assert "3.1 % at 1/255, 31.2 % at 8/255" in comparison.to_html()
+
+
+@pytest.mark.usefixtures("three")
 def test_the_same_checkpoints_give_the_same_json(make: Make) -> None:
     names = [PGD, ANN, make("odd", restarts=3)]
     text = compare(names).to_json()
@@ -171,7 +182,8 @@ def test_the_same_checkpoints_give_the_same_json(make: Make) -> None:
     content = json.loads(text)
     assert list(content) == ["format", "setup", "ranked_by", "columns", "rows", "footnotes"]
     assert list(content["rows"][0]) == ["name", "kind", "architecture", "timesteps", "parameters", "rank", "setup", "clean", "robust",
-                                        "spikes_per_neuron", "spikes_per_image", "microjoules", "ann_microjoules", "checks", "marks"]
+                                        "spikes_per_neuron", "spikes_per_image", "microjoules", "ann_microjoules", "checks", "roughness",
+                                        "marks"]
     assert (content["rows"][0]["microjoules"], content["rows"][0]["ann_microjoules"]) == (30.3, 186.5)
 
 

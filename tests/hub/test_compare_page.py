@@ -77,7 +77,7 @@ def test_the_page_is_self_contained_and_says_the_figures(make: Make) -> None:
             assert (attributes.get(name) or "#").startswith(("#", "data:,")), (tag, attributes)
     assert not re.search(r"url\(|@import|https?:|fetch\(|XMLHttpRequest|//[a-z0-9]+\.", text)
     header = [cell for tag, cell in page.elements if tag == "th" and cell.get("scope") == "col"]
-    assert len(header) == len(comparison.header()) == 13
+    assert len(header) == len(comparison.header()) == 14
     assert sum(tag == "svg" and attributes.get("role") == "group" for tag, attributes in page.elements) == 2
     identifiers = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for _, attributes in page.elements:

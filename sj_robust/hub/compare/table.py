@@ -161,16 +161,16 @@ class Comparison(_Facts):
     def header(self) -> list[str]:
         """The columns of `cells`."""
         radii = [f"{eps.label} {eps.sign}" for eps in self.columns]
-        return ["rank", "model", "architecture", "T", "parameters", "clean", *radii, "energy, µJ", "protocol", "images", "checks",
-                "changed by noise"]  # fmt: skip
+        return ["rank", "model", "architecture", "T", "parameters", "clean", *radii, "energy, µJ", "changed by noise",
+                "protocol", "images", "checks"]  # fmt: skip
 
     def cells(self, row: Row) -> list[tuple[str, list[int]]]:
         """The texts of a row, each with its footnotes."""
         return [("–" if row.rank is None else str(row.rank), []), (row.name, []), (row.architecture or "own network", []),
                 ("" if row.timesteps is None else str(row.timesteps), []), (f"{row.parameters:,}", []),
                 (percent(row.clean), row.marks.clean), *((percent(row.at(eps)), row.marks.robust) for eps in self.columns),
-                (energy(row), []), (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []), (checks_word(row), []),
-                (roughness(row), [])]  # fmt: skip
+                (energy(row), []), (roughness(row), []), (row.setup.protocol if row.setup else NOT_MEASURED, []), (_images(row), []),
+                (checks_word(row), [])]
 
     def to_markdown(self) -> str:
         """A table for a README or an issue, with its footnotes."""
