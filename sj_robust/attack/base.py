@@ -136,15 +136,16 @@ class Best:
         self.margin = torch.full((len(x),), torch.inf, device=x.device)
 
     @torch.no_grad()
-    def offer(self, x_adv: Tensor, shown: Tensor | None = None, at: Tensor | None = None) -> None:
-        """Take those of `x_adv` [n, ...] that are better; `shown`: the model's logits for them, if known; `at` int64 [n]: whose
-        they are, default all. Logits that are not finite count as a success, so that they come to light."""
+    def offer(self, x_adv: Tensor, shown: Tensor | None = None, at: Tensor | None = None, drift: bool = False) -> None:
+        """Take those of `x_adv` [n, ...] that are better, or as good where they may `drift`; `shown`: the model's logits for them,
+        if known; `at` int64 [n]: whose they are, default all. Logits that are not finite count as a success, so that they come to
+        light."""
         at = torch.arange(len(self.y), device=x_adv.device) if at is None else at
         logits = true_logits(self.model, x_adv, shown)
         found = torch.nan_to_num(margin(logits, self.y[at]), nan=-torch.inf)
         if self.targeted:
             found = -found
-        better = found < self.margin[at]
+        better = found <= self.margin[at] if drift else found < self.margin[at]
         self.x_adv[at[better]], self.margin[at[better]] = x_adv[better], found[better]
 
     @property

@@ -19,6 +19,7 @@ from sj_robust.errors import SJRobustError
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # after so many queries (section 4.1)
 _DRAWS = 1 << 21  # per restart
+_FROM_STRIPES, _FROM_START = 0.8, 0.1  # p0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,10 @@ class Square(LibraryAttack):
     """Black-box, from logits alone: a square of the image is moved to ±eps in each channel (l2: mass is moved from one square to
     another), and stays so where that lowers the margin.
 
-    Its first squares cover a share `p0` of the image, default 0.8. It begins at stripes, as in the paper, run by the
-    library pyautoattack; given a `start` it goes on from there, with smaller squares (`p0` 0.3): on a network whose gradients are
-    those of a staircase it finds the edge close by that they do not show.
+    Its first squares cover a share `p0` of the image. It begins at stripes, as in the paper, run by the library pyautoattack
+    (p0 0.8). Given a `start` it goes on from there: on a network whose gradients are those of a staircase it finds the edge
+    close by that they do not show. What is left to gain there lies in small squares (p0 0.1), half of which change no logit once
+    they are single pixels: squares that leave the margin as it is are kept too, or it would stay on the tread where it stands.
     """
 
     queries: int = 5000
@@ -79,10 +81,10 @@ class Square(LibraryAttack):
             at = best.standing
             if not len(at):
                 return
-            share = (self.p0 or 0.3) / 2 ** bisect_left(_HALVED, query)
+            share = (self.p0 or _FROM_START) / 2 ** bisect_left(_HALVED, query)
             side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
             draws = uniform_like(x.new_zeros(len(at), channels + 5), seed, ids[at], _DRAWS * (restart + 1) + query)
-            best.offer(propose(x[at], best.x_adv[at], self.eps, side, draws), at=at)
+            best.offer(propose(x[at], best.x_adv[at], self.eps, side, draws), at=at, drift=True)
 
     def search(self, model: nn.Module, best: Best, x: Tensor, y: Tensor, seed: int, ids: Tensor, restart: int) -> None:
         # Under linf all draws but the first are shared by the batch, whatever its size; under l2 they are not, so that only
@@ -161,8 +163,8 @@ def _library(model: Callable[[Tensor], Tensor], settings: Square, device: torch.
                 return stripes(drawn)
             return drawn
 
-    return PerImage(model, p_init=settings.p0 or 0.8, n_queries=settings.queries, eps=settings.eps, norm=NORMS[settings.norm], seed=0,
-                    device=device, resc_schedule=False)  # fmt: skip
+    return PerImage(model, p_init=settings.p0 or _FROM_STRIPES, n_queries=settings.queries, eps=settings.eps,
+                    norm=NORMS[settings.norm], seed=0, device=device, resc_schedule=False)  # fmt: skip
 
 
 def _stripes(seed: int, ids: Tensor, restart: int, drawn: Tensor) -> Tensor:

@@ -97,6 +97,20 @@ def test_many_sources_and_squares_break_what_one_gradient_does_not(norm: str) ->
     assert broken[0] < broken[1] < broken[2] < len(x)
 
 
+def test_square_drifts_along_a_tread_to_its_edge() -> None:
+    """Where one pixel changes no logit, and several do, as on the staircase of a spiking network."""
+
+    class Stairs(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            height = (x.mean(dim=(1, 2, 3)) * 100).round() / 100
+            return torch.stack([height - 0.475, torch.zeros_like(height)], 1)
+
+    x, y = torch.full((8, 1, 8, 8), 0.5), torch.zeros(8, dtype=torch.int64)
+    attack = Square(eps=0.2, queries=400, p0=1 / 64)  # a pixel changes the mean by 0.003
+    x_adv = attack(Stairs(), x, y, start=x)
+    assert (Stairs()(x_adv).argmax(1) == 1).all()
+
+
 def test_the_model_decides_whichever_source_has_the_gradient() -> None:
     """Another network than the one under attack breaks easily, and that is no success."""
     snn, _, x, y = networks()
