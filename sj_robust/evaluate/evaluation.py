@@ -121,7 +121,8 @@ class Evaluation:
         named = options.protocol
         self.protocol = find_protocol(named) if isinstance(named, str) else named
         views = view_names(model, options.views)
-        self.stages = stages_of(self.protocol, options.attacks, views, bool(options.transfer))
+        stages = stages_of(self.protocol, options.attacks, views, bool(options.transfer))
+        self.stages = tuple(stage for stage in stages if stage.suits(model))
         self.model = model
         self.eps = options.eps if options.grid is None else grid_radii(options.grid, options.eps, options.norm)
         self.plan = self._planned(self.stages)

@@ -43,6 +43,9 @@ class Stage:
     restarts: int = 1
     only: Literal["spiking", "exact"] | None = None
 
+    def suits(self, model: nn.Module) -> bool:
+        return self.only is None or (self.only == "spiking") == isinstance(model, SpikingModel)
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -205,8 +208,6 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
         if from_best and not attack.takes_start:
             raise SJRobustError(f"{attack.name} cannot start from an image that is given: expected "
                                 "rotatingN or squareN")  # fmt: skip
-        if stage.only and (stage.only == "spiking") != isinstance(model, SpikingModel):
-            return None
         if attack.black_box:
             return Run(attack, {BLACK_BOX: model}, from_best)
         found = sources(stage)

@@ -124,8 +124,8 @@ def test_strong_finds_what_a_narrow_surrogate_hides(narrow: Report, snn: Spiking
     assert max(overstated) >= 0.2, (narrow.summary(), strong.summary())
     for ours, known in zip(strong.joint, ensemble.joint, strict=True):
         assert ours.accuracy.correct <= known.accuracy.correct + 1
-    assert strong.settings.protocol == "strong@1"
-    assert strong.settings.views == ["PCW:1", "ASSG", "black-box"]  # no model was given for transfer
+    assert strong.settings.protocol == "strong@2"  # no model was given for transfer
+    assert strong.settings.views == ["PCW:1", "ASSG", "PCW:2", "rate-temporal", "rate", "black-box"]
 
 
 def test_the_numbers_behind_the_words_are_in_the_report(narrow: Report) -> None:

@@ -36,8 +36,10 @@ def test_protocols_have_names_and_versions(snn: SpikingClassifier, dataset: Imag
     assert report.settings.attacks == ["fgsm", "pgd10"]
     assert report.settings.views == ["PCW:1", "PCW:2", "ASSG", "activation"]
     assert "protocol  quick@1" in report.summary()
-    for name, message in (("fast", "unknown protocol 'fast': expected one of quick@1, paper@1, strong@1, autoattack@1"),
-                          ("quick@7", "unknown protocol 'quick@7'")):
+    for name, message in (
+        ("fast", "unknown protocol 'fast': expected one of quick@1, paper@1, strong@2, autoattack@1"),
+        ("quick@7", "unknown protocol 'quick@7'"), ("strong@1", "unknown protocol 'strong@1'"),
+    ):  # fmt: skip
         with pytest.raises(SJRobustError, match=message):
             evaluate(snn, dataset, protocol=name)
     with pytest.raises(SJRobustError, match="fixes its views"):
