@@ -284,8 +284,10 @@ class _Run:
                 write_atomic(path, report.to_json())
                 remove_journal(journal)
 
+        protocol = find_protocol(named) if named else None
         made_from = {
-            "settings": settings,
+            # of a protocol that was changed: what an earlier version left is measured again
+            "settings": {**settings, "protocol": str(protocol)} if protocol and protocol.version > 1 else settings,
             "views": views,
             "seed": self.recipe.seed,
             "model": _identity(checkpoint),

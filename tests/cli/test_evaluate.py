@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sj_robust
+from sj_robust.evaluate import Report
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -61,6 +62,8 @@ def test_its_checkpoint_goes_through_the_commands(cli: Cli, workplace: Path, tmp
     for command in (
         ("finetune", "mine", "--epochs", "0.5", "--batch-size", "8", "--validation", "8", "--out", "tuned"),
         ("evaluate", "tuned", "--attacks", "fgsm", "--views", "own,PCW:1", "--eps", "4/255", "--check-images", "0", "--record"),
+        ("evaluate", "tuned", "--attacks", "fgsm", "--views", "own", "--eps", "4/255", "--check-images", "0", "--grid", "8bit",
+         "--roughness-images", "3", "--record"),
         ("latency", "tuned", "--eps", "4/255", "--attack", "fgsm"),
     ):
         done = run(*command, "--data", data, "--model", name)
@@ -68,6 +71,8 @@ def test_its_checkpoint_goes_through_the_commands(cli: Cli, workplace: Path, tmp
     done = run("card", "tuned")
     assert done.returncode == 0, done.stderr
     assert "fgsm" in (tmp_path / "tuned/README.md").read_text()
+    gridded = Report.from_json((tmp_path / "tuned/evaluation_8bit.json").read_text())
+    assert gridded.settings.grid == "8bit" and gridded.roughness is not None and gridded.roughness.model[0].images == 3
     done = run("info", "tuned")
     assert "nodes" in done.stdout and "1: LIFNode(v_threshold=1.0" in done.stdout
     for wrong, message in [
@@ -90,6 +95,7 @@ def test_what_has_no_effect_is_wrong_usage_and_l2_radii_may_be_large(cli: Cli) -
         (("--norm", "l2", "--eps", "0"), 2, "is not above 0"),
         (("--protocol", "quick", "--attacks", "fgsm,pgd10"), 1, "leave --attacks out"),
         (("--attacks", "fgsm", "--restarts", "2"), 1, "restarts is 2"),
+        (("--attacks", "fgsm", "--grid", "4bit"), 1, "grid is '4bit': expected 8bit"),
         (("--attacks", "square5", "--views", "PCW:1"), 1, "leave views out"),
         (("--arg", "width=3"), 2, "--arg is for the function of --model"),
     ]:
