@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import sj_robust
 from sj_robust.attack import APGD, PGD
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate import PROTOCOLS, Report
+from sj_robust.evaluate import PROTOCOLS, Protocol, Report
 from sj_robust.evaluate import evaluate as evaluate_and_check
 from sj_robust.evaluate.figures import draw_figures
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -85,6 +86,17 @@ def test_restarts_and_l2(ann: NormalizedClassifier, dataset: ImageDataset) -> No
     attacks = ["fgsm", "pgd5", "apgd10-ce", "apgd5-t", "fab-t", "square50", "noise3"]
     several = evaluate(ann, dataset, attacks=attacks, eps=(0.3, 1.5), norm="l2", max_images=6)
     assert several.joint[1].accuracy.correct <= several.joint[0].accuracy.correct
+
+
+def test_strong_runs_under_l2(snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset) -> None:
+    shorter = {"rotating50": "rotating5", "square1000": "square8", "rotating100": "rotating6", "square4000": "square9"}
+    stages = [replace(stage, attack=shorter.get(stage.attack, stage.attack))  # type: ignore[arg-type]
+              for stage in PROTOCOLS["strong"].stages]
+    report = evaluate(snn, dataset, protocol=Protocol("short", 1, tuple(stages), ""), norm="l2", eps=(0.05, 0.01),
+                      max_images=8, transfer={"source": ann})  # fmt: skip
+    assert [list(result.per_view) for result in report.robust[1:5]] == [["rotation"], ["black-box"]] * 2
+    assert report.joint[0].accuracy.correct > 0
+    assert all(result.settings["start"] == "best" for result in report.robust[1:5])
 
 
 def test_fgsm_takes_the_gradient_at_an_image_once_for_all_eps(snn: SpikingClassifier, dataset: ImageDataset) -> None:
