@@ -21,7 +21,7 @@ from sj_robust.evaluate.ensemble import noise_seed
 from sj_robust.evaluate.protocol import check_classes
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement, eps_name
 from sj_robust.model import SpikingJellyClassifier, SpikingModel, expose
-from sj_robust.neuron import View, parse_view, view_name
+from sj_robust.neuron import View, view_name
 from sj_robust.progress import Bar, bar
 
 IMAGES, ROBUST_IMAGES = 256, 64
@@ -112,7 +112,7 @@ def measure_latency(
     attacks = [parse_attack(attack or "pgd10", value) for value in radii(eps)]
     given = {"attack": attack, "view": view, "robust_images": robust_images}
     view = "PCW:1" if view is None else view
-    seen = GradientView(snn, parse_view(view) if isinstance(view, str) else view)
+    seen = GradientView(snn, view)
     if not attacks and (idle := [name for name, value in given.items() if value is not None]):
         raise SJRobustError(f"{idle[0]} has no effect without eps: name a radius such as 8/255, or "
                             "leave it out")  # fmt: skip

@@ -245,4 +245,4 @@ def view_names(model: nn.Module, views: Sequence[View | str] | None) -> list[str
         raise SJRobustError(f"a {type(model).__name__} has its exact gradient and no other: leave views out")
     if not views:
         raise SJRobustError("views is empty: name at least one, or leave it out for all 19")
-    return [view_name(parse_view(view) if isinstance(view, str) else view) for view in views]
+    return [view_name(parse_view(view)) for view in views]
