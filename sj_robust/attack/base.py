@@ -169,7 +169,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 def l2_norm(z: Tensor) -> Tensor:
     """Euclidean norm of each image, [N, 1, …]."""
-    return z.flatten(1).norm(dim=1).view(-1, *(1,) * (z.dim() - 1))
+    # summed in float64: of 224×224 pixels float32 loses more than the tolerance of the ball
+    norm = torch.linalg.vector_norm(z.flatten(1), dim=1, dtype=torch.float64)
+    return norm.to(z).view(-1, *(1,) * (z.dim() - 1))
 
 
 def require(condition: bool, message: str) -> None:

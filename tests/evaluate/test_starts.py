@@ -15,6 +15,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Protocol, Report, Stage
 from sj_robust.evaluate import evaluate as evaluate_and_check
+from sj_robust.evaluate.bench import check_ball
 from sj_robust.evaluate.ensemble import noise_seed
 from sj_robust.evaluate.starts import Starts
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -134,3 +135,13 @@ def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
     with torch.no_grad():
         expected = (snn(x).argmax(1) == y) & (snn(x_adv).argmax(1) == y)
     assert report.joint[0].accuracy.correct == int(expected.sum())
+
+
+def test_starts_of_large_images_stay_in_an_l2_ball() -> None:
+    x = 0.2 + 0.6 * torch.rand(2, 3, 224, 224)
+    x_adv = project(x + torch.randn_like(x), x, 3.0, "l2")
+    starts, chosen = Starts("l2"), torch.arange(2)
+    starts.offer(chosen, x, x_adv, torch.zeros(2))
+    for found in (x_adv, starts.of(chosen, x, 3.0)):
+        assert float((found.double() - x.double()).flatten(1).norm(dim=1).max()) <= 3.0 + 1e-6
+        check_ball(found, x, PGD(eps=3.0, norm="l2"), "exact")
