@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -144,7 +145,15 @@ def warn_of_state(model: nn.Module) -> None:
 
 def _warn_of_nodes(model: nn.Module) -> None:
     warnings.warn(f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls and which are attacked "
-                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=5)
+                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """The `stacklevel` by which the function that asks warns of the line that called this package, however many functions lie between."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sj_robust."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_fit(bench: Bench, total: int) -> int:
