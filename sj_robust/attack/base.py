@@ -114,7 +114,8 @@ class Attack:
             y = None if y is None else y.to(x.device, copy=True)
             start = None if start is None else start.detach().to(x.device, copy=True)
             try:
-                return self.run(model, x, y, seed, ids, start)
+                # an attack that takes no start need not know of it
+                return self.run(model, x, y, seed, ids, *(() if start is None else (start,)))
             except IndexError as error:  # of a model that does not say how many classes it has
                 if y is None or "out of bounds" not in str(error):
                     raise
