@@ -215,7 +215,8 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
             return None
         if not attack.many_sources:
             return Run(attack, dict(found), from_best)
-        names, modules = zip(*found, strict=True)
+        # one that is shorter than its list does not come to the rest: nobody shall read that these were tried
+        names, modules = zip(*found[: attack.iterations], strict=True)
         if len(set(names)) == 1:
             return Run(attack, {names[0]: Sources(model, modules[:1])}, from_best)
         return Run(attack, {ROTATION: Sources(model, modules)}, from_best, names)

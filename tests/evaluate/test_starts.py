@@ -145,3 +145,15 @@ def test_starts_of_large_images_stay_in_an_l2_ball() -> None:
     for found in (x_adv, starts.of(chosen, x, 3.0)):
         assert float((found.double() - x.double()).flatten(1).norm(dim=1).max()) <= 3.0 + 1e-6
         check_ball(found, x, PGD(eps=3.0, norm="l2"), "exact")
+
+
+def test_a_rotation_names_the_sources_that_it_comes_to_and_no_others(
+    snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset
+) -> None:
+    measure = partial(evaluate, dataset=dataset, eps=EPS, max_images=4)
+    report = measure(snn, attacks=["rotating2"], views=["PCW:1", "ASSG", "rate"])
+    assert report.robust[0].settings["sources"] == report.settings.views == ["PCW:1", "ASSG"]
+    with pytest.raises(SJRobustError, match="none of the attacks takes the gradients of another model"):
+        measure(snn, attacks=["rotating2"], transfer={"ann": ann})
+    report = measure(ann, attacks=["rotating4"], transfer={"ann": ann})
+    assert report.robust[0].settings["sources"] == ["exact", "transfer:ann"]
