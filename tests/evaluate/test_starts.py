@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -114,6 +115,12 @@ def test_what_cannot_start_from_the_best_says_so(snn: SpikingClassifier, dataset
     protocol = Protocol("wrong", 1, (Stage("pgd2", ("STE",), start="best"),), "")
     with pytest.raises(SJRobustError, match=r"pgd2 cannot start from an image that is given: expected rotatingN or squareN"):
         evaluate(snn, dataset, protocol=protocol, eps=EPS)
+    protocol = Protocol("blind", 1, (Stage("pgd2", ()),), "")
+    with pytest.raises(SJRobustError, match="pgd2 takes gradients, and its stage names no views"):
+        evaluate(snn, dataset, protocol=protocol, eps=EPS)
+    for wrong in ({"start": "bset"}, {"only": "ann"}, {"restarts": 0}):
+        with pytest.raises(SJRobustError, match=f"^{next(iter(wrong))} is .*: expected "):
+            Stage("rotating2", ("STE",), **wrong)  # type: ignore[arg-type]
 
 
 def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
@@ -153,6 +160,12 @@ def test_a_rotation_names_the_sources_that_it_comes_to_and_no_others(
     measure = partial(evaluate, dataset=dataset, eps=EPS, max_images=4)
     report = measure(snn, attacks=["rotating2"], views=["PCW:1", "ASSG", "rate"])
     assert report.robust[0].settings["sources"] == report.settings.views == ["PCW:1", "ASSG"]
+    assert Report.from_json(report.to_json()) == report
+    for sources in (None, ["PCW:1"], "PCW:1", 2):
+        forged = json.loads(report.to_json())
+        forged["robust"][0]["settings"]["sources"] = sources
+        with pytest.raises(SJRobustError, match="names no views that took turns"):
+            Report.from_json(json.dumps(forged))
     with pytest.raises(SJRobustError, match="none of the attacks takes the gradients of another model"):
         measure(snn, attacks=["rotating2"], transfer={"ann": ann})
     report = measure(ann, attacks=["rotating4"], transfer={"ann": ann})
