@@ -114,7 +114,8 @@ class Attack:
             y = None if y is None else y.to(x.device, copy=True)
             start = None if start is None else start.detach().to(x.device, copy=True)
             try:
-                return self.run(model, x, y, seed, ids, start)
+                # an attack that takes no start need not know of it
+                return self.run(model, x, y, seed, ids, *(() if start is None else (start,)))
             except IndexError as error:  # of a model that does not say how many classes it has
                 if y is None or "out of bounds" not in str(error):
                     raise
@@ -169,7 +170,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 def l2_norm(z: Tensor) -> Tensor:
     """Euclidean norm of each image, [N, 1, …]."""
-    return z.flatten(1).norm(dim=1).view(-1, *(1,) * (z.dim() - 1))
+    # summed in float64: of 224×224 pixels float32 loses more than the tolerance of the ball
+    norm = torch.linalg.vector_norm(z.flatten(1), dim=1, dtype=torch.float64)
+    return norm.to(z).view(-1, *(1,) * (z.dim() - 1))
 
 
 def require(condition: bool, message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from sj_robust.attack import Attack
-from sj_robust.attack.base import project
+from sj_robust.attack.base import l2_norm, project
 from sj_robust.attack.loss import margin
 from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
@@ -144,7 +145,15 @@ def warn_of_state(model: nn.Module) -> None:
 
 def _warn_of_nodes(model: nn.Module) -> None:
     warnings.warn(f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls and which are attacked "
-                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=5)
+                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=_callers_level())
+
+
+def _callers_level() -> int:
+    """The `stacklevel` by which the function that asks warns of the line that called this package, however many functions lie between."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sj_robust."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def check_fit(bench: Bench, total: int) -> int:
@@ -184,7 +193,9 @@ def check_ball(x_adv: Tensor, x: Tensor, attack: Attack, view: str) -> None:
     where = f"{attack.name} at eps {eps_name(attack.eps)} through view {view}"
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         raise SJRobustError(f"{where} returned {x_adv.dtype} {list(x_adv.shape)}: expected {x.dtype} {list(x.shape)}")
-    size = (x_adv - x).flatten(1).norm(math.inf if attack.norm == "linf" else 2, dim=1)
+    offset = x_adv - x
+    size = (offset.flatten(1).abs().amax(1) if attack.norm == "linf"
+            else l2_norm(offset).flatten())  # fmt: skip
     inside = (size <= attack.eps + BALL_TOLERANCE) & ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
     bad = int((~inside).sum())
     if bad:

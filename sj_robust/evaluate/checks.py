@@ -199,8 +199,8 @@ def _further_attacks(subject: Subject) -> dict[str, Callable[[], Finding]]:
         model = subject.bench.model
         through = ("ASSG", GradientView(model, AdaptiveSharpness())) if isinstance(model, SpikingModel) else (EXACT, model)
         found["another attack"] = lambda: _further(subject, attack, *through)
-    if not any(run.attack.black_box for run in subject.runs):
-        square = Square(eps=subject.eps, norm=subject.norm, queries=1000)
+    square = Square(eps=subject.eps, norm=subject.norm, queries=1000)
+    if not any(run.attack.black_box and run.attack.iterations >= square.iterations for run in subject.runs):
         found["black box"] = lambda: _further(subject, square, BLACK_BOX, subject.bench.model)
     return found
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.words import OLD_OPENINGS, OPENINGS, TRANSFER, of_old, worst
+from sj_robust.evaluate.words import OLD_OPENINGS, OPENINGS, ROTATION, TRANSFER, of_old, worst
 
 
 def check_figures(report: Any) -> None:
@@ -76,7 +76,7 @@ def _check_attacks(report: Any) -> None:
     found = [(result.eps, result.attack) for result in report.robust]
     if found != [(radius, name) for radius in eps for name in names]:
         _refuse(f"results are there for {len(found)} attacks, the settings name {len(names)} at {len(eps)} eps")
-    taken = {view for result in report.robust for view in result.settings.get("sources") or result.per_view}
+    taken = {view for result in report.robust for view in _sources(result)}
     if report.robust and taken != set(report.settings.views):
         _refuse("the settings name other views than the results")
     if len(set(names)) != len(names):
@@ -110,6 +110,16 @@ def _check_attacks(report: Any) -> None:
             _refuse(f"the settings of {where} are of another attack")
         if (number + 1) % len(names) == 0 and standing != report.joint[number // len(names)].accuracy.correct:
             _refuse(f"an image was broken at eps {result.eps:g} through a view that has no result")
+
+
+def _sources(result: Any) -> Sequence[str]:
+    """The views that an attack took gradients from, where they took turns: those of the settings."""
+    if list(result.per_view) != [ROTATION]:
+        return list(result.per_view)  # an attack may call a setting of its own "sources"
+    found = result.settings.get("sources")
+    if not (isinstance(found, list) and len(set(found)) > 1):
+        _refuse(f"{result.attack} at eps {result.eps:g} names no views that took turns")
+    return found  # type: ignore[no-any-return]
 
 
 def _check_costs(report: Any, images: int) -> None:

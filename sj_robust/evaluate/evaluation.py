@@ -56,7 +56,7 @@ from sj_robust.evaluate.protocol import (
 from sj_robust.evaluate.report import Accuracy, Activity, Check, PerImage, Report, Settings
 from sj_robust.evaluate.roughness import measure_roughness
 from sj_robust.evaluate.starts import Starts
-from sj_robust.evaluate.words import verdict
+from sj_robust.evaluate.words import EXACT, verdict
 from sj_robust.files import check_file
 from sj_robust.model import SpikingModel, expose
 from sj_robust.model.unwrap import bare
@@ -121,6 +121,8 @@ class Evaluation:
         named = options.protocol
         self.protocol = find_protocol(named) if isinstance(named, str) else named
         views = view_names(model, options.views)
+        if self.protocol is None and not isinstance(model, SpikingModel):
+            views = [EXACT]  # one turn of a rotation, not one for each view that it has not
         stages = stages_of(self.protocol, options.attacks, views, bool(options.transfer))
         self.stages = tuple(stage for stage in stages if stage.suits(model))
         self.model = model

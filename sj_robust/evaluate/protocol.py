@@ -34,7 +34,7 @@ class Stage:
 
     `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's "best" adversarial image of the
     stages before. `restarts`: its attempts; from the best is the first one alone. `only`: for networks of one kind, spiking ones or
-    those with an "exact" gradient.
+    those with an "exact" gradient. Raises SJRobustError for other words, and for no attempt.
     """
 
     attack: AttackMaker
@@ -42,6 +42,14 @@ class Stage:
     start: Literal["image", "best"] = "image"
     restarts: int = 1
     only: Literal["spiking", "exact"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.start not in ("image", "best"):
+            raise SJRobustError(f"start is {self.start!r}: expected image or best")
+        if self.only not in (None, "spiking", "exact"):
+            raise SJRobustError(f"only is {self.only!r}: expected spiking, exact or None")
+        if self.restarts < 1:
+            raise SJRobustError(f"restarts is {self.restarts}: expected at least 1")
 
     def suits(self, model: nn.Module) -> bool:
         return self.only is None or (self.only == "spiking") == isinstance(model, SpikingModel)
@@ -210,12 +218,16 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
                                 "rotatingN or squareN")  # fmt: skip
         if attack.black_box:
             return Run(attack, {BLACK_BOX: model}, from_best)
+        if not stage.views:
+            raise SJRobustError(f"{attack.name} takes gradients, and its stage names no views: "
+                                "expected at least one")  # fmt: skip
         found = sources(stage)
         if not found:
-            return None
+            return None  # it looks through other models alone, and there are none
         if not attack.many_sources:
             return Run(attack, dict(found), from_best)
-        names, modules = zip(*found, strict=True)
+        # one that is shorter than its list does not come to the rest: nobody shall read that these were tried
+        names, modules = zip(*found[: attack.iterations], strict=True)
         if len(set(names)) == 1:
             return Run(attack, {names[0]: Sources(model, modules[:1])}, from_best)
         return Run(attack, {ROTATION: Sources(model, modules)}, from_best, names)

@@ -24,7 +24,6 @@ def summary(report: Report) -> str:
     if checks := telling_checks(report):
         width = max(len(check.name) for check in checks)
         lines += ["", *(f"{check.status:<7}  {check.name.ljust(width)}  {check.found}" for check in checks)]
-    if report.verdict:
         lines += ["", str(shown_verdict(report))]
     if report.roughness:
         lines += ["", *(f"roughness  {line}" for line in report.roughness.lines())]

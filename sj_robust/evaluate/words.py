@@ -102,7 +102,8 @@ def telling_checks(report: Any) -> list[Any]:
 
 
 def shown_verdict(report: Any) -> str | None:
-    """The verdict of a report as a reader is to meet it: an old one promised too much, and is said anew from its checks."""
-    if not of_old(report):
-        return report.verdict  # type: ignore[no-any-return]
-    return verdict(telling_checks(report), report.settings.attacks, report.settings.views, report.stopped is None)
+    """The verdict of a report as a reader is to meet it, said anew from its checks: an old one promised too much, and one that was
+    edited may promise anything. None where no check could have failed."""
+    if not (checks := telling_checks(report)):
+        return None
+    return verdict(checks, report.settings.attacks, report.settings.views, report.stopped is None)

@@ -78,7 +78,7 @@ class NodeInView:
 
     def __init__(self, name: str, node: nn.Module, view: View) -> None:
         self._name, self._node, self._view = name, node, view
-        self._spike = _Spike()
+        self._spike = _Spike(view)
         self._before: Any = None
         self.restart()
         if view.all_at_once and not self._pass.multistep:
@@ -130,16 +130,31 @@ class NodeInView:
 class _Spike(SurrogateFunctionBase):  # type: ignore[misc]  # SpikingJelly has no types
     """Stands in place of a node's surrogate function, and asks the view's."""
 
-    def __init__(self) -> None:
+    def __init__(self, view: View) -> None:
         super().__init__(spiking=False)  # what ComplementaryLIFNode asks before it takes its function in eval mode
+        self.view = view
         self.seen: Pass
-        self.function: Callable[[Tensor], Tensor] | None = None
+        self.function: Callable[[Tensor], Tensor] | None = None  # within the node's forward
 
     def forward(self, u: Tensor) -> Tensor:
-        assert self.function is not None
-        spikes = self.function(u)
+        spikes = self._outside(u) if self.function is None else self.function(u)
         self.seen.spikes_made += 1
         return spikes
+
+    def _outside(self, u: Tensor) -> Tensor:
+        """Of a node whose `single_step_forward`, say, is called: seen in views that go back through
+        the node, since there is no call of it to go back around."""
+        made: list[Tensor] = []
+
+        def run(spike: Callable[[Tensor], Tensor]) -> Tensor:
+            made.append(spike(u))
+            return made[0]
+
+        spikes = self.view.foreign(u, run, self.seen)
+        if not made or spikes is not made[0]:
+            raise SJRobustError(f"{self.seen.where} makes spikes outside of its forward: it has no "
+                                f"{self.view} view")
+        return made[0]
 
 
 def _assign(node: nn.Module, function: Any) -> None:

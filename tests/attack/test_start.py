@@ -219,3 +219,12 @@ def test_wrong_starts_and_settings_are_named() -> None:
         Rotating(eps=0.1, steps=0)
     with pytest.raises(SJRobustError, match="p0 is 0: expected a share"):
         Square(eps=0.1, p0=0)
+
+
+def test_an_attack_that_takes_no_start_need_not_know_of_it() -> None:
+    class Still(Attack):
+        def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:  # type: ignore[override]
+            return x
+
+    _, ann, x, y = networks()
+    assert torch.equal(Still(eps=EPS["linf"])(ann, x, y), x)

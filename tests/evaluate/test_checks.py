@@ -149,6 +149,8 @@ def test_no_check_repeats_less_than_what_ran(ann: NormalizedClassifier, dataset:
     assert "black box" not in found  # 1,200 queries were made
     assert found["beyond gradients"].found.startswith("at 6/255 square1200 broke ")
     assert found["beyond gradients"].numbers["left_by_gradients"] >= 1
+    settings |= {"attacks": ["pgd10", "square20", "noise10"]}
+    assert by(measured(ann, dataset, **settings))["black box"].found.startswith("square1000 ")  # more than what ran
 
 
 def test_few_images_prove_nothing(ann: NormalizedClassifier, dataset: ImageDataset) -> None:

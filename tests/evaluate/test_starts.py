@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Protocol, Report, Stage
 from sj_robust.evaluate import evaluate as evaluate_and_check
+from sj_robust.evaluate.bench import check_ball
 from sj_robust.evaluate.ensemble import noise_seed
 from sj_robust.evaluate.starts import Starts
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -113,6 +115,12 @@ def test_what_cannot_start_from_the_best_says_so(snn: SpikingClassifier, dataset
     protocol = Protocol("wrong", 1, (Stage("pgd2", ("STE",), start="best"),), "")
     with pytest.raises(SJRobustError, match=r"pgd2 cannot start from an image that is given: expected rotatingN or squareN"):
         evaluate(snn, dataset, protocol=protocol, eps=EPS)
+    protocol = Protocol("blind", 1, (Stage("pgd2", ()),), "")
+    with pytest.raises(SJRobustError, match="pgd2 takes gradients, and its stage names no views"):
+        evaluate(snn, dataset, protocol=protocol, eps=EPS)
+    for wrong in ({"start": "bset"}, {"only": "ann"}, {"restarts": 0}):
+        with pytest.raises(SJRobustError, match=f"^{next(iter(wrong))} is .*: expected "):
+            Stage("rotating2", ("STE",), **wrong)  # type: ignore[arg-type]
 
 
 def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
@@ -134,3 +142,31 @@ def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
     with torch.no_grad():
         expected = (snn(x).argmax(1) == y) & (snn(x_adv).argmax(1) == y)
     assert report.joint[0].accuracy.correct == int(expected.sum())
+
+
+def test_starts_of_large_images_stay_in_an_l2_ball() -> None:
+    x = 0.2 + 0.6 * torch.rand(2, 3, 224, 224)
+    x_adv = project(x + torch.randn_like(x), x, 3.0, "l2")
+    starts, chosen = Starts("l2"), torch.arange(2)
+    starts.offer(chosen, x, x_adv, torch.zeros(2))
+    for found in (x_adv, starts.of(chosen, x, 3.0)):
+        assert float((found.double() - x.double()).flatten(1).norm(dim=1).max()) <= 3.0 + 1e-6
+        check_ball(found, x, PGD(eps=3.0, norm="l2"), "exact")
+
+
+def test_a_rotation_names_the_sources_that_it_comes_to_and_no_others(
+    snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset
+) -> None:
+    measure = partial(evaluate, dataset=dataset, eps=EPS, max_images=4)
+    report = measure(snn, attacks=["rotating2"], views=["PCW:1", "ASSG", "rate"])
+    assert report.robust[0].settings["sources"] == report.settings.views == ["PCW:1", "ASSG"]
+    assert Report.from_json(report.to_json()) == report
+    for sources in (None, ["PCW:1"], "PCW:1", 2):
+        forged = json.loads(report.to_json())
+        forged["robust"][0]["settings"]["sources"] = sources
+        with pytest.raises(SJRobustError, match="names no views that took turns"):
+            Report.from_json(json.dumps(forged))
+    with pytest.raises(SJRobustError, match="none of the attacks takes the gradients of another model"):
+        measure(snn, attacks=["rotating2"], transfer={"ann": ann})
+    report = measure(ann, attacks=["rotating4"], transfer={"ann": ann})
+    assert report.robust[0].settings["sources"] == ["exact", "transfer:ann"]

@@ -4,6 +4,7 @@ all."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,5 +259,10 @@ def test_what_torch_exported_is_refused(snn: SpikingClassifier, dataset: ImageDa
 def test_hidden_nodes_of_spikingjelly_are_warned_of(dataset: ImageDataset) -> None:
     channels = dataset.images[0].numel()
     hidden = nn.Sequential(nn.Flatten(), nn.Linear(channels, 10), neuron.IFNode())
-    with pytest.warns(UserWarning, match="holds nodes of SpikingJelly"):
-        evaluate(Listed(hidden), dataset, attacks=[], max_images=1, check_images=0, show_progress=False)
+    clean = partial(evaluate, attacks=[], max_images=1, check_images=0, show_progress=False)
+    corrupted = partial(evaluate_corruptions, names=["contrast"], severities=[1], max_images=1, show_progress=False)
+    for network, measure in ((Listed(hidden), clean), (hidden, clean), (Listed(hidden), corrupted)):
+        functional.reset_net(hidden)
+        with pytest.warns(UserWarning, match="holds nodes of SpikingJelly") as warned:
+            measure(network, dataset)  # type: ignore[operator]
+        assert [warning.filename for warning in warned] == [__file__]  # the caller's line, not ours

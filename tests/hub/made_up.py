@@ -54,17 +54,20 @@ def make(tmp_path: Path) -> Make:
 
 def outcomes(clean: int, correct: tuple[int, ...], eps: tuple[float, ...], total: int, settings: dict[str, Any]) -> dict[str, Any]:
     """What a report says of `total` images, the first `clean` of which are right; the first attack and view break all that are broken."""
-    attacks, view, clean = settings["attacks"], next(iter(settings["views"]), None), max([clean, *correct])
+    attacks, views, clean = settings["attacks"], settings["views"], max([clean, *correct])
     first = [next((at for at, right in enumerate(correct) if image >= right), len(eps)) for image in range(clean)]
     joint, robust, broken_by = [], [], []
     for at, (radius, right) in enumerate(zip(eps, correct, strict=True)):
         before = correct[at - 1] if at else clean
         joint.append({"eps": radius, "accuracy": Accuracy.of(right, total).model_dump(), "carried": clean - before})
-        by = f"{attacks[0]} {view}"
+        by = f"{attacks[0]} {views[0]}"
         broken_by.append([by if image < clean and first[image] <= at else None for image in range(total)])
         for number, attack in enumerate(attacks):
-            seen = {"attempted": right if number else before, "broken": 0 if number else before - right, "alone": None}
-            robust.append({"eps": radius, "attack": attack, "settings": {}, "per_view": {view: seen}, "alone": None,
+            idle = {"attempted": right, "broken": 0, "alone": None}
+            per_view = dict.fromkeys(views, idle)
+            if number == 0:
+                per_view[views[0]] = {"attempted": before, "broken": before - right, "alone": None}
+            robust.append({"eps": radius, "attack": attack, "settings": {}, "per_view": per_view, "alone": None,
                            "joint": Accuracy.of(right, total).model_dump()})
     settings["eps"] = list(eps)
     predicted = [0] * clean + [1] * (total - clean)

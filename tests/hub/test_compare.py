@@ -163,6 +163,16 @@ def test_the_word_for_the_checks_is_that_of_their_verdict(make: Make, statuses: 
     assert "not checked" in compare([make("unchecked")]).to_markdown()
 
 
+def test_a_verdict_is_said_anew_from_checks_that_could_fail(make: Make) -> None:
+    folder = make("edited", checks=[check("noise", "pass")])
+    file = folder / "evaluation.json"
+    file.write_text(file.read_text().replace("No sign of masked gradients", "No sign of masked gradients. Certified"))
+    found = compare([folder]).rows[0].checks
+    assert found is not None
+    assert found.verdict == verdict([check("noise", "pass")], SETTINGS["attacks"], VIEWS, True)
+    assert "not checked" in compare([make("old", checks=[check("inside the ball", "pass")])]).to_markdown()
+
+
 @pytest.mark.usefixtures("three")
 def test_roughness_is_shown_where_it_was_measured(make: Make) -> None:
     changed = [Changed.of(eps, count, 64).model_dump() for eps, count in ((1 / 255, 2), (8 / 255, 20))]

@@ -189,3 +189,33 @@ def test_a_node_that_spikes_past_its_surrogate_is_found_out(images: Tensor) -> N
 def test_hart_wants_all_steps_at_once() -> None:
     with pytest.raises(SJRobustError, match="rate-temporal view needs all steps at once"):
         wrapped(NODES["LIF"], "s").gradient("rate-temporal").__enter__()
+
+
+class Unwound(nn.Module):
+    """Calls the steps of its node, not the node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.node, self.outer = nn.Linear(12, 8), neuron.LIFNode(v_threshold=0.2), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.node.single_step_forward(self.inner(x.flatten(1))))  # type: ignore[no-any-return]
+
+
+def test_a_node_whose_steps_are_called_is_seen_by_views_that_go_back_through_it() -> None:
+    torch.manual_seed(0)
+    snn = from_spikingjelly(Unwound(), timesteps=3, mean=[0.5] * 3, std=[0.5] * 3).eval()
+    x = torch.rand(5, 3, 2, 2, requires_grad=True)
+    true = snn(x)
+    gradients = []
+    for view in ("PCW:1", "PCW:2", "ASSG"):
+        with snn.gradient(view):
+            logits = snn(x)
+        assert torch.equal(logits, true)
+        gradients += torch.autograd.grad(logits.sum(), x)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert not torch.equal(gradients[0], gradients[1])
+    for view in ("rate", "activation"):
+        said = rf"node \(LIFNode\) makes spikes outside of its forward: it has no {view} view"
+        with snn.gradient(view), pytest.raises(SJRobustError, match=said):
+            snn(x)

@@ -125,10 +125,9 @@ def _cell(accuracy: Accuracy | Changed) -> dict[str, float]:
 
 
 def _checks(found: Evaluation) -> Checks | None:
-    if not found.checks:
+    if not (telling := telling_checks(found)):
         return None
-    telling = telling_checks(found)
-    return Checks(status=worst(telling or found.checks), count=len(telling), verdict=shown_verdict(found))
+    return Checks(status=worst(telling), count=len(telling), verdict=shown_verdict(found))
 
 
 def _distinct(found: dict[Path, _Entry]) -> list[_Entry]:
