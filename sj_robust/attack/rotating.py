@@ -23,16 +23,19 @@ _DRAWS = 1 << 21  # per restart, apart from those of the random starts
 
 @dataclass(frozen=True, kw_only=True)
 class Rotating(Attack):
-    """Steepest ascent with momentum on the difference of logits max_{i≠y} z_i − z_y, each step by another source of gradients.
+    """Steepest ascent with momentum on the difference of logits max_{i≠y} z_i − z_y, each step by
+    another source of gradients.
 
         m ← 0.8·m + g/mean|g|      x ← project(x + η·sign(m))      (l2: g/‖g‖, m/‖m‖)
 
-    η falls on a cosine from eps/2 to 0.02·eps. A spiking network is a staircase: a gradient is that of one tread, and of
-    a guess how it goes on (the view). So the views of a `Sources`, and other models in it, take turns in their order, and every
-    other gradient is taken not at the image but at one moved by noise of up to eps/4, which counts as a find like any.
+    η falls on a cosine from eps/2 to 0.02·eps. A spiking network is a staircase: a gradient is that
+    of one tread, and of a guess how it goes on (the view). So the views of a `Sources`, and other
+    models in it, take turns in their order, and every other gradient is taken not at the image but
+    at one moved by noise of up to eps/4, which counts as a find like any.
 
-    The first attempt begins at `start`, or else at a random point, further `restarts` at random points. An image is left
-    alone once it is broken. A model that is no `Sources` is its own only source.
+    The first attempt begins at `start`, or else at a random point, further `restarts` at random
+    points. An image is left alone once it is broken. A model that is no `Sources` is its own only
+    source.
     """
 
     steps: int = 100
@@ -57,8 +60,15 @@ class Rotating(Attack):
     def many_sources(self) -> bool:
         return True
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
-            start: Tensor | None = None) -> Tensor:  # fmt: skip
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
         if y is None:
             raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
         sources = model if isinstance(model, Sources) else Sources(model, [model])
@@ -66,7 +76,9 @@ class Rotating(Attack):
         if start is not None:
             best.offer(start)
         for restart in range(self.restarts):
-            at = best.standing  # chosen here, not in between: views keep statistics of the images of a batch
+            at = (
+                best.standing
+            )  # chosen here, not in between: views keep statistics of the images of a batch
             if not len(at):
                 break
             begin = random_start(x[at], self, seed, ids[at], restart)
@@ -75,14 +87,26 @@ class Rotating(Attack):
             self._ascend(sources, best, begin, x[at], y[at], at, seed, ids[at], restart)
         return best.x_adv
 
-    def _ascend(self, sources: Sources, best: Best, x_adv: Tensor, x: Tensor, y: Tensor, at: Tensor, seed: int, ids: Tensor,
-                restart: int) -> None:  # fmt: skip
+    def _ascend(
+        self,
+        sources: Sources,
+        best: Best,
+        x_adv: Tensor,
+        x: Tensor,
+        y: Tensor,
+        at: Tensor,
+        seed: int,
+        ids: Tensor,
+        restart: int,
+    ) -> None:
         sources.forget()
         sign = 1.0 if self.targeted else -1.0
         m = torch.zeros_like(x)
 
         def offer(z: Tensor, logits: Tensor | None = None) -> None:
-            alive = best.margin[at] >= 0  # what is broken stays as it is, however long the others take
+            alive = (
+                best.margin[at] >= 0
+            )  # what is broken stays as it is, however long the others take
             best.offer(z[alive], None if logits is None else logits[alive], at[alive])
 
         for step in range(self.steps):

@@ -24,13 +24,15 @@ _FROM_STRIPES, _FROM_START = 0.8, 0.1  # p0
 
 @dataclass(frozen=True, kw_only=True)
 class Square(LibraryAttack):
-    """Black-box, from logits alone: a square of the image is moved to ±eps in each channel (l2: mass is moved from one square to
-    another), and stays so where that lowers the margin.
+    """Black-box, from logits alone: a square of the image is moved to ±eps in each channel (l2:
+    mass is moved from one square to another), and stays so where that lowers the margin.
 
-    Its first squares cover a share `p0` of the image. It begins at stripes, as in the paper, run by the library pyautoattack
-    (p0 0.8). Given a `start` it goes on from there: on a network whose gradients are those of a staircase it finds the edge
-    close by that they do not show. What is left to gain there lies in small squares (p0 0.1), half of which change no logit once
-    they are single pixels: squares that leave the margin as it is are kept too, or it would stay on the tread where it stands.
+    Its first squares cover a share `p0` of the image. It begins at stripes, as in the paper, run by
+    the library pyautoattack (p0 0.8). Given a `start` it goes on from there: on a network whose
+    gradients are those of a staircase it finds the edge close by that they do not show. What is
+    left to gain there lies in small squares (p0 0.1), half of which change no logit once they are
+    single pixels: squares that leave the margin as it is are kept too, or it would stay on the
+    tread where it stands.
     """
 
     queries: int = 5000
@@ -39,7 +41,10 @@ class Square(LibraryAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.queries >= 1, f"queries is {self.queries}: expected at least 1")
-        require(self.p0 is None or 0 < self.p0 <= 1, f"p0 is {self.p0}: expected a share of the image, above 0 and at most 1")
+        require(
+            self.p0 is None or 0 < self.p0 <= 1,
+            f"p0 is {self.p0}: expected a share of the image, above 0 and at most 1",
+        )
 
     @property
     def name(self) -> str:
@@ -59,10 +64,21 @@ class Square(LibraryAttack):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {name: value for name, value in super().settings.items() if name != "p0" or value is not None}
+        return {
+            name: value
+            for name, value in super().settings.items()
+            if name != "p0" or value is not None
+        }
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
-            start: Tensor | None = None) -> Tensor:  # fmt: skip
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
         if start is None:
             return super().run(model, x, y, seed, ids)
         if y is None:
@@ -83,15 +99,32 @@ class Square(LibraryAttack):
                 return
             share = (self.p0 or _FROM_START) / 2 ** bisect_left(_HALVED, query)
             side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
-            draws = uniform_like(x.new_zeros(len(at), channels + 5), seed, ids[at], _DRAWS * (restart + 1) + query)
+            draws = uniform_like(
+                x.new_zeros(len(at), channels + 5), seed, ids[at], _DRAWS * (restart + 1) + query
+            )
             best.offer(propose(x[at], best.x_adv[at], self.eps, side, draws), at=at, drift=True)
 
-    def search(self, model: nn.Module, best: Best, x: Tensor, y: Tensor, seed: int, ids: Tensor, restart: int) -> None:
-        # Under linf all draws but the first are shared by the batch, whatever its size; under l2 they are not, so that only
-        # one image at a time keeps its result independent of the others.
-        parts = [torch.arange(len(x), device=x.device)] if self.norm == "linf" else list(torch.arange(len(x), device=x.device).split(1))
+    def search(
+        self,
+        model: nn.Module,
+        best: Best,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+        ids: Tensor,
+        restart: int,
+    ) -> None:
+        # Under linf all draws but the first are shared by the batch, whatever its size; under l2
+        # they are not, so that only one image at a time keeps its result independent of the others.
+        parts = (
+            [torch.arange(len(x), device=x.device)]
+            if self.norm == "linf"
+            else list(torch.arange(len(x), device=x.device).split(1))
+        )
         for at in parts:
-            attack = _library(_nonempty(model), self, x.device, partial(_stripes, seed, ids[at], restart))
+            attack = _library(
+                _nonempty(model), self, x.device, partial(_stripes, seed, ids[at], restart)
+            )
             attack.init_hyperparam(x[at])
             own = 0 if self.norm == "linf" else int(ids[at])
             torch.manual_seed((seed * 1_000_003 + restart + own * 7_919) % (1 << 63))
@@ -99,17 +132,22 @@ class Square(LibraryAttack):
 
 
 def _squares(x: Tensor, x_best: Tensor, eps: float, side: int, draws: Tensor) -> Tensor:
-    """One square of each image [n, C, H, W] at ±eps, its place and signs by `draws` in [0, 1) [n, C + 5]."""
+    """One square of each image [n, C, H, W] at ±eps, its place and signs by `draws` in [0, 1) [n, C
+    + 5]."""
     x_new = x_best.clone()
     x_new[_window(x, side, draws[:, 0], draws[:, 1])] += 2 * eps * _signs(draws)
     return project(x_new, x, eps)
 
 
 def _moved_mass(x: Tensor, x_best: Tensor, eps: float, side: int, draws: Tensor) -> Tensor:
-    """The perturbation of one square moved into another, where a bump and what is left of the ball are added (section 4.3)."""
+    """The perturbation of one square moved into another, where a bump and what is left of the ball
+    are added (section 4.3)."""
     side = min(max(side, 3) | 1, *x.shape[2:])
     delta = x_best - x
-    here, there = _window(x, side, draws[:, 0], draws[:, 1]), _window(x, side, draws[:, 2], draws[:, 3])
+    here, there = (
+        _window(x, side, draws[:, 0], draws[:, 1]),
+        _window(x, side, draws[:, 2], draws[:, 3]),
+    )
     both = torch.zeros_like(x)
     both[here], both[there] = 1, 1
     mass = (delta * both).square().sum(dim=(2, 3), keepdim=True)
@@ -123,13 +161,19 @@ def _moved_mass(x: Tensor, x_best: Tensor, eps: float, side: int, draws: Tensor)
 
 
 def _window(x: Tensor, side: int, top: Tensor, left: Tensor) -> tuple[Tensor, ...]:
-    """What indexes a square [n, C, side, side] of the images [n, C, H, W], each its own, by draws [n] in [0, 1)."""
+    """What indexes a square [n, C, side, side] of the images [n, C, H, W], each its own, by draws
+    [n] in [0, 1)."""
     count, channels, height, width = x.shape
     along = torch.arange(side, device=x.device)
     rows = (top * (height - side + 1)).long()[:, None] + along
     columns = (left * (width - side + 1)).long()[:, None] + along
     image, channel = torch.arange(count, device=x.device), torch.arange(channels, device=x.device)
-    return image[:, None, None, None], channel[:, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    return (
+        image[:, None, None, None],
+        channel[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    )
 
 
 def _signs(draws: Tensor) -> Tensor:
@@ -152,19 +196,36 @@ def _bump(side: int) -> Tensor:
     return bump / bump.norm()
 
 
-def _library(model: Callable[[Tensor], Tensor], settings: Square, device: torch.device, stripes: Callable[[Tensor], Tensor]) -> Any:
+def _library(
+    model: Callable[[Tensor], Tensor],
+    settings: Square,
+    device: torch.device,
+    stripes: Callable[[Tensor], Tensor],
+) -> Any:
     from pyautoattack.square import SquareAttack
 
     class PerImage(SquareAttack):  # type: ignore[misc]
         def random_choice(self, shape: list[int]) -> Tensor:
             drawn = super().random_choice(shape)
-            if self.norm == "Linf" and len(shape) == 4:  # the stripes of the start, the one draw per image
-                torch.manual_seed(torch.initial_seed())  # so many numbers were drawn as there are images: back to the beginning
+            if (
+                self.norm == "Linf" and len(shape) == 4
+            ):  # the stripes of the start, the one draw per image
+                torch.manual_seed(
+                    torch.initial_seed()
+                )  # so many numbers were drawn as there are images: back to the beginning
                 return stripes(drawn)
             return drawn
 
-    return PerImage(model, p_init=settings.p0 or _FROM_STRIPES, n_queries=settings.queries, eps=settings.eps,
-                    norm=NORMS[settings.norm], seed=0, device=device, resc_schedule=False)  # fmt: skip
+    return PerImage(
+        model,
+        p_init=settings.p0 or _FROM_STRIPES,
+        n_queries=settings.queries,
+        eps=settings.eps,
+        norm=NORMS[settings.norm],
+        seed=0,
+        device=device,
+        resc_schedule=False,
+    )
 
 
 def _stripes(seed: int, ids: Tensor, restart: int, drawn: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ def run_checks(bench: Bench, plan: list[list[Run]], outcome: Outcome, correct: T
     if after := _after_gradients(subject.runs):
         before = standing[at - 1] if at else correct.nonzero().flatten()
         last = [outcome.broken_by[at][image] for image in before.tolist()]
-        checks["beyond gradients"] = lambda: _beyond(subject, after, last)
+        if any(by is None or by in after for by in last):  # gradients have left some
+            checks["beyond gradients"] = lambda: _beyond(subject, after, last)
     found = []
     for name, check in checks.items():
         try:
@@ -259,7 +260,6 @@ def _beyond(subject: Subject, after: Sequence[str], broken_by: Sequence[str | No
     fell, left = sum(by in after for by in broken_by), sum(by is None for by in broken_by)
     total = fell + left
     attacks = " and ".join(dict.fromkeys(unit.split(" ", 1)[0] for unit in after))
-    words = f"at {eps_name(subject.eps)} {attacks} broke {fell} of {total} images left by the network's own gradients"
-    if total:
-        words += f", {_share(fell, total)}"
+    words = (f"at {eps_name(subject.eps)} {attacks} broke {fell} of {total} images left by the network's own gradients, "
+             f"{_share(fell, total)}")  # fmt: skip
     return _grade(fell, total, BEYOND, 1.0), words, {"eps": subject.eps, "left_by_gradients": total, "broken": fell}

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.allocator import keep_large_blocks
-from sj_robust.attack import Norm, evaluation_mode
-from sj_robust.budget import Radius
+from sj_robust.attack import evaluation_mode
 from sj_robust.data import ImageDataset
 from sj_robust.data.classes import same_classes
 from sj_robust.distributed import Team, processes
@@ -39,11 +36,10 @@ from sj_robust.evaluate.checks import run_checks
 from sj_robust.evaluate.energy import estimate_energy
 from sj_robust.evaluate.ensemble import attack_ensemble, searcher
 from sj_robust.evaluate.extend import taken_over
-from sj_robust.evaluate.grid import LIMIT, Grid, grid_radii, on_grid
+from sj_robust.evaluate.grid import LIMIT, grid_radii, on_grid
 from sj_robust.evaluate.journal import Journal
+from sj_robust.evaluate.options import Options
 from sj_robust.evaluate.protocol import (
-    AttackMaker,
-    Protocol,
     Run,
     Stage,
     check_classes,
@@ -57,57 +53,20 @@ from sj_robust.evaluate.report import Accuracy, Activity, Check, PerImage, Repor
 from sj_robust.evaluate.roughness import measure_roughness
 from sj_robust.evaluate.starts import Starts
 from sj_robust.evaluate.words import EXACT, verdict
-from sj_robust.files import check_file
 from sj_robust.model import SpikingModel, expose
 from sj_robust.model.unwrap import bare
-from sj_robust.neuron import View
 from sj_robust.progress import bar
 from sj_robust.signals import deferred_signals
 
 _PATIENCE = timedelta(hours=12)  # one process may have the hard images
 
 
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What an evaluation was asked for; `evaluate` says what each field means."""
-
-    protocol: str | Protocol | None
-    eps: Radius | Sequence[Radius]
-    attacks: Sequence[AttackMaker] | None
-    views: Sequence[View | str] | None
-    transfer: Mapping[str, nn.Module]
-    norm: Norm
-    grid: Grid | None
-    restarts: int
-    survivors_only: bool
-    check_images: int
-    roughness_images: int
-    max_images: int | None
-    time_limit: float | None
-    batch_size: int
-    seed: int
-    journal: str | os.PathLike[str] | None
-    extend: Report | None
-    device: str | torch.device | None
-    show_progress: bool | None
-
-    def check(self) -> None:
-        """Raise SJRobustError for a number out of range, or a journal that could not be written."""
-        if self.journal is not None:
-            check_file(self.journal)
-        for name, least in (("batch_size", 1), ("restarts", 1), ("check_images", 0),
-                            ("roughness_images", 0)):
-            if (value := getattr(self, name)) < least:
-                raise SJRobustError(f"{name} is {value}: expected at least {least}")
-        if self.time_limit is not None and not self.time_limit > 0:
-            raise SJRobustError(f"time_limit is {self.time_limit}: expected more than 0 seconds, "
-                                "or None for no limit")  # fmt: skip
-
-
 class Evaluation:
-    """Prepares, attacks, checks and reports, in this order: each step leaves on `self` what the next ones use.
+    """Prepares, attacks, checks and reports, in this order: each step leaves on `self` what the
+    next ones use.
 
-    The constructor settles what can be settled without a pass through the model, and raises SJRobustError where it cannot be.
+    The constructor settles what can be settled without a pass through the model, and raises
+    SJRobustError where it cannot be.
     """
 
     def __init__(self, model: nn.Module, dataset: ImageDataset, options: Options) -> None:
@@ -126,12 +85,18 @@ class Evaluation:
         stages = stages_of(self.protocol, options.attacks, views, bool(options.transfer))
         self.stages = tuple(stage for stage in stages if stage.suits(model))
         self.model = model
-        self.eps = options.eps if options.grid is None else grid_radii(options.grid, options.eps, options.norm)
+        self.eps = (
+            options.eps
+            if options.grid is None
+            else grid_radii(options.grid, options.eps, options.norm)
+        )
         self.plan = self._planned(self.stages)
         _check_plan(self.plan, self.dataset, options.views is not None)
         where = device_of(model, options.device)
         warn_of_state(model)
-        self.bench = Bench(model.to(where), self.dataset, where, options.batch_size, grid=options.grid is not None)
+        self.bench = Bench(
+            model.to(where), self.dataset, where, options.batch_size, grid=options.grid is not None
+        )
         for other in options.transfer.values():
             other.to(where)
 
@@ -139,8 +104,12 @@ class Evaluation:
         models = (self.model, *self.options.transfer.values())
         advice = "start it again, with a journal (--out or --record) it goes on where it stopped"
         with ExitStack() as stack:
-            for context in (keep_large_blocks(), true_forward(self.model), *map(evaluation_mode, models),
-                            *(count_passes(each, self.bench) for each in models)):
+            for context in (
+                keep_large_blocks(),
+                true_forward(self.model),
+                *map(evaluation_mode, models),
+                *(count_passes(each, self.bench) for each in models),
+            ):
                 stack.enter_context(context)
             team = stack.enter_context(processes(_PATIENCE, advice))
             with on_grid(models) if self.options.grid else nullcontext():
@@ -152,8 +121,15 @@ class Evaluation:
 
     def _planned(self, stages: Sequence[Stage]) -> list[list[Run]]:
         options = self.options
-        return make_plan(self.model, stages, self.eps, norm=options.norm, restarts=options.restarts, transfer=options.transfer,
-                         cheap_first=self.protocol is None)  # fmt: skip
+        return make_plan(
+            self.model,
+            stages,
+            self.eps,
+            norm=options.norm,
+            restarts=options.restarts,
+            transfer=options.transfer,
+            cheap_first=self.protocol is None,
+        )
 
     def _prepare(self, team: Team) -> None:
         """The clean pass, and what an earlier session or report has found already."""
@@ -174,22 +150,42 @@ class Evaluation:
         self.data = facts.dataset_facts(self.dataset, total)
         path = None if options.journal is None else Path(options.journal)
         hands_on = any(run.from_best for runs in self.plan for run in runs)
-        self.journal = Journal.open(path, self._identity(), team.rank if team.count > 1 else None,
-                                    Starts(options.norm) if hands_on else None)  # fmt: skip
+        self.journal = Journal.open(
+            path,
+            self._identity(),
+            team.rank if team.count > 1 else None,
+            Starts(options.norm) if hands_on else None,
+        )
         team.gather(None)  # nobody writes before all have read
         if options.extend is not None:
-            self.journal.merge(taken_over(options.extend, self.plan, self.described, self.data, self.predicted.tolist(), options.seed,
-                                          options.survivors_only, options.grid))
+            self.journal.merge(
+                taken_over(
+                    options.extend,
+                    self.plan,
+                    self.described,
+                    self.data,
+                    self.predicted.tolist(),
+                    options.seed,
+                    options.survivors_only,
+                    options.grid,
+                )
+            )
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the outcome."""
         return {
-            "weights": self.described.weights_sha256, "settings": self.described.settings,
-            "images": self.data.fingerprint, "predicted": self.predicted.tolist(),
+            "weights": self.described.weights_sha256,
+            "settings": self.described.settings,
+            "images": self.data.fingerprint,
+            "predicted": self.predicted.tolist(),
             "plan": [[[run.settings, list(run.seen)] for run in runs] for runs in self.plan],
-            "transfer": {name: facts.weights_sha256(other) for name, other in self.options.transfer.items()},
-            "survivors_only": self.options.survivors_only, "seed": self.options.seed, "grid": self.options.grid,
-        }  # fmt: skip
+            "transfer": {
+                name: facts.weights_sha256(other) for name, other in self.options.transfer.items()
+            },
+            "survivors_only": self.options.survivors_only,
+            "seed": self.options.seed,
+            "grid": self.options.grid,
+        }
 
     def _attack(self, team: Team) -> None:
         """Every process its share of the images; afterwards each knows the outcome of all."""
@@ -198,64 +194,119 @@ class Evaluation:
         if options.time_limit:
             self.bench.deadline = self.started + options.time_limit
         attackable = int((self.correct & mine).sum())
-        steps = attackable * sum(run.attack.iterations * len(run.seen) for runs in self.plan for run in runs)
+        steps = attackable * sum(
+            run.attack.iterations * len(run.seen) for runs in self.plan for run in runs
+        )
         with bar("attacks", steps, unit="gradients", show=self.show) as progress:
-            search = searcher(self.bench, notes, progress, seed=options.seed, attackable=attackable,
-                              survivors_only=options.survivors_only)  # fmt: skip
+            search = searcher(
+                self.bench,
+                notes,
+                progress,
+                seed=options.seed,
+                attackable=attackable,
+                survivors_only=options.survivors_only,
+            )
             try:
-                attack_ensemble(self.correct, self.plan, notes, search, survivors_only=options.survivors_only, mine=mine)
+                attack_ensemble(
+                    self.correct,
+                    self.plan,
+                    notes,
+                    search,
+                    survivors_only=options.survivors_only,
+                    mine=mine,
+                )
             finally:
                 with deferred_signals(patient=True):
                     notes.save()
         for done in team.gather(notes.done):
             notes.merge(done)
-        self.outcome = attack_ensemble(self.correct, self.plan, notes, None, survivors_only=options.survivors_only)
+        self.outcome = attack_ensemble(
+            self.correct, self.plan, notes, None, survivors_only=options.survivors_only
+        )
         units = notes.units.values()
-        self.forward, self.backward = sum(unit.forward for unit in units) + self.total, sum(unit.backward for unit in units)
+        self.forward, self.backward = (
+            sum(unit.forward for unit in units) + self.total,
+            sum(unit.backward for unit in units),
+        )
 
     def _check(self) -> list[Check]:
         """Whether the outcome can be believed."""
         if not (images := self.options.check_images):
             return []
-        return run_checks(self.bench, self.plan, self.outcome, self.correct, images=images, seed=self.options.seed,
-                          classes=self.num_classes)  # fmt: skip
+        return run_checks(
+            self.bench,
+            self.plan,
+            self.outcome,
+            self.correct,
+            images=images,
+            seed=self.options.seed,
+            classes=self.num_classes,
+        )
 
     def _measure(self, team: Team, checks: list[Check]) -> None:
-        """What costs little beside the attacks, on images as they are, by the first process for all."""
+        """What costs little beside the attacks, on images as they are, by the first process for
+        all."""
         rough, energy = None, None
         if team.first:
             options = self.options
             others = options.transfer if self.plan else {}  # else no view names them
-            rough = measure_roughness(self.bench, self.correct, options.roughness_images, others, options.seed)
+            rough = measure_roughness(
+                self.bench, self.correct, options.roughness_images, others, options.seed
+            )
             self.bench.deadline = math.inf  # of the attacks; this takes seconds
             energy = estimate_energy(self.bench, self.total)
         self.checks, self.roughness, self.energy = team.from_first((checks, rough, energy))
 
     def _report(self) -> Report:
-        options, outcome, protocol = self.options, self.outcome, self.protocol and str(self.protocol)
+        options, outcome, protocol = (
+            self.options,
+            self.outcome,
+            self.protocol and str(self.protocol),
+        )
         first = self.plan[0] if self.plan else []
         names = [run.attack.name for run in first]
         seen = list(dict.fromkeys(view for run in first for view in run.sources or run.seen))
-        stopped = (f"after {options.time_limit:.0f} s (time_limit): {outcome.pending} attempts on images were not made"
-                   if outcome.pending else None)
-        replaced = [f"With {self.num_classes} classes {protocol} runs {other} in place of {attack}."
-                    for attack, other in self.replaced.items()]
+        stopped = (
+            f"after {options.time_limit:.0f} s (time_limit): "
+            f"{outcome.pending} attempts on images were not made"
+            if outcome.pending
+            else None
+        )
+        replaced = [
+            f"With {self.num_classes} classes {protocol} runs {other} in place of {attack}."
+            for attack, other in self.replaced.items()
+        ]
         return Report(
             model=self.described,
             dataset=self.data,
             clean=Accuracy.of(int(self.correct.sum()), self.total),
             joint=outcome.joint,
             robust=outcome.robust,
-            per_image=PerImage(label=self.dataset.labels[:self.total].tolist(), predicted=self.predicted.tolist(),
-                               broken_by=outcome.broken_by),
+            per_image=PerImage(
+                label=self.dataset.labels[: self.total].tolist(),
+                predicted=self.predicted.tolist(),
+                broken_by=outcome.broken_by,
+            ),
             activity=self.activity,
             energy=self.energy,
             roughness=self.roughness,
             checks=self.checks,
             verdict=verdict(self.checks, names, seen, stopped is None) if self.checks else None,
             stopped=stopped,
-            limits=[*facts.limits(names, seen, self.data, options.seed, options.restarts, bool(self.checks), stopped, options.extend),
-                    *([LIMIT] if options.grid else []), *replaced],
+            limits=[
+                *facts.limits(
+                    names,
+                    seen,
+                    self.data,
+                    options.seed,
+                    options.restarts,
+                    bool(self.checks),
+                    stopped,
+                    options.extend,
+                ),
+                *([LIMIT] if options.grid else []),
+                *replaced,
+            ],
             settings=Settings(
                 protocol=protocol,
                 norm=options.norm,
@@ -278,7 +329,8 @@ class Evaluation:
 
 
 def _check_plan(plan: list[list[Run]], dataset: ImageDataset, views_given: bool) -> None:
-    """Raise SJRobustError for views that no attack looks through, and a ball that holds every image."""
+    """Raise SJRobustError for views that no attack looks through, and a ball that holds every
+    image."""
     first = plan[0] if plan else []
     if first and views_given and all(run.attack.black_box for run in first):
         raise SJRobustError("none of the attacks takes gradients: leave views out, or use pgd10")
@@ -288,20 +340,30 @@ def _check_plan(plan: list[list[Run]], dataset: ImageDataset, views_given: bool)
         if eps > diagonal:
             raise SJRobustError(
                 f"eps is {eps:g}: under l2 the images of {dataset.name} are at most {diagonal:.3g} "
-                f"apart, in units of the image range ({eps:g}/255, not {eps:g})")  # fmt: skip
+                f"apart, in units of the image range ({eps:g}/255, not {eps:g})"
+            )
 
 
-def _check_transfer(name: str, other: Bench, model: nn.Module, num_classes: int, total: int) -> None:
-    """Raise SJRobustError unless the other model takes the same images and tells the same classes apart."""
+def _check_transfer(
+    name: str, other: Bench, model: nn.Module, num_classes: int, total: int
+) -> None:
+    """Raise SJRobustError unless the other model takes the same images and tells the same classes
+    apart."""
     if (found := check_fit(other, total)) != num_classes:
-        raise SJRobustError(f"the model to transfer from, {name}, has {found} classes, this one "
-                            f"{num_classes}: expected the same")  # fmt: skip
+        raise SJRobustError(
+            f"the model to transfer from, {name}, has {found} classes, this one "
+            f"{num_classes}: expected the same"
+        )
     if not same_classes(other.model, model):
-        raise SJRobustError(f"the model to transfer from, {name}, has other classes, or in another "
-                            "order, than this one: expected the same")  # fmt: skip
+        raise SJRobustError(
+            f"the model to transfer from, {name}, has other classes, or in another "
+            "order, than this one: expected the same"
+        )
 
 
-def _clean_pass(bench: Bench, total: int, show_progress: bool | None) -> tuple[Tensor, Activity | None]:
+def _clean_pass(
+    bench: Bench, total: int, show_progress: bool | None
+) -> tuple[Tensor, Activity | None]:
     """Predictions int64 [total], and what the nodes did meanwhile if there are any."""
     model = bench.model
     counting = count_spikes(model) if isinstance(model, SpikingModel) else nullcontext()
@@ -310,5 +372,9 @@ def _clean_pass(bench: Bench, total: int, show_progress: bool | None) -> tuple[T
         for chosen, x, _ in bench.batches(torch.arange(total)):
             predicted.append(bench.predict(x).cpu())
             progress.advance(len(chosen))
-    activity = spikes.activity(model.timesteps, total) if spikes is not None and isinstance(model, SpikingModel) else None
+    activity = (
+        spikes.activity(model.timesteps, total)
+        if spikes is not None and isinstance(model, SpikingModel)
+        else None
+    )
     return torch.cat(predicted), activity

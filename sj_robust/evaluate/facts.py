@@ -80,8 +80,8 @@ def limits(attacks: list[str], views: list[str], dataset: DatasetFacts, seed: in
         statements += [
             f"Robust accuracy under {', '.join(attacks)} {through(views)} is an upper bound: stronger attacks may exist.{not_run}",
             *([] if checked else ["No check for gradient masking was made."]),
-            f"{'One attempt' if restarts == 1 else f'{restarts} attempts'} per attack and view (seed {seed})"
-            + (": no random restarts." if restarts == 1 else "."),
+            f"{'One run' if restarts == 1 else f'{restarts} runs'} per attack and view (seed {seed}): "
+            "other random numbers may break other images.",
         ]
     if stopped:
         statements.append(f"The evaluation was stopped {stopped}; what was not attacked counts as robust.")

@@ -11,8 +11,9 @@ from torch import nn
 from sj_robust.attack import Norm
 from sj_robust.budget import Radius
 from sj_robust.data import ImageDataset
-from sj_robust.evaluate.evaluation import Evaluation, Options
+from sj_robust.evaluate.evaluation import Evaluation
 from sj_robust.evaluate.grid import Grid
+from sj_robust.evaluate.options import Options
 from sj_robust.evaluate.protocol import AttackMaker, Protocol
 from sj_robust.evaluate.report import Report
 from sj_robust.evaluate.roughness import IMAGES

@@ -18,10 +18,11 @@ _LEVELS = 127  # of int8
 
 @dataclass(frozen=True)
 class Start:
-    """x_adv − x of one image as `codes` int8 [C·H·W] times `scale`/127, and the `margin` that x_adv had.
+    """x_adv − x of one image as `codes` int8 [C·H·W] times `scale`/127, and the `margin` that x_adv
+    had.
 
-    A byte a value: corners of the l∞ ball, where attacks end mostly, are kept as they are, and all of them together are never
-    larger than the images themselves."""
+    A byte a value: corners of the l∞ ball, where attacks end mostly, are kept as they are, and all
+    of them together are never larger than the images themselves."""
 
     margin: float
     scale: float
@@ -32,18 +33,21 @@ class Start:
 class Starts:
     """The `Start` of every image that has one, by its index.
 
-    What a stage starts from is read from here even if it has just been found, so that an evaluation that was stopped and one
-    that was not go on from the same images."""
+    What a stage starts from is read from here even if it has just been found, so that an evaluation
+    that was stopped and one that was not go on from the same images."""
 
     norm: Norm
     known: dict[int, Start] = field(default_factory=dict)
 
     def of(self, chosen: Tensor, x: Tensor, eps: float) -> Tensor:
-        """Images to start from, for those named by `chosen` int64 [n]: within eps of x [n, ...], x itself where none is known."""
+        """Images to start from, for those named by `chosen` int64 [n]: within eps of x [n, ...], x
+        itself where none is known."""
         begin = x.clone()
         for row, image in enumerate(chosen.tolist()):
             if start := self.known.get(image):
-                codes = torch.frombuffer(bytearray(start.codes), dtype=torch.int8).view(x[row].shape)
+                codes = torch.frombuffer(bytearray(start.codes), dtype=torch.int8).view(
+                    x[row].shape
+                )
                 begin[row] += codes.to(x) * (start.scale / _LEVELS)
         return project(begin, x, eps, self.norm)
 
@@ -62,16 +66,25 @@ class Starts:
             self.known.pop(image, None)
 
     def merge(self, other: Starts) -> None:
-        """Put in what another process or session has: an image's margin only falls, so the lower one is the later one."""
+        """Put in what another process or session has: an image's margin only falls, so the lower
+        one is the later one."""
         for image, start in other.known.items():
             if image not in self.known or start.margin < self.known[image].margin:
                 self.known[image] = start
 
     def to_json(self) -> dict[str, Any]:
-        return {str(image): [start.margin, start.scale, base64.b85encode(start.codes).decode()] for image, start in self.known.items()}
+        return {
+            str(image): [start.margin, start.scale, base64.b85encode(start.codes).decode()]
+            for image, start in self.known.items()
+        }
 
     @classmethod
     def from_json(cls, norm: Norm, found: Mapping[str, Any]) -> Starts:
         """Raises ValueError or TypeError on anything else."""
-        return cls(norm, {int(image): Start(float(margin), float(scale), base64.b85decode(codes))
-                          for image, (margin, scale, codes) in found.items()})
+        return cls(
+            norm,
+            {
+                int(image): Start(float(margin), float(scale), base64.b85decode(codes))
+                for image, (margin, scale, codes) in found.items()
+            },
+        )

@@ -1,4 +1,5 @@
-"""What a report says in words: what was tried and what was not, and what its checks amount to. No torch."""
+"""What a report says in words: what was tried and what was not, and what its checks amount to. No
+torch."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ OPENINGS: dict[Status, str] = {
     "too few": "Too few images to tell",
     "pass": "No sign of masked gradients",
 }
-# Reports of before there was "too few" said more than checks can know. Two of their checks could not fail; new ones have neither.
+# Reports of before there was "too few" said more than checks can know. Two of their checks could
+# not fail; new ones have neither.
 OLD_OPENINGS = {
     "fail": "Do not trust",
     "not run": "Not known to be",
@@ -39,12 +41,14 @@ _TELLING = {
 
 
 def gradient_views(views: Sequence[str]) -> list[str]:
-    """Those of the recorded `views` that are gradients of the network itself: neither another model's nor none."""
+    """Those of the recorded `views` that are gradients of the network itself: neither another
+    model's nor none."""
     return [view for view in views if view != BLACK_BOX and not view.startswith(f"{TRANSFER}:")]
 
 
 def views_name(views: Sequence[str]) -> str:
-    """How many gradients of the network itself: "6 views", "view PCW:1", "exact gradient", "no gradients"."""
+    """How many gradients of the network itself: "6 views", "view PCW:1", "exact gradient", "no
+    gradients"."""
     own = gradient_views(views)
     if own == [EXACT]:
         return "exact gradient"
@@ -54,8 +58,16 @@ def views_name(views: Sequence[str]) -> str:
 def through(views: Sequence[str]) -> str:
     """The gradients that attacks took, for a sentence."""
     own = gradient_views(views)
-    others = [view.removeprefix(f"{TRANSFER}:") for view in views if view.startswith(f"{TRANSFER}:")]
-    name = "the exact gradient" if own == [EXACT] else f"the gradient view {own[0]}" if len(own) == 1 else f"{len(own)} gradient views"
+    others = [
+        view.removeprefix(f"{TRANSFER}:") for view in views if view.startswith(f"{TRANSFER}:")
+    ]
+    name = (
+        "the exact gradient"
+        if own == [EXACT]
+        else f"the gradient view {own[0]}"
+        if len(own) == 1
+        else f"{len(own)} gradient views"
+    )
     transfer = f"gradients of {', '.join(others)}" if others else ""
     taken = " and ".join([*([name] if own else []), *([transfer] if others else [])])
     return f"through {taken}" if taken else "without gradients"
@@ -63,7 +75,11 @@ def through(views: Sequence[str]) -> str:
 
 def not_tried(attacks: Sequence[str], views: Sequence[str]) -> list[str]:
     """What is known to find more on some networks, and did not run."""
-    missing = [what for what, name in _TELLING.items() if not any(re.fullmatch(name, attack) for attack in attacks)]
+    missing = [
+        what
+        for what, name in _TELLING.items()
+        if not any(re.fullmatch(name, attack) for attack in attacks)
+    ]
     return missing + ["transfer"] * (not any(view.startswith(f"{TRANSFER}:") for view in views))
 
 
@@ -72,8 +88,11 @@ def worst(checks: Sequence[Any]) -> Status:
     return next(status for status in WORST_FIRST if any(check.status == status for check in checks))
 
 
-def verdict(checks: Sequence[Any], attacks: Sequence[str], views: Sequence[str], complete: bool) -> str:
-    """What the checks found, the worst of it first, and what was tried and what was not: no more than that can be known."""
+def verdict(
+    checks: Sequence[Any], attacks: Sequence[str], views: Sequence[str], complete: bool
+) -> str:
+    """What the checks found, the worst of it first, and what was tried and what was not: no more
+    than that can be known."""
     by = {status: [check for check in checks if check.status == status] for status in WORST_FIRST}
     sentences = [f"{OPENINGS[status]}: {'; '.join(f'{check.name}: {check.found}' for check in by[status])}."
                  for status in WORST_FIRST[:-1] if by[status]]  # fmt: skip
@@ -92,18 +111,22 @@ def verdict(checks: Sequence[Any], attacks: Sequence[str], views: Sequence[str],
 
 
 def of_old(report: Any) -> bool:
-    """Whether the checks of a report are those of before, some of which passed whatever happened."""
+    """Whether the checks of a report are those of before, some of which passed whatever
+    happened."""
     return any(check.name == UNCONDITIONAL[0] for check in report.checks)
 
 
 def telling_checks(report: Any) -> list[Any]:
     """The checks of a report that could have failed."""
-    return [check for check in report.checks if not (of_old(report) and check.name in UNCONDITIONAL)]
+    return [
+        check for check in report.checks if not (of_old(report) and check.name in UNCONDITIONAL)
+    ]
 
 
 def shown_verdict(report: Any) -> str | None:
-    """The verdict of a report as a reader is to meet it, said anew from its checks: an old one promised too much, and one that was
-    edited may promise anything. None where no check could have failed."""
+    """The verdict of a report as a reader is to meet it, said anew from its checks: an old one
+    promised too much, and one that was edited may promise anything. None where no check could have
+    failed."""
     if not (checks := telling_checks(report)):
         return None
     return verdict(checks, report.settings.attacks, report.settings.views, report.stopped is None)
