@@ -99,7 +99,7 @@ def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable:
                 if starts:
                     left = ~hit if survivors_only else torch.ones_like(hit)
                     starts.drop(chosen[~left])
-                    starts.offer(chosen[left], x[left], x_adv[left], margins[left])
+                    starts.offer(chosen[left], x[left], x_adv[left], margins[left], attack.eps)
 
             return hit, note
 

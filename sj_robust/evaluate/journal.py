@@ -18,7 +18,7 @@ from sj_robust.evaluate.starts import Starts
 from sj_robust.files import write_atomic
 from sj_robust.signals import deferred_signals
 
-_VERSION = 3
+_VERSION = 4
 _SAVE_SECONDS, _SAVE_SHARE = 2.0, 0.05  # between two saves; of the time, where saving is slow
 
 

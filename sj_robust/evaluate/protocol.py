@@ -32,9 +32,10 @@ DEFAULT_ATTACKS: tuple[AttackMaker, ...] = ("fgsm", "pgd10")
 class Stage:
     """One attack and the views it runs through, by name; "transfer" stands for every other model that is given.
 
-    `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's "best" adversarial image of the
-    stages before. `restarts`: its attempts; from the best is the first one alone. `only`: for networks of one kind, spiking ones or
-    those with an "exact" gradient. Raises SJRobustError for other words, and for no attempt.
+    `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's
+    "best" adversarial image of the stages before at this eps. `restarts`: its attempts, of which
+    the first one alone begins there. `only`: for networks of one kind, spiking ones or those with
+    an "exact" gradient. Raises SJRobustError for other words, and for no attempt.
     """
 
     attack: AttackMaker

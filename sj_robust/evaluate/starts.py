@@ -18,22 +18,30 @@ _LEVELS = 127  # of int8
 
 @dataclass(frozen=True)
 class Start:
-    """x_adv − x of one image as `codes` int8 [C·H·W] times `scale`/127, and the `margin` that x_adv
-    had.
+    """x_adv − x of one image as `codes` int8 [C·H·W] times `scale`/127, the `eps` at which it was
+    found, and the `margin` that x_adv had.
 
     A byte a value: corners of the l∞ ball, where attacks end mostly, are kept as they are, and all
     of them together are never larger than the images themselves."""
 
+    eps: float
     margin: float
     scale: float
     codes: bytes
+
+    def after(self, other: Start | None) -> bool:
+        """Whether it stands for `other`, the one before: radii ascend, and at each of them an
+        image's margin only falls."""
+        return other is None or (-self.eps, self.margin) < (-other.eps, other.margin)
 
 
 @dataclass
 class Starts:
     """The `Start` of every image that has one, by its index.
 
-    What a stage starts from is read from here even if it has just been found, so that an evaluation
+    A larger ball begins anew: what queries found in a small one is a dip of a rough surface, from
+    which there is no way down in the larger one, while gradients have more room there. What a
+    stage starts from is read from here even if it has just been found, so that an evaluation
     that was stopped and one that was not go on from the same images."""
 
     norm: Norm
@@ -41,24 +49,27 @@ class Starts:
 
     def of(self, chosen: Tensor, x: Tensor, eps: float) -> Tensor:
         """Images to start from, for those named by `chosen` int64 [n]: within eps of x [n, ...], x
-        itself where none is known."""
+        itself where none is known at this eps."""
         begin = x.clone()
         for row, image in enumerate(chosen.tolist()):
-            if start := self.known.get(image):
+            if (start := self.known.get(image)) and start.eps == eps:
                 codes = torch.frombuffer(bytearray(start.codes), dtype=torch.int8).view(
                     x[row].shape
                 )
                 begin[row] += codes.to(x) * (start.scale / _LEVELS)
         return project(begin, x, eps, self.norm)
 
-    def offer(self, chosen: Tensor, x: Tensor, x_adv: Tensor, margins: Tensor) -> None:
-        """Take those of x_adv [n, ...] whose margin [n] is below that of what is known."""
+    def offer(
+        self, chosen: Tensor, x: Tensor, x_adv: Tensor, margins: Tensor, eps: float
+    ) -> None:
+        """Take those of x_adv [n, ...] whose margin [n] is below that of what is known at `eps`."""
         for row, (image, margin) in enumerate(zip(chosen.tolist(), margins.tolist(), strict=True)):
-            if image not in self.known or margin < self.known[image].margin:
-                offset = (x_adv[row] - x[row]).contiguous()
-                scale = float(offset.abs().max())
-                codes = (offset * (_LEVELS / scale if scale else 0)).round_().to("cpu", torch.int8)
-                self.known[image] = Start(margin, scale, codes.numpy().tobytes())
+            if not Start(eps, margin, 0.0, b"").after(self.known.get(image)):
+                continue
+            offset = (x_adv[row] - x[row]).contiguous()
+            scale = float(offset.abs().max())
+            codes = (offset * (_LEVELS / scale if scale else 0)).round_().to("cpu", torch.int8)
+            self.known[image] = Start(eps, margin, scale, codes.numpy().tobytes())
 
     def drop(self, chosen: Tensor) -> None:
         """Forget images that no later stage will meet."""
@@ -66,15 +77,14 @@ class Starts:
             self.known.pop(image, None)
 
     def merge(self, other: Starts) -> None:
-        """Put in what another process or session has: an image's margin only falls, so the lower
-        one is the later one."""
+        """Put in what another process or session has, where it is the later one."""
         for image, start in other.known.items():
-            if image not in self.known or start.margin < self.known[image].margin:
+            if start.after(self.known.get(image)):
                 self.known[image] = start
 
     def to_json(self) -> dict[str, Any]:
         return {
-            str(image): [start.margin, start.scale, base64.b85encode(start.codes).decode()]
+            str(image): [start.eps, start.margin, start.scale, _text(start.codes)]
             for image, start in self.known.items()
         }
 
@@ -84,7 +94,11 @@ class Starts:
         return cls(
             norm,
             {
-                int(image): Start(float(margin), float(scale), base64.b85decode(codes))
-                for image, (margin, scale, codes) in found.items()
+                int(image): Start(float(eps), float(margin), float(scale), base64.b85decode(codes))
+                for image, (eps, margin, scale, codes) in found.items()
             },
         )
+
+
+def _text(codes: bytes) -> str:
+    return base64.b85encode(codes).decode()

@@ -38,17 +38,23 @@ def test_a_start_is_kept_within_a_hundredth_of_its_offset(norm: str) -> None:
     if norm == "linf":
         x_adv[0] = project(x[0] + EPS * torch.randn_like(x[0]).sign(), x[0], EPS)  # a corner
     starts, chosen = Starts(norm), torch.tensor([4, 7, 1, 0, 9])  # type: ignore[arg-type]
-    starts.offer(chosen, x, x_adv, torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1]))
+    starts.offer(chosen, x, x_adv, torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1]), EPS)
     read = Starts.from_json(norm, starts.to_json())  # type: ignore[arg-type]
     found = read.of(chosen, x, EPS)
     scale = (x_adv - x).flatten(1).abs().amax(1)
     assert ((found - x_adv).flatten(1).abs().amax(1) <= scale / 127).all()
     if norm == "linf":
         assert torch.allclose(found[0], x_adv[0], atol=1e-7)
-    assert torch.equal(project(found, x, EPS, norm), found)  # type: ignore[arg-type]
-    read.offer(chosen[:2], x[:2], x[:2], torch.tensor([0.6, -0.1]))  # the second alone is better
+    assert torch.allclose(project(found, x, EPS, norm), found, rtol=0, atol=1e-6)  # type: ignore[arg-type]
+    read.offer(chosen[:2], x[:2], x[:2], torch.tensor([0.6, -0.1]), EPS)  # the second alone is better
     again = read.of(chosen, x, EPS)
     assert torch.equal(again[0], found[0]) and torch.equal(again[1], x[1])
+    assert torch.equal(read.of(chosen, x, 2 * EPS), x)  # a larger ball begins anew
+    read.offer(chosen[2:3], x[2:3], x_adv[2:3], torch.tensor([9.0]), 2 * EPS)
+    other = Starts.from_json(norm, starts.to_json())  # type: ignore[arg-type]
+    other.merge(read)
+    assert torch.equal(read.of(chosen[2:3], x[2:3], EPS), x[2:3])
+    assert torch.equal(other.of(chosen, x, 2 * EPS), read.of(chosen, x, 2 * EPS)) and not torch.equal(other.of(chosen, x, 2 * EPS), x)
     read.drop(chosen[:1])
     assert torch.equal(read.of(chosen, x, EPS)[0], x[0])
 
@@ -66,7 +72,7 @@ def test_a_stage_starts_from_the_best_of_those_before(snn: SpikingClassifier, da
         with torch.no_grad():
             margins = margin(snn(x_adv), y[at])
         standing[at[margins < 0]] = False
-        starts.offer(at, x[at], x_adv, margins)
+        starts.offer(at, x[at], x_adv, margins, EPS)
     at, square = standing.nonzero().flatten(), Square(eps=EPS, queries=6)
     x_adv = square(snn, x[at], y[at], seed=noise_seed(0, square, "black-box"), ids=at, start=starts.of(at, x[at], EPS))
     with torch.no_grad():
@@ -148,7 +154,7 @@ def test_starts_of_large_images_stay_in_an_l2_ball() -> None:
     x = 0.2 + 0.6 * torch.rand(2, 3, 224, 224)
     x_adv = project(x + torch.randn_like(x), x, 3.0, "l2")
     starts, chosen = Starts("l2"), torch.arange(2)
-    starts.offer(chosen, x, x_adv, torch.zeros(2))
+    starts.offer(chosen, x, x_adv, torch.zeros(2), 3.0)
     for found in (x_adv, starts.of(chosen, x, 3.0)):
         assert float((found.double() - x.double()).flatten(1).norm(dim=1).max()) <= 3.0 + 1e-6
         check_ball(found, x, PGD(eps=3.0, norm="l2"), "exact")
