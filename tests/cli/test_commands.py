@@ -51,7 +51,7 @@ def test_evaluate_by_protocol_with_transfer_checks_and_figures(cli: Cli, snn: Pa
     done = cli("evaluate", "steps/snn", *settings, "--check-images", 2, "--plot", "steps/figures", "--json")
     assert done.returncode == 0, done.stderr
     report = Report.from_json(done.stdout)
-    assert report.settings.protocol == "strong@1"
+    assert report.settings.protocol == "strong@2"
     assert "transfer:steps/ann" in report.settings.views
     assert report.verdict is not None
     assert {path.name for path in (workplace / "steps/figures").iterdir()} >= {"accuracy.png", "accuracy.pdf", "views.png"}
