@@ -19,7 +19,7 @@ from sj_robust.model.unwrap import unwrap
 
 Norm = Literal["linf", "l2"]
 
-_ROUNDING = 1e-6  # of float32 in x ± eps
+BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +175,11 @@ def l2_norm(z: Tensor) -> Tensor:
     return norm.to(z).view(-1, *(1,) * (z.dim() - 1))
 
 
+def sizes(offset: Tensor, norm: Norm) -> Tensor:
+    """How far each image [N, ...] is moved by its offset, under `norm`: [N]."""
+    return offset.flatten(1).abs().amax(1) if norm == "linf" else l2_norm(offset).flatten()
+
+
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise SJRobustError(message)
@@ -196,9 +201,8 @@ def _check_start(start: Tensor, x: Tensor, eps: float, norm: Norm) -> None:
     require(isinstance(start, Tensor) and start.dtype == x.dtype and start.shape == x.shape,
             f"the images to start from are {kind}: expected {x.dtype} {list(x.shape)}, one per image")  # fmt: skip
     if x.numel():
-        offset = start.detach().to(x.device) - x.detach()
-        size = float(offset.abs().max() if norm == "linf" else l2_norm(offset).max())
+        size = float(sizes(start.detach().to(x.device) - x.detach(), norm).max())
         low, high = torch.stack(start.detach().aminmax()).tolist()
-        inside = size <= eps + _ROUNDING and low >= 0 and high <= 1  # False for NaN
+        inside = size <= eps + BALL_TOLERANCE and low >= 0 and high <= 1  # False for NaN
         require(inside, f"the images to start from lie in [{low:.3g}, {high:.3g}], up to {size:.4g} from their images under "
                         f"{norm}: expected [0, 1], and at most eps = {eps:.4g}")  # fmt: skip

@@ -17,7 +17,7 @@ from spikingjelly.activation_based.base import MemoryModule
 from torch import Tensor, nn
 
 from sj_robust.attack import Attack
-from sj_robust.attack.base import l2_norm, project
+from sj_robust.attack.base import BALL_TOLERANCE, project, sizes
 from sj_robust.attack.loss import margin
 from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.errors import SJRobustError, first_line
@@ -26,7 +26,6 @@ from sj_robust.evaluate.report import eps_name
 from sj_robust.model import NormalizedClassifier, SpikingModel
 from sj_robust.model.unwrap import SPIKING, showing_hidden, taken_for_ann
 
-BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
 _SIGN_BYTES = 1 << 30
 
 
@@ -193,9 +192,7 @@ def check_ball(x_adv: Tensor, x: Tensor, attack: Attack, view: str) -> None:
     where = f"{attack.name} at eps {eps_name(attack.eps)} through view {view}"
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
         raise SJRobustError(f"{where} returned {x_adv.dtype} {list(x_adv.shape)}: expected {x.dtype} {list(x.shape)}")
-    offset = x_adv - x
-    size = (offset.flatten(1).abs().amax(1) if attack.norm == "linf"
-            else l2_norm(offset).flatten())  # fmt: skip
+    size = sizes(x_adv - x, attack.norm)
     inside = (size <= attack.eps + BALL_TOLERANCE) & ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
     bad = int((~inside).sum())
     if bad:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import evaluation_mode
+from sj_robust.attack.base import BALL_TOLERANCE
 from sj_robust.data import ImageDataset
 from sj_robust.data.classes import same_classes
 from sj_robust.distributed import Team, processes
@@ -22,7 +23,6 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import (
-    BALL_TOLERANCE,
     Bench,
     check_fit,
     count_passes,

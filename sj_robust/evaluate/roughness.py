@@ -10,8 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sj_robust.attack.base import project
-from sj_robust.attack.noise import uniform_like
+from sj_robust.attack import UniformNoise
+from sj_robust.attack.gradient import random_start
 from sj_robust.evaluate.bench import Bench, TimeUp
 from sj_robust.evaluate.report import Changed, Roughness
 
@@ -66,14 +66,12 @@ def _rough(bench: Bench, chosen: Tensor, seed: int) -> list[Changed]:
 def _changed(bench: Bench, ids: Tensor, x: Tensor, y: Tensor, eps: float, seed: int) -> int:
     """How many of the images some point changes. Those that are changed are done with, and more
     points of the others fill a batch."""
+    noise = UniformNoise(eps=eps)
     standing, draw = torch.arange(len(x), device=x.device), 0
     while len(standing) and draw < POINTS:
         draws = range(draw, min(POINTS, draw + max(1, bench.batch_size // len(standing))))
         around, named = x[standing], ids.to(x.device)[standing]
-        points = [
-            project(around + eps * (2 * uniform_like(around, seed, named, one) - 1), around, eps)
-            for one in draws
-        ]
+        points = [random_start(around, noise, seed, named, one) for one in draws]
         other = bench.predict(torch.cat(points)).view(len(draws), -1) != y[standing]
         standing, draw = standing[~other.any(0)], draws.stop
     return len(x) - len(standing)
