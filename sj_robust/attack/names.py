@@ -9,13 +9,15 @@ from sj_robust.attack.autoattack import APGD, FAB
 from sj_robust.attack.base import Attack, Norm
 from sj_robust.attack.gradient import FGSM, PGD, RFGSM, SAPGD
 from sj_robust.attack.rotating import Rotating
+from sj_robust.attack.rounds import Rounds
 from sj_robust.attack.square import Square
 from sj_robust.attack.uniform import UniformNoise
 from sj_robust.errors import SJRobustError
 
 KNOWN = ("fgsm, rfgsm, pgdN (N steps: pgd10), sapgdN-ce, sapgdN-dlr, apgdN-ce, apgdN-dlr, "
          "apgdN-t (targeted; apgdN-t3: three targets), fab, fab-t, rotatingN, squareN (N queries), "
-         "noiseN (N draws); without N: 100 steps, 5000 queries, 10 draws")
+         "noiseN (N draws), without N 100 steps, 5000 queries, 10 draws; one and, from where it ends, "
+         "another: rotating30+square1000")
 
 _COUNT = r"([1-9]\d{0,5})"
 _PATTERNS: dict[str, Callable[..., Attack]] = {
@@ -36,6 +38,14 @@ _PATTERNS: dict[str, Callable[..., Attack]] = {
 
 def parse_attack(name: str, eps: float, norm: Norm = "linf") -> Attack:
     """The attack called `name` at `eps` with its default settings. Raises SJRobustError on any other name."""
+    first, plus, second = name.rpartition("+")
+    if plus:
+        return Rounds(
+            eps=eps,
+            norm=norm,
+            first=parse_attack(first, eps, norm),
+            second=parse_attack(second, eps, norm),
+        )
     for pattern, make in _PATTERNS.items():
         if match := re.fullmatch(pattern, name):
             return make(*match.groups(), eps=eps, norm=norm)

@@ -148,6 +148,9 @@ class Evaluation:
         self.correct = self.predicted == self.dataset.labels[:total].cpu()
         self.described = facts.model_facts(self.itself, self.num_classes)
         self.data = facts.dataset_facts(self.dataset, total)
+        self.transfer = {
+            name: facts.weights_sha256(other) for name, other in options.transfer.items()
+        }
         path = None if options.journal is None else Path(options.journal)
         hands_on = any(run.from_best for runs in self.plan for run in runs)
         self.journal = Journal.open(
@@ -168,6 +171,7 @@ class Evaluation:
                     options.seed,
                     options.survivors_only,
                     options.grid,
+                    self.transfer,
                 )
             )
 
@@ -179,9 +183,7 @@ class Evaluation:
             "images": self.data.fingerprint,
             "predicted": self.predicted.tolist(),
             "plan": [[[run.settings, list(run.seen)] for run in runs] for runs in self.plan],
-            "transfer": {
-                name: facts.weights_sha256(other) for name, other in self.options.transfer.items()
-            },
+            "transfer": self.transfer,
             "survivors_only": self.options.survivors_only,
             "seed": self.options.seed,
             "grid": self.options.grid,
@@ -315,6 +317,7 @@ class Evaluation:
                 eps=[runs[0].attack.eps for runs in self.plan],
                 attacks=names,
                 views=seen,
+                transfer=self.transfer,
                 survivors_only=options.survivors_only,
                 batch_size=options.batch_size,
                 seed=options.seed,

@@ -6,7 +6,7 @@ An image's outcome depends on the model, the attacks, the seed and the image alo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate.journal import Unit, UnitKey, Units
@@ -15,7 +15,7 @@ from sj_robust.evaluate.report import DatasetFacts, ModelFacts, Report, attempt,
 
 
 def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts, dataset: DatasetFacts, predicted: Sequence[int],
-               seed: int, survivors_only: bool, grid: str | None = None) -> Units:
+               seed: int, survivors_only: bool, grid: str | None = None, transfer: Mapping[str, str] | None = None) -> Units:
     """The units of a journal that hold what `report` found about the first images of the same evaluation, and what it cost.
 
     An image that the model now sees otherwise (another processor may round its logits to another class) is left to be attacked anew.
@@ -27,6 +27,8 @@ def taken_over(report: Report, plan: Sequence[Sequence[Run]], model: ModelFacts,
     theirs = {"the model's weights": report.model.weights_sha256, "the model's settings": report.model.settings,
               "the images": report.dataset.fingerprint, "seed": report.settings.seed, "grid": report.settings.grid,
               "attacks": [(result.settings, list(result.per_view)) for result in report.robust]}
+    if report.settings.transfer is not None:
+        ours["the models to transfer from"], theirs["the models to transfer from"] = dict(transfer or {}), report.settings.transfer
     differing = [name for name, value in ours.items() if _plain(value) != _plain(theirs[name])]
     if differing:
         raise SJRobustError(f"the report to extend is of another evaluation ({', '.join(differing)} differ): leave it out to start anew")

@@ -183,6 +183,7 @@ class Settings(Facts):
     eps: list[float]
     attacks: list[str]
     views: list[str]
+    transfer: dict[str, str] | None = None  # SHA-256 of the other models' weights; None before it was noted
     survivors_only: bool
     batch_size: int
     seed: int

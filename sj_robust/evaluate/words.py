@@ -75,10 +75,11 @@ def through(views: Sequence[str]) -> str:
 
 def not_tried(attacks: Sequence[str], views: Sequence[str]) -> list[str]:
     """What is known to find more on some networks, and did not run."""
+    parts = [part for attack in attacks for part in attack.split("+")]
     missing = [
         what
         for what, name in _TELLING.items()
-        if not any(re.fullmatch(name, attack) for attack in attacks)
+        if not any(re.fullmatch(name, part) for part in parts)
     ]
     return missing + ["transfer"] * (not any(view.startswith(f"{TRANSFER}:") for view in views))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
+from typing import Literal
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from sj_robust.attack import (
     Attack,
     GradientView,
     Rotating,
+    Rounds,
     Sources,
     Square,
     UniformNoise,
@@ -95,6 +98,26 @@ def test_many_sources_and_squares_break_what_one_gradient_does_not(norm: str) ->
     squares = Square(eps=EPS[norm], norm=norm, queries=300)(snn, x, y, start=rotated)
     broken = [int((margins(x_adv) < 0).sum()) for x_adv in (pgd, rotated, squares)]
     assert broken[0] < broken[1] < broken[2] < len(x)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_rounds_go_on_from_what_the_first_found_and_begin_anew(norm: Literal["linf", "l2"]) -> None:
+    snn, ann, x, y = networks()
+    model, ids = sources(ann), torch.arange(len(x)) + 50
+    attack = parse_attack("rotating6+square20", EPS[norm], norm)
+    assert isinstance(attack, Rounds)
+    assert (attack.name, attack.iterations, attack.many_sources) == ("rotating6+square20", 26, True)
+    begin = attack.first(model, x, y, seed=3, ids=ids)
+    by_hand = attack.second(snn, x, y, seed=3, ids=ids, start=begin)
+    one = attack(model, x, y, seed=3, ids=ids)
+    assert torch.equal(one, by_hand)
+    again = replace(attack, restarts=5)(model, x, y, seed=3, ids=ids)
+    broken = margins(one) < 0
+    assert torch.equal(again[broken], one[broken])  # no round is spent on what is broken
+    assert (margins(again) <= margins(one)).all()
+    assert (margins(again) < 0).sum() > broken.sum()
+    assert attack.settings["second"] == {**attack.second.settings}
+    assert parse_attack("fgsm+rotating3+square2", 0.1).first == parse_attack("fgsm+rotating3", 0.1)
 
 
 def test_square_drifts_along_a_tread_to_its_edge() -> None:
@@ -217,6 +240,14 @@ def test_wrong_starts_and_settings_are_named() -> None:
         Sources(snn, [])
     with pytest.raises(SJRobustError, match="steps is 0"):
         Rotating(eps=0.1, steps=0)
+    with pytest.raises(SJRobustError, match="pgd10 cannot start from an image that is given"):
+        parse_attack("rotating3+pgd10", 0.1)
+    with pytest.raises(SJRobustError, match="square10 has another eps"):
+        Rounds(eps=0.1, first=PGD(eps=0.1), second=Square(eps=0.2, queries=10))
+    with pytest.raises(SJRobustError, match="unknown attack ''"):
+        parse_attack("pgd10+", 0.1)
+    with pytest.raises(SJRobustError, match="square10 needs labels"):
+        parse_attack("pgd3+square10", 0.1)(snn, x)
     with pytest.raises(SJRobustError, match="p0 is 0: expected a share"):
         Square(eps=0.1, p0=0)
 

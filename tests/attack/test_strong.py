@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sj_robust.attack import APGD, FAB, FGSM, PGD, SAPGD, Attack, GradientView, Rotating, Square, UniformNoise, parse_attack
+from sj_robust.attack import APGD, FAB, FGSM, PGD, SAPGD, Attack, GradientView, Rotating, Rounds, Square, UniformNoise, parse_attack
 from sj_robust.attack.gradient import checkpoints
 from sj_robust.attack.loss import margin, objective
 from sj_robust.attack.noise import uniform_like
@@ -24,6 +24,7 @@ ATTACKS: list[Callable[..., Attack]] = [
     lambda **s: FAB(steps=4, targets=2, **s), lambda **s: FAB(steps=3, targets=0, **s),
     lambda **s: Square(queries=25, **s), lambda **s: UniformNoise(restarts=3, **s),
     lambda **s: PGD(steps=3, **s), lambda **s: FGSM(**s), lambda **s: Rotating(steps=6, **s),
+    lambda **s: Rounds(first=PGD(steps=2, **s), second=Square(queries=15, **s), restarts=2, **s),
 ]
 L2 = [make for make in ATTACKS if make(eps=EPS).name.split("-")[0] != "sapgd6"]
 

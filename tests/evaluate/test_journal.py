@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import sj_robust
 from sj_robust.attack import PGD
@@ -165,6 +166,23 @@ def test_a_report_on_more_images_takes_over_what_is_known_of_the_first(snn: Spik
     again = measured(40, extended)
     assert Counted.images == 0
     assert again.forward_images - 40 == extended.forward_images - 40  # what the outcomes cost, not what repeating them did
+
+
+def test_a_report_through_another_model_s_gradients_is_extended_with_that_model_alone(
+    snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
+    def measured(images: int, other: nn.Module, extend: Report | None = None) -> Report:
+        settings = {**SETTINGS, "max_images": images, "transfer": {"ann": other}}
+        return evaluate(snn, dataset, attacks=["fgsm"], extend=extend, **settings)  # type: ignore[arg-type]
+
+    torch.manual_seed(3)
+    one, two = (nn.Sequential(nn.Flatten(), nn.Linear(192, 4)) for _ in range(2))
+    small = Report.from_json(measured(8, one).to_json())
+    assert measured(16, one, small).joint == measured(16, one).joint
+    with pytest.raises(SJRobustError, match="the models to transfer from differ"):
+        measured(16, two, small)
+    before = small.model_copy(update={"settings": small.settings.model_copy(update={"transfer": None})})
+    measured(16, two, before)  # a report of before this was noted does not say
 
 
 @pytest.mark.parametrize(("change", "message"), [

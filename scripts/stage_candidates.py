@@ -1,0 +1,139 @@
+"""What candidates for the next stage of a protocol break of the images that the stages before it
+leave, and at what cost: how `strong` was put together.
+
+    python scripts/stage_candidates.py resnet20-snn-t4.cifar10_linf_pgd --data cifar10 --eps 2/255
+        --transfer resnet20.cifar10_linf_pgd --first 1000 --images 600
+        --before pgd10@PCW:1 pgd10@ASSG rotating50! square1000!
+        --then square4000! rotating30+square1000x4
+
+ATTACK@VIEW goes through one view, those with `rotating` through the views of `strong` and the other
+model. A ! starts from each image's best so far, xN makes N attempts. --state keeps what the stages
+before left, for another call with other candidates. Use images that no card measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sj_robust.attack import Attack, GradientView, Sources, parse_attack
+from sj_robust.attack.loss import margin
+from sj_robust.budget import radius
+from sj_robust.data import load_dataset
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluate.protocol import find_protocol
+from sj_robust.evaluate.words import TRANSFER
+from sj_robust.hub import load
+from sj_robust.model import SpikingModel
+
+BATCH = 64
+
+
+class Candidates:
+    """`best` [N, C, H, W]: each image's adversarial image of least margin, and that `margin` [N]."""
+
+    def __init__(
+        self, model: nn.Module, other: nn.Module, x: Tensor, y: Tensor, ids: Tensor
+    ) -> None:
+        self.model, self.other, self.x, self.y, self.ids = model, other, x, y, ids
+        self.best, self.margin = x.clone(), self.margins(x, y)
+        turns = next(
+            stage.views for stage in find_protocol("strong").stages if len(stage.views) > 2
+        )
+        self.turns = Sources(
+            model, [other if view == TRANSFER else self.seen(view) for view in turns]
+        )
+
+    def seen(self, view: str) -> nn.Module:
+        return (
+            GradientView(self.model, view) if isinstance(self.model, SpikingModel) else self.model
+        )
+
+    @property
+    def standing(self) -> Tensor:
+        return (self.margin > 0).nonzero().flatten()
+
+    @torch.no_grad()
+    def margins(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat(
+            [
+                margin(self.model(part), labels)
+                for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True)
+            ]
+        )
+
+    def tried(self, words: str, eps: float) -> tuple[Tensor, Tensor, float]:
+        """What an attack makes of the images that stand, [n, C, H, W], their margins [n], and seconds."""
+        name, _, view = words.partition("@")
+        name, from_best = name.rstrip("!"), name.endswith("!")
+        name, _, attempts = name.partition("x")
+        attack: Attack = replace(parse_attack(name, eps), restarts=int(attempts or 1))
+        model = self.turns if attack.many_sources else self.seen(view) if view else self.model
+        begun, found = time.monotonic(), []
+        for at in self.standing.split(BATCH):
+            start = self.best[at] if from_best else None
+            found.append(attack(model, self.x[at], self.y[at], ids=self.ids[at], start=start))
+        seconds = time.monotonic() - begun
+        x_adv = torch.cat(found) if found else self.x[:0]
+        return x_adv, self.margins(x_adv, self.y[self.standing]), seconds
+
+    def keep(self, x_adv: Tensor, margins: Tensor) -> None:
+        at = self.standing
+        better = margins < self.margin[at]
+        self.best[at[better]], self.margin[at[better]] = x_adv[better], margins[better]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--transfer", required=True, help="the model whose gradients take a turn")
+    parser.add_argument("--eps", default="2/255")
+    parser.add_argument("--first", type=int, default=1000, help="index of the first test image")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--before", nargs="*", default=["pgd10@PCW:1", "pgd10@ASSG"])
+    parser.add_argument("--then", nargs="+", required=True)
+    parser.add_argument("--state", type=Path, help="where to keep what the stages before left")
+    options = parser.parse_args()
+    try:
+        dataset = load_dataset(options.data, "test")
+        ids = torch.arange(options.first, options.first + options.images)
+        x, y, eps = dataset.floats(ids), dataset.labels[ids], radius(options.eps, "linf")
+        at = Candidates(load(options.checkpoint).eval(), load(options.transfer).eval(), x, y, ids)
+        print(
+            f"{options.checkpoint}, test images {options.first} to {options.first + options.images - 1}, eps {options.eps}\n"
+        )
+        print("| attack | broke | of | seconds |\n| --- | --- | --- | --- |")
+        if options.state and options.state.exists():
+            at.best, at.margin = torch.load(options.state)
+        else:
+            for words in options.before:
+                before = len(at.standing)
+                x_adv, margins, seconds = at.tried(words, eps)
+                at.keep(x_adv, margins)
+                print(
+                    f"| {words} | {before - len(at.standing)} | {before} | {seconds:.0f} |",
+                    flush=True,
+                )
+            if options.state:
+                torch.save((at.best, at.margin), options.state)
+        for words in options.then:
+            _, margins, seconds = at.tried(words, eps)
+            print(
+                f"| then {words} | {int((margins <= 0).sum())} | {len(margins)} | {seconds:.0f} |",
+                flush=True,
+            )
+    except (SJRobustError, OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""One attack after another, round by round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sj_robust.attack.base import Attack, Best, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds(Attack):
+    """`first`, and `second` from each image's best of it; every one of the `restarts` is such a
+    round that begins anew, with noise of its own, for the images that still stand.
+
+    Where a search from one image has come to rest, more of it finds little: the dip of a rough
+    surface in which it sits has no way out. Another first image lies in another dip.
+    """
+
+    first: Attack
+    second: Attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.second.takes_start,
+            f"{self.second.name} cannot start from an image that is given: expected rotatingN or "
+            "squareN after the +",
+        )
+        for part in (self.first, self.second):
+            require(
+                (part.eps, part.norm, part.targeted) == (self.eps, self.norm, self.targeted),
+                f"{part.name} has another eps, norm or target than {self.name}: give all the same",
+            )
+
+    @property
+    def name(self) -> str:
+        return f"{self.first.name}+{self.second.name}"
+
+    @property
+    def iterations(self) -> int:
+        return self.first.iterations + self.second.iterations
+
+    @property
+    def black_box(self) -> bool:
+        return self.first.black_box and self.second.black_box
+
+    @property
+    def starts_at_random(self) -> bool:
+        return self.first.starts_at_random
+
+    @property
+    def many_sources(self) -> bool:
+        return self.first.many_sources or self.second.many_sources
+
+    @property
+    def least_classes(self) -> int:
+        return max(self.first.least_classes, self.second.least_classes)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return super().settings | {"first": self.first.settings, "second": self.second.settings}
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        if y is None:
+            return self.second.run(model, x, y, seed, ids, x)  # which says what it misses
+        best = Best(model, x, y, self.targeted)
+        for restart in range(self.restarts):
+            at = best.standing
+            if not len(at):
+                break
+            found = self.first.run(model, x[at], y[at], seed + restart, ids[at])
+            best.offer(self.second.run(model, x[at], y[at], seed + restart, ids[at], found), at=at)
+        return best.x_adv
