@@ -5,7 +5,7 @@ figures are those of the network.
 
 Of the first images, those that the report left standing at an eps are attacked again there, with
 other random numbers: every attack gets three times the steps and three times the attempts, Square
-ten times the queries. One row per eps.
+ten times the queries, rounds ten times their number. One row per eps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from compare_protocols import survived
 
-from sj_robust.attack import Attack, Norm, parse_attack
+from sj_robust.attack import Attack, Norm, Rounds, parse_attack
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import Protocol, Report, Stage, eps_name, evaluate
@@ -26,7 +26,7 @@ from sj_robust.evaluate.protocol import find_protocol
 from sj_robust.hub import load
 
 STEPS = ATTEMPTS = 3
-QUERIES = 10
+QUERIES = ROUNDS = 10
 
 
 def scaled(protocol: Protocol, norm: Norm) -> Protocol:
@@ -44,6 +44,8 @@ def scaled(protocol: Protocol, norm: Norm) -> Protocol:
         def make(eps: float, name: str = stage.attack) -> Attack:
             return replace(parse_attack(name, eps, norm), **more)
 
+        if isinstance(attack, Rounds):
+            return replace(stage, restarts=stage.restarts * ROUNDS)
         attempts = ATTEMPTS if attack.starts_at_random and not attack.black_box else 1
         return replace(stage, attack=make, restarts=stage.restarts * attempts)
 

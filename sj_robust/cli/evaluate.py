@@ -52,7 +52,8 @@ def evaluate(
         typer.Option(
             "--attacks",
             metavar="A,A",
-            help="fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, squareN, noiseN.  [default: fgsm,pgd10]",
+            help="fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, rotatingN, squareN, noiseN, or one+another.  "
+            "[default: fgsm,pgd10]",
         ),
     ] = None,
     views: Annotated[

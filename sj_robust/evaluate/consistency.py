@@ -142,11 +142,15 @@ def _check_costs(report: Any, images: int) -> None:
             _refuse(f"{activity.spikes_per_image:g} spikes per image, {activity.spikes_per_neuron:g} per neuron: not those of the layers")
     if (energy := report.energy) is not None:
         cost = energy.picojoules
+        dense = (energy.dense_acs, energy.dense_macs, energy.dense_microjoules)
         good = (1 <= energy.images <= report.dataset.size and "MAC" in cost
                 and _close((energy.macs * cost["MAC"] + energy.acs * cost.get("AC", 0.0)) / 1e6, energy.microjoules)
                 and (energy.ann_macs is None) == (energy.ann_microjoules is None)
                 and (energy.ann_macs is None or _close(energy.ann_macs * cost["MAC"] / 1e6, energy.ann_microjoules))
-                and all(value >= 0 for value in (energy.macs, energy.acs, energy.ann_macs or 0, *cost.values())))
+                and (dense == (None, None, None) or (None not in dense
+                     and _close(((dense[1] or 0) * cost["MAC"] + (dense[0] or 0) * cost.get("AC", 0.0)) / 1e6, dense[2])))
+                and all(value >= 0 for value in (energy.macs, energy.acs, energy.ann_macs or 0, dense[0] or 0, dense[1] or 0,
+                                                 *cost.values())))
         if not good:
             _refuse(f"{energy.microjoules:g} µJ are not what the operations cost")
 

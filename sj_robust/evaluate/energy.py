@@ -1,17 +1,15 @@
-"""What one inference costs: operations counted, energy estimated from them, beside the ANN of the same shape."""
+"""What one inference costs: operations counted, energy estimated from them, beside the ANN of the
+same shape."""
 
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
 import torch
-from spikingjelly.activation_based.op_counter import BaseCounter, DispatchCounterMode, SynOpCounter, is_binary_tensor
-from torch import Tensor, nn
+from spikingjelly.activation_based.op_counter import DispatchCounterMode
+from torch import nn
 
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.attack import evaluation_mode
@@ -21,17 +19,17 @@ from sj_robust.evaluate import facts
 from sj_robust.evaluate.activity import count_spikes
 from sj_robust.evaluate.bench import Bench, check_fit, device_of, image_count, true_forward
 from sj_robust.evaluate.latency import IMAGES, aligned
+from sj_robust.evaluate.operations import LayerCounter, Tally
 from sj_robust.evaluate.report import Activity, EnergyEstimate, Facts, Measurement
 from sj_robust.model import NormalizedClassifier, SpikingModel, expose
 from sj_robust.progress import Bar, bar
 
 ESTIMATED_ON = 64  # images, for the figure in a report
 E_MAC, E_AC = 4.6, 0.9
-"""pJ for a 32-bit float multiplication with addition, and for an addition, in 45 nm CMOS (Horowitz, ISSCC 2014, figure 1.1.9)."""
+"""pJ for a 32-bit float multiplication with addition, and for an addition, in 45 nm CMOS (Horowitz,
+ISSCC 2014, figure 1.1.9)."""
 
 PICOJOULES = {"MAC": E_MAC, "AC": E_AC}
-
-_aten = torch.ops.aten
 
 
 class Cost(Facts):
@@ -47,9 +45,13 @@ class Cost(Facts):
 
 
 class LayerCost(Facts):
-    """One convolution or matrix product, per image, over all its steps: `passes`, T or 1 where its input is the same at every step.
+    """One convolution or matrix product, per image, over all its steps: `passes`, T or 1 where its
+    input is the same at every step.
 
-    `rate`: share of its inputs that are spikes; times `passes` it is `spikes_per_neuron`. None where the inputs are not spikes.
+    `rate`: spikes per input, above 1 where these are sums; times `passes` it is
+    `spikes_per_neuron`. None where the inputs are not spikes. `summed`: they are sums or means of
+    spikes, so that on hardware that has only one number for each these are `passes` × `ann_macs`
+    MACs instead.
     """
 
     acs: float
@@ -58,18 +60,22 @@ class LayerCost(Facts):
     passes: int
     rate: float | None
     spikes_per_neuron: float | None
+    summed: bool = False
 
 
 class Energy(Measurement):
     """The result of `measure_energy`: means per image.
 
-    `snn`: with everything computed as often as it is here; `snn_repeated`: with what sees the constant image repeated at every
-    step, where that makes a difference. `ann`: the same architecture with dense activations. `ratio`: energy of `snn` over
-    that of `ann`. `activity`: spikes at the nodes; `updates`: of a membrane potential. All but `ann` are None for an ANN.
+    `snn`: with everything computed as often as it is here; `snn_repeated`: with what sees the
+    constant image repeated at every step, where that makes a difference; `snn_dense`: with sums and
+    means of spikes multiplied, where there are some. `ann`: the same architecture with dense
+    activations. `ratio`: energy of `snn` over that of `ann`. `activity`: spikes at the nodes;
+    `updates`: of a membrane potential. All but `ann` are None for an ANN.
     """
 
     snn: Cost | None
     snn_repeated: Cost | None
+    snn_dense: Cost | None = None
     ann: Cost
     ratio: float | None
     layers: dict[str, LayerCost]
@@ -81,16 +87,36 @@ class Energy(Measurement):
 
     def estimate(self) -> EnergyEstimate:
         """The few figures that a report of `evaluate` carries."""
-        return _estimate(self.dataset.evaluated, self.snn, self.ann)
+        return _estimate(self.dataset.evaluated, self.snn, self.ann, self.snn_dense)
 
     def summary(self) -> str:
         """A text table: the networks, then the layers, then what the figures leave out."""
-        names = {"SNN": self.snn, "SNN, stem at every step": self.snn_repeated, "ANN of the same shape" if self.snn else "ANN": self.ann}
-        costs = [[name, _millions(cost.acs), _millions(cost.macs), f"{cost.microjoules:.2f}"] for name, cost in names.items() if cost]
+        names = {
+            "SNN": self.snn,
+            "SNN, stem at every step": self.snn_repeated,
+            "SNN, sums multiplied": self.snn_dense,
+            "ANN of the same shape" if self.snn else "ANN": self.ann,
+        }
+        costs = [
+            [name, _millions(cost.acs), _millions(cost.macs), f"{cost.microjoules:.2f}"]
+            for name, cost in names.items()
+            if cost
+        ]
         layers = [["layer", "ACs", "MACs", "ANN's MACs", "passes", "rate", "spikes per input"]]
         for name, at in self.layers.items():
-            spikes = ["", ""] if at.rate is None else [f"{at.rate:.3f}", f"{at.spikes_per_neuron:.3f}"]
-            layers.append([name, _millions(at.acs), _millions(at.macs), _millions(at.ann_macs), str(at.passes), *spikes])
+            spikes = (
+                ["", ""] if at.rate is None else [f"{at.rate:.3f}", f"{at.spikes_per_neuron:.3f}"]
+            )
+            layers.append(
+                [
+                    name,
+                    _millions(at.acs),
+                    _millions(at.macs),
+                    _millions(at.ann_macs),
+                    str(at.passes),
+                    *spikes,
+                ]
+            )
         layers = layers if self.snn else [[row[0], row[2]] for row in layers]
         ratio = [] if self.ratio is None else ["", f"SNN / ANN  {self.ratio:.3f}"]
         return "\n".join([f"{self.heading()}, per image", "", *aligned([["", "ACs", "MACs", "µJ (estimate)"], *costs]), *ratio,
@@ -106,17 +132,20 @@ def measure_energy(
     device: str | torch.device | None = None,
     show_progress: bool | None = None,
 ) -> Energy:
-    """Synaptic operations and multiplications of one inference, layer by layer, and the energy they stand for.
+    """Synaptic operations and multiplications of one inference, layer by layer, and the energy they
+    stand for.
 
-    A layer whose inputs are spikes adds one weight per spike and connection (an AC); where an input is anything but 0 or 1
-    (the image, pooled spikes, sums of spikes as on a residual path) all its products are multiplications (MACs), zeros
-    included. Sums of spikes could be added one by one: counting MACs is the dear side. An ANN has MACs alone, from one image.
+    A layer whose inputs are spikes adds one weight per spike and connection (an AC). Average pools
+    and sums of spikes, as on a residual path, are linear and folded into the weights behind them:
+    each spike is one AC for each connection of each place that it came to. Where an input is made
+    of anything else (the image) all products are multiplications (MACs), zeros included.
+    `snn_dense` has the products of sums as MACs too. An ANN has MACs alone, from one image.
 
     Args:
-        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]. Its training flags are restored.
-        max_images: the first so many images; default 256, or all where there are fewer.
-        device: the model is moved there; default: where it is.
-        show_progress: None shows a bar on a terminal only.
+        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]. Its training flags are
+        restored. max_images: the first so many images; default 256, or all where there are fewer.
+        device: the model is moved there; default: where it is. show_progress: None shows a bar on a
+        terminal only.
 
     Raises SJRobustError if data and model do not fit, and on settings out of range.
     """
@@ -138,7 +167,10 @@ def measure_energy(
         model=facts.model_facts(model, num_classes),
         dataset=facts.dataset_facts(dataset, found.images),
         snn=snn,
-        snn_repeated=_total(layers, steps) if any(layer.passes < steps for layer in layers.values()) else None,
+        snn_repeated=_total(layers, steps)
+        if any(layer.passes < steps for layer in layers.values())
+        else None,
+        snn_dense=found.dense,
         ann=ann,
         ratio=snn.microjoules / ann.microjoules if snn and ann.microjoules else None,
         layers=layers,
@@ -154,10 +186,12 @@ def measure_energy(
 
 
 def estimate_energy(bench: Bench, total: int) -> EnergyEstimate | None:
-    """What `measure_energy` finds on the first images of an evaluation; None for a network that cannot be counted.
+    """What `measure_energy` finds on the first images of an evaluation; None for a network that
+    cannot be counted.
 
-    The model is in eval mode and emits spikes already. A robust accuracy of hours must not be lost for this figure, so no network
-    that is odd enough to break the counting raises; `measure_energy` says what is wrong with it.
+    The model is in eval mode and emits spikes already. A robust accuracy of hours must not be lost
+    for this figure, so no network that is odd enough to break the counting raises; `measure_energy`
+    says what is wrong with it.
     """
     try:
         found = count_operations(bench, min(ESTIMATED_ON, total), show_progress=False)
@@ -165,29 +199,42 @@ def estimate_energy(bench: Bench, total: int) -> EnergyEstimate | None:
         return None
     if not found.ann.macs:
         return None
-    return _estimate(found.images, found.snn, found.ann)
+    return _estimate(found.images, found.snn, found.ann, found.dense)
 
 
-def _estimate(images: int, snn: Cost | None, ann: Cost) -> EnergyEstimate:
+def _estimate(images: int, snn: Cost | None, ann: Cost, dense: Cost | None) -> EnergyEstimate:
     own, beside = (snn, ann) if snn else (ann, None)
-    return EnergyEstimate(images=images, acs=own.acs, macs=own.macs, microjoules=own.microjoules, ann_macs=beside and beside.macs,
-                          ann_microjoules=beside and beside.microjoules, picojoules=PICOJOULES)  # fmt: skip
+    return EnergyEstimate(
+        images=images,
+        acs=own.acs,
+        macs=own.macs,
+        microjoules=own.microjoules,
+        ann_macs=beside and beside.macs,
+        ann_microjoules=beside and beside.microjoules,
+        dense_acs=dense and dense.acs,
+        dense_macs=dense and dense.macs,
+        dense_microjoules=dense and dense.microjoules,
+        picojoules=PICOJOULES,
+    )
 
 
 @dataclass(frozen=True)
 class Operations:
-    """What `count_operations` found, per image. `snn` and `activity` are None for an ANN; `padding`: share of the ANN's MACs."""
+    """What `count_operations` found, per image. `snn` and `activity` are None for an ANN, `dense`
+    where nothing is summed; `padding`: share of the ANN's MACs."""
 
     images: int
     layers: dict[str, LayerCost]
     ann: Cost
     snn: Cost | None
+    dense: Cost | None
     activity: Activity | None
     padding: float
 
 
 def count_operations(bench: Bench, total: int, show_progress: bool | None) -> Operations:
-    """Of one inference on the first `total` images, or on one for an ANN. The model is in eval mode and emits spikes already."""
+    """Of one inference on the first `total` images, or on one for an ANN. The model is in eval mode
+    and emits spikes already."""
     model, tallies, activity = bench.model, None, None
     with model.as_ann() if isinstance(model, SpikingModel) else nullcontext():
         dense = _count(bench, 1, Bar())
@@ -196,60 +243,15 @@ def count_operations(bench: Bench, total: int, show_progress: bool | None) -> Op
             tallies = _count(bench, total, progress)
         activity = spikes.activity(model.timesteps, total)
     images = total if activity else 1
-    layers = {name: _layer(tallies[name] if tallies else None, images, tally.products) for name, tally in dense.items()}
+    layers = {
+        name: _layer(tallies[name] if tallies else None, images, tally.products)
+        for name, tally in dense.items()
+    }
     ann = Cost.of(0, sum(layer.ann_macs for layer in layers.values()))
     padding = sum(tally.padding for tally in dense.values()) / max(1, ann.macs)
-    return Operations(images, layers, ann, _total(layers) if activity else None, activity, padding)
-
-
-@dataclass
-class Tally:
-    """Of one layer, over all images: ACs as if its inputs were spikes; all products, those with a padded zero; its inputs."""
-
-    acs: int = 0
-    products: int = 0
-    padding: int = 0
-    inputs: int = 0
-    nonzero: int = 0
-    analogue: bool = False  # some input was neither 0 nor 1
-
-
-class LayerCounter(BaseCounter):
-    """By layer, ACs by SpikingJelly's rules, which are exact at borders and strides too; MACs by shape.
-
-    Its MACCounter is not used: it decides batch by batch whether a layer is spiking, and takes an input or a weight that is 0
-    throughout for spikes. Here one input other than 0 and 1 makes a layer analogue for good, whatever the batches.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.rules = SynOpCounter().rules
-        self.tallies: dict[str, Tally] = defaultdict(Tally)
-
-    def count(self, func: Any, args: Any, kwargs: Any, out: Tensor, active_modules: Any = None, parent_names: Any = None) -> int:
-        tally = self.tallies[max(parent_names - {"Global"}, key=len)]  # the innermost module: its path is the longest
-        x, acs = args[1] if func in (_aten.addmm.default, _aten.baddbmm.default) else args[0], int(self.rules[func](args, kwargs, out))
-        tally.acs += acs
-        tally.inputs += x.numel()
-        tally.nonzero += int(x.count_nonzero())
-        tally.analogue = tally.analogue or not is_binary_tensor(x)
-        if func is _aten.convolution.default:
-            weight, transposed = args[1], args[6]
-            products = (x if transposed else out).numel() * prod(weight.shape[1:])
-            tally.padding += 0 if transposed else products - _inside(x, weight, out, args[3:6])
-        else:
-            products = out.numel() * x.shape[-1]
-        tally.products += products
-        return acs
-
-
-def _inside(x: Tensor, weight: Tensor, out: Tensor, geometry: Any) -> int:
-    """Products of a convolution (stride, padding, dilation) without those of padded zeros: along each axis, outputs and taps that meet."""
-    pairs = len(x) * out.shape[1] * weight.shape[1]
-    for size, outputs, taps, stride, padding, dilation in zip(x.shape[2:], out.shape[2:], weight.shape[2:], *geometry, strict=True):
-        at = torch.arange(outputs)[:, None] * stride - padding + torch.arange(taps) * dilation
-        pairs *= int(((at >= 0) & (at < size)).sum())
-    return pairs
+    summed = activity and any(layer.summed for layer in layers.values())
+    return Operations(images, layers, ann, _total(layers) if activity else None,
+                      _total(layers, dense=True) if summed else None, activity, padding)  # fmt: skip
 
 
 def _count(bench: Bench, images: int, progress: Bar) -> dict[str, Tally]:
@@ -259,25 +261,52 @@ def _count(bench: Bench, images: int, progress: Bar) -> dict[str, Tally]:
         with DispatchCounterMode([counter]):
             bench.predict(x)
         progress.advance(len(chosen))
-    inner = "backbone." if isinstance(bench.model, NormalizedClassifier) else ""  # left out, as in the names of nodes
-    return {name.partition(".")[2].removeprefix(inner) or name: tally for name, tally in counter.tallies.items()}
+    inner = (
+        "backbone." if isinstance(bench.model, NormalizedClassifier) else ""
+    )  # left out, as in the names of nodes
+    return {
+        name.partition(".")[2].removeprefix(inner) or name: tally
+        for name, tally in counter.tallies.items()
+    }
 
 
 def _layer(tally: Tally | None, images: int, ann_macs: int) -> LayerCost:
     passes = tally.products // (images * ann_macs) if tally else 1
     if tally is None or tally.analogue:
-        return LayerCost(acs=0, macs=passes * ann_macs, ann_macs=ann_macs, passes=passes, rate=None, spikes_per_neuron=None)
-    rate = tally.nonzero / tally.inputs
-    return LayerCost(acs=tally.acs / images, macs=0, ann_macs=ann_macs, passes=passes, rate=rate, spikes_per_neuron=rate * passes)
+        return LayerCost(
+            acs=0,
+            macs=passes * ann_macs,
+            ann_macs=ann_macs,
+            passes=passes,
+            rate=None,
+            spikes_per_neuron=None,
+        )
+    rate = tally.spikes / tally.inputs
+    return LayerCost(acs=tally.acs / images, macs=0, ann_macs=ann_macs, passes=passes, rate=rate, spikes_per_neuron=rate * passes,
+                     summed=tally.summed)  # fmt: skip
 
 
-def _total(layers: dict[str, LayerCost], steps: int | None = None) -> Cost:
-    """The sum over layers, each as often as it is computed, or `steps` times."""
+def _total(layers: dict[str, LayerCost], steps: int | None = None, *, dense: bool = False) -> Cost:
+    """The sum over layers, each as often as it is computed, or `steps` times; `dense`: with sums of
+    spikes multiplied."""
     scaled = [((steps or layer.passes) / layer.passes, layer) for layer in layers.values()]
-    return Cost.of(sum(times * layer.acs for times, layer in scaled), sum(times * layer.macs for times, layer in scaled))
+    if dense:
+        scaled = [(times, layer.model_copy(update={"acs": 0, "macs": layer.passes * layer.ann_macs}) if layer.summed else layer)
+                  for times, layer in scaled]  # fmt: skip
+    return Cost.of(
+        sum(times * layer.acs for times, layer in scaled),
+        sum(times * layer.macs for times, layer in scaled),
+    )
 
 
-def _limits(layers: dict[str, LayerCost], steps: int, updates: int | None, padding: float, evaluated: int, size: int) -> list[str]:
+def _limits(
+    layers: dict[str, LayerCost],
+    steps: int,
+    updates: int | None,
+    padding: float,
+    evaluated: int,
+    size: int,
+) -> list[str]:
     """Honest statements on what the numbers do not show."""
     statements = [
         f"The energy is an estimate from counts: {E_MAC} pJ a MAC and {E_AC} pJ an AC (32-bit float, 45 nm CMOS, Horowitz 2014).",
@@ -287,11 +316,20 @@ def _limits(layers: dict[str, LayerCost], steps: int, updates: int | None, paddi
     ]
     if updates is None:
         return statements
-    statements.append(f"Left out are {_millions(updates)} updates of potentials; a MAC each would add {updates * E_MAC / 1e6:.2f} µJ.")
+    statements.append(
+        f"Left out are {_millions(updates)} updates of potentials; a MAC each would add {updates * E_MAC / 1e6:.2f} µJ."
+    )
     if once := [name for name, layer in layers.items() if layer.passes < steps]:
-        statements.append(f"Computed once per image, because the input is the same at every step: {', '.join(once)}.")
+        statements.append(
+            f"Computed once per image, because the input is the same at every step: {', '.join(once)}."
+        )
     if analogue := [name for name, layer in layers.items() if layer.macs and layer.passes == steps]:
-        statements.append(f"Inputs that are not 0 or 1, hence MACs at every step: {', '.join(analogue)}.")
+        statements.append(
+            f"Inputs that are not made of spikes, hence MACs at every step: {', '.join(analogue)}."
+        )
+    if summed := [name for name, layer in layers.items() if layer.summed]:
+        statements.append("Sums or means of spikes, folded into the weights behind them, an AC for each spike and "
+                          f"connection: {', '.join(summed)}.")  # fmt: skip
     if evaluated < size:
         statements.append(f"Spikes were counted on the first {evaluated} of {size} images.")
     return statements

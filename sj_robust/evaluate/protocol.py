@@ -85,11 +85,10 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("strong", 2, (Stage("pgd10", ("PCW:1", "ASSG")),
                            Stage("rotating50", _TURNS, start="best"),
                            Stage("square1000", (), start="best"),
-                           Stage("rotating100", _TURNS, start="best", restarts=2, only="spiking"),
-                           Stage("square4000", (), start="best", only="spiking"),
+                           Stage("rotating30+square1000", _TURNS, restarts=4, only="spiking"),
                            Stage("apgd100-t3", (EXACT,), only="exact")),
              "PGD, gradients of many views and other models in turn, and Square, each going on from the best image so far; "
-             "of an ANN targeted APGD too"),
+             "then of a spiking network both again, four times from a new image, of an ANN targeted APGD"),
     Protocol("autoattack", 1, tuple(Stage(attack, ("ASSG",)) for attack in ("apgd100-ce", "apgd100-t", "fab-t", "square5000")),
              "AutoAttack's standard version through one view (ASSG, or the one given)"),
 )}  # fmt: skip

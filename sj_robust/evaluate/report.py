@@ -155,8 +155,10 @@ class Activity(Facts):
 class EnergyEstimate(Facts):
     """Operations of one inference and the energy they stand for: means per image, counted on the first `images` evaluated.
 
-    `acs`, `macs`, `microjoules`: of this model. `ann_macs`, `ann_microjoules`: of the same architecture with dense activations, None
-    for an ANN. `picojoules`: what a MAC and an AC were taken to cost. `evaluate.energy` says what is counted and what is left out.
+    `acs`, `macs`, `microjoules`: of this model. `ann_macs`, `ann_microjoules`: of the same architecture
+    with dense activations, None for an ANN. `dense_…`: with sums and means of spikes multiplied, None
+    without any. `picojoules`: what a MAC and an AC were taken to cost. `evaluate.energy` says what is
+    counted and what is left out.
     """
 
     images: int
@@ -165,6 +167,9 @@ class EnergyEstimate(Facts):
     microjoules: float
     ann_macs: float | None
     ann_microjoules: float | None
+    dense_acs: float | None = None
+    dense_macs: float | None = None
+    dense_microjoules: float | None = None
     picojoules: dict[str, float]
 
     def __str__(self) -> str:

@@ -197,6 +197,8 @@ def _energy(report: Report | None) -> list[list[str]]:
     if found is None:
         return []
     costs = [(THIS, found.acs, found.macs, found.microjoules)]
+    if found.dense_acs is not None and found.dense_macs is not None and found.dense_microjoules is not None:
+        costs.append(("the same with sums and means of spikes multiplied", found.dense_acs, found.dense_macs, found.dense_microjoules))
     if found.ann_macs is not None and found.ann_microjoules is not None:
         costs.append(("the same architecture as an ANN", 0, found.ann_macs, found.ann_microjoules))
     return [[name, f"{acs / 1e6:.3f} M", f"{macs / 1e6:.3f} M", energy_name(microjoules)] for name, acs, macs, microjoules in costs]

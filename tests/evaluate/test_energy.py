@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from spikingjelly.activation_based.op_counter import DispatchCounterMode, SynOpCounter
@@ -112,16 +115,80 @@ def test_a_shared_stem_counts_once_and_says_so(net: SpikingClassifier) -> None:
     assert "SNN, stem at every step" in shared.summary()
 
 
-def test_sums_and_averages_of_spikes_are_multiplied(net: SpikingClassifier) -> None:
+class Paths(nn.Module):
+    """What two ways of one tensor give, joined."""
+
+    def __init__(self, one: nn.Module, other: nn.Module, joined: Callable[[list[Tensor]], Tensor]) -> None:
+        super().__init__()
+        self.one, self.other, self.joined = one, other, joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.joined([self.one(x), self.other(x)])
+
+
+# One white pixel of three images, a spike at each step. `additions`: weights that it adds in the layer named, per step, by hand.
+SUMMED = [
+    ([nn.AvgPool2d(2), nn.Flatten()], nn.Linear(4, 5), 5, "a pool: the connections of its place"),
+    ([nn.AvgPool2d(3, 1, 1), nn.Flatten()], nn.Linear(16, 5), 9 * 5, "overlapping windows: of nine places"),
+    ([nn.AvgPool2d(3, 2, 1, count_include_pad=False), nn.Flatten()], nn.Linear(4, 5), 4 * 5, "every other window"),
+    ([nn.AdaptiveAvgPool2d(1), nn.Flatten()], nn.Linear(1, 5), 5, "of the whole image"),
+    ([nn.AdaptiveAvgPool2d(2), nn.Flatten()], nn.Linear(4, 5), 5, "of its quarters"),
+    ([nn.AvgPool2d(2), nn.AvgPool2d(2), nn.Flatten()], nn.Linear(1, 5), 5, "a pool of a pool"),
+    ([nn.AvgPool2d(2)], nn.Conv2d(1, 3, 3, padding=1), 4 * 3, "a convolution, at a corner of 2×2"),
+    ([nn.AvgPool2d(2)], nn.ConvTranspose2d(1, 3, 2, 2), 4 * 3, "a transposed one"),
+    ([Sums()], nn.Conv2d(1, 2, 3, padding=1), 2 * 9 * 2, "a residual path: both spikes"),
+    ([Paths(nn.Identity(), nn.AvgPool2d(3, 1, 1), sum)], nn.Conv2d(1, 1, 1), 1 + 9, "of different sizes"),
+    ([Paths(nn.AvgPool2d(2), nn.MaxPool2d(2), partial(torch.cat, dim=1)), nn.Dropout()], nn.Conv2d(2, 3, 1), 3 + 3, "side by side"),
+    ([Paths(nn.AvgPool2d(2), nn.AvgPool2d(2), partial(torch.cat, dim=1))], nn.Conv2d(2, 4, 1, groups=2), 2 + 2, "in groups"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("between", "layer", "additions", "what"), SUMMED, ids=[what for *_, what in SUMMED])
+def test_sums_and_means_of_spikes_are_folded_into_the_weights_behind_them(
+    between: list[nn.Module], layer: nn.Conv2d | nn.Linear, additions: int, what: str
+) -> None:
     data = images(None, (1, 1), None)
-    pooled = measure_energy(classifier(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(4, 5)), data)
-    convolution = filled(nn.Conv2d(1, 1, 3, padding=1), 10.0)
-    summed = measure_energy(classifier(Sums(), convolution, spiking(), nn.Flatten(), nn.Linear(16, 5)), data)
-    for found, name, products in ((pooled, "layer2", 4 * 5), (summed, "layer1", 16 * 9)):
-        layer = found.layers[name]
-        assert (layer.acs, layer.macs, layer.ann_macs, layer.rate) == (0, T * products, products, None)
-        assert any(limit.startswith("Inputs that are not 0 or 1") and name in limit for limit in found.limits)
-    assert summed.layers["layer4"].macs == 0  # behind the next node there are spikes again
+    found = measure_energy(classifier(*between, layer, nn.Flatten(), nn.LazyLinear(5)), data)
+    name = f"layer{len(between)}"
+    at = found.layers[name]
+    assert (at.acs, at.macs, at.summed) == (pytest.approx(T * additions / 3), 0, True), what
+    assert found.snn is not None
+    assert found.snn_dense is not None
+    assert found.snn_dense.macs == found.snn.macs + T * at.ann_macs
+    assert found.snn_dense.acs == pytest.approx(found.snn.acs - at.acs)
+    assert any(limit.startswith("Sums or means of spikes") and name in limit for limit in found.limits)
+    assert found.estimate().dense_microjoules == found.snn_dense.microjoules
+    assert "SNN, sums multiplied" in found.summary()
+    behind = found.layers[f"layer{len(between) + 2}"]  # without a node in between no spikes come there
+    assert (behind.acs, behind.macs, behind.rate) == (0, T * behind.ann_macs, None)
+
+
+def test_folding_adds_what_a_network_with_the_pool_in_its_weights_adds() -> None:
+    """A mean over 2×2 and a convolution of 3×3 are one convolution of 6×6 with stride 2."""
+    data = images((1, 1), (0, 3), (2, 2))
+    pooled = measure_energy(classifier(nn.AvgPool2d(2), nn.Conv2d(1, 3, 3, padding=1), nn.Flatten(), nn.Linear(12, 5)), data)
+    folded = measure_energy(classifier(nn.Conv2d(1, 3, 6, stride=2, padding=2), nn.Flatten(), nn.Linear(12, 5)), data)
+    assert pooled.layers["layer1"].acs == folded.layers["layer0"].acs > 0
+
+
+def test_what_is_no_sum_of_spikes_is_multiplied() -> None:
+    data = images(None, (1, 1), None)
+    for between in (nn.BatchNorm2d(1), nn.Sigmoid(), nn.AdaptiveAvgPool2d(3), Paths(nn.Identity(), nn.Tanh(), sum), nn.Softmax(-1)):
+        found = measure_energy(classifier(between, nn.Conv2d(1, 2, 1), nn.Flatten(), nn.LazyLinear(5)), data)
+        at = found.layers["layer1"]
+        assert (at.acs, at.macs, at.rate, at.summed) == (0, T * at.ann_macs, None, False)
+        assert found.snn_dense is None
+        assert any(limit.startswith("Inputs that are not made of spikes") and "layer1" in limit for limit in found.limits)
+
+
+def test_a_change_in_place_ends_what_was_known() -> None:
+    class InPlace(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.avg_pool2d(x, 2)
+            return x.sigmoid_()
+
+    found = measure_energy(classifier(InPlace(), nn.Conv2d(1, 2, 1), nn.Flatten(), nn.LazyLinear(5)), images((1, 1)))
+    assert found.layers["layer1"].macs == T * 8
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
