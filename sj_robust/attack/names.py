@@ -17,7 +17,7 @@ from sj_robust.errors import SJRobustError
 KNOWN = ("fgsm, rfgsm, pgdN (N steps: pgd10), sapgdN-ce, sapgdN-dlr, apgdN-ce, apgdN-dlr, "
          "apgdN-t (targeted; apgdN-t3: three targets), fab, fab-t, rotatingN, squareN (N queries), "
          "noiseN (N draws), without N 100 steps, 5000 queries, 10 draws; one and, from where it ends, "
-         "another: rotating30+square1000")
+         "another: rotating30+square250")
 
 _COUNT = r"([1-9]\d{0,5})"
 _PATTERNS: dict[str, Callable[..., Attack]] = {

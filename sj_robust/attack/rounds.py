@@ -16,7 +16,8 @@ class Rounds(Attack):
     round that begins anew, with noise of its own, for the images that still stand.
 
     Where a search from one image has come to rest, more of it finds little: the dip of a rough
-    surface in which it sits has no way out. Another first image lies in another dip.
+    surface in which it sits has no way out. Another first image lies in another dip, and the best
+    of several has one that goes deeper.
     """
 
     first: Attack

@@ -90,7 +90,7 @@ def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable:
         noise = noise_seed(seed, attack, key.view)
 
         def batch(chosen: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[], None]]:
-            start = starts.of(chosen, x, attack.eps) if starts and run.from_best else None
+            start = starts.of(chosen, x, attack.eps, run.anew) if starts and run.from_best else None
             x_adv = bench.attacked(attack, seen, key.view, chosen, x, y, noise, start)
             hit, margins = bench.judge(x_adv, y)
             bar.advance(work * len(chosen) / len(given))
@@ -99,7 +99,7 @@ def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable:
                 if starts:
                     left = ~hit if survivors_only else torch.ones_like(hit)
                     starts.drop(chosen[~left])
-                    starts.offer(chosen[left], x[left], x_adv[left], margins[left], attack.eps)
+                    starts.offer(chosen[left], x[left], x_adv[left], margins[left], attack.eps, run.anew)
 
             return hit, note
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 from torch import nn
@@ -33,20 +34,21 @@ class Stage:
     """One attack and the views it runs through, by name; "transfer" stands for every other model that is given.
 
     `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's
-    "best" adversarial image of the stages before at this eps. `restarts`: its attempts, of which
+    "best" adversarial image of the stages before at this eps; "anew" is at the image, and the best
+    of the stages before is set aside: those behind it go on from what is found here. `restarts`: its attempts, of which
     the first one alone begins there. `only`: for networks of one kind, spiking ones or those with
     an "exact" gradient. Raises SJRobustError for other words, and for no attempt.
     """
 
     attack: AttackMaker
     views: tuple[str, ...]
-    start: Literal["image", "best"] = "image"
+    start: Literal["image", "best", "anew"] = "image"
     restarts: int = 1
     only: Literal["spiking", "exact"] | None = None
 
     def __post_init__(self) -> None:
-        if self.start not in ("image", "best"):
-            raise SJRobustError(f"start is {self.start!r}: expected image or best")
+        if self.start not in ("image", "best", "anew"):
+            raise SJRobustError(f"start is {self.start!r}: expected image, best or anew")
         if self.only not in (None, "spiking", "exact"):
             raise SJRobustError(f"only is {self.only!r}: expected spiking, exact or None")
         if self.restarts < 1:
@@ -85,10 +87,11 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
     Protocol("strong", 2, (Stage("pgd10", ("PCW:1", "ASSG")),
                            Stage("rotating50", _TURNS, start="best"),
                            Stage("square1000", (), start="best"),
-                           Stage("rotating30+square1000", _TURNS, restarts=4, only="spiking"),
+                           Stage("rotating30+square250", _TURNS, start="anew", restarts=6, only="spiking"),
+                           Stage("square2500", (), start="best", only="spiking"),
                            Stage("apgd100-t3", (EXACT,), only="exact")),
              "PGD, gradients of many views and other models in turn, and Square, each going on from the best image so far; "
-             "then of a spiking network both again, four times from a new image, of an ANN targeted APGD"),
+             "then of a spiking network both from six new images and Square from the best of these, of an ANN targeted APGD"),
     Protocol("autoattack", 1, tuple(Stage(attack, ("ASSG",)) for attack in ("apgd100-ce", "apgd100-t", "fab-t", "square5000")),
              "AutoAttack's standard version through one view (ASSG, or the one given)"),
 )}  # fmt: skip
@@ -96,13 +99,18 @@ PROTOCOLS = {protocol.name: protocol for protocol in (
 
 @dataclass(frozen=True)
 class Run:
-    """One attack at its eps through the models as it sees them, by view. `from_best`: see Stage.start. `sources`: the views of a
-    rotation, in order."""
+    """One attack at its eps through the models as it sees them, by view. `start`: see Stage; `anew`: how many stages have begun
+    so until here. `sources`: the views of a rotation, in order."""
 
     attack: Attack
     seen: Mapping[str, nn.Module]
-    from_best: bool = False
+    start: str = "image"
+    anew: int = 0
     sources: tuple[str, ...] = ()
+
+    @property
+    def from_best(self) -> bool:
+        return self.start == "best"
 
     @property
     def gradients(self) -> dict[str, nn.Module]:
@@ -118,7 +126,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """Of the attack, and what the stage adds."""
-        return {**self.attack.settings, **({"start": "best"} if self.from_best else {}),
+        return {**self.attack.settings, **({"start": self.start} if self.start != "image" else {}),
                 **({"sources": list(self.sources)} if self.sources else {})}
 
 
@@ -205,19 +213,18 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
                 found.append((EXACT, model))
         return found
 
-    def run(stage: Stage, value: float) -> Run | None:
+    def run(stage: Stage, value: float, anew: int) -> Run | None:
         attack = parse_attack(stage.attack, value, norm) if isinstance(stage.attack, str) else stage.attack(eps=value)
         if attack.norm != norm:
             raise SJRobustError(f"{attack.name} is an attack under {attack.norm}, the evaluation "
                                 f"under {norm}: give both the same")  # fmt: skip
         if attack.starts_at_random and (count := stage.restarts * restarts) > 1:
             attack = replace(attack, restarts=count)
-        from_best = stage.start == "best"
-        if from_best and not attack.takes_start:
+        if stage.start == "best" and not attack.takes_start:
             raise SJRobustError(f"{attack.name} cannot start from an image that is given: expected "
                                 "rotatingN or squareN")  # fmt: skip
         if attack.black_box:
-            return Run(attack, {BLACK_BOX: model}, from_best)
+            return Run(attack, {BLACK_BOX: model}, stage.start, anew)
         if not stage.views:
             raise SJRobustError(f"{attack.name} takes gradients, and its stage names no views: "
                                 "expected at least one")  # fmt: skip
@@ -225,16 +232,17 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
         if not found:
             return None  # it looks through other models alone, and there are none
         if not attack.many_sources:
-            return Run(attack, dict(found), from_best)
+            return Run(attack, dict(found), stage.start, anew)
         # one that is shorter than its list does not come to the rest: nobody shall read that these were tried
         names, modules = zip(*found[: attack.iterations], strict=True)
         if len(set(names)) == 1:
-            return Run(attack, {names[0]: Sources(model, modules[:1])}, from_best)
-        return Run(attack, {ROTATION: Sources(model, modules)}, from_best, names)
+            return Run(attack, {names[0]: Sources(model, modules[:1])}, stage.start, anew)
+        return Run(attack, {ROTATION: Sources(model, modules)}, stage.start, anew, names)
 
     plan = []
     for value in ascending:
-        runs = [found for stage in stages if (found := run(stage, value))]
+        anew = accumulate(stage.start == "anew" for stage in stages)
+        runs = [found for stage, count in zip(stages, anew, strict=True) if (found := run(stage, value, int(count)))]
         plan.append(sorted(runs, key=lambda run: run.attack.iterations) if cheap_first else runs)
     first = plan[0] if plan else []
     if first and restarts > 1 and not any(run.attack.starts_at_random for run in first):

@@ -19,7 +19,7 @@ _LEVELS = 127  # of int8
 @dataclass(frozen=True)
 class Start:
     """x_adv − x of one image as `codes` int8 [C·H·W] times `scale`/127, the `eps` at which it was
-    found, and the `margin` that x_adv had.
+    found, the `margin` that x_adv had, and after how many stages that began anew.
 
     A byte a value: corners of the l∞ ball, where attacks end mostly, are kept as they are, and all
     of them together are never larger than the images themselves."""
@@ -28,11 +28,16 @@ class Start:
     margin: float
     scale: float
     codes: bytes
+    anew: int = 0
 
     def after(self, other: Start | None) -> bool:
-        """Whether it stands for `other`, the one before: radii ascend, and at each of them an
-        image's margin only falls."""
-        return other is None or (-self.eps, self.margin) < (-other.eps, other.margin)
+        """Whether it stands for `other`, the one before: radii ascend, at each of them stages begin
+        anew, and from there on an image's margin only falls."""
+        return other is None or (-self.eps, -self.anew, self.margin) < (
+            -other.eps,
+            -other.anew,
+            other.margin,
+        )
 
 
 @dataclass
@@ -40,19 +45,20 @@ class Starts:
     """The `Start` of every image that has one, by its index.
 
     A larger ball begins anew: what queries found in a small one is a dip of a rough surface, from
-    which there is no way down in the larger one, while gradients have more room there. What a
-    stage starts from is read from here even if it has just been found, so that an evaluation
+    which there is no way down in the larger one, while gradients have more room there. So does a
+    stage that is to look elsewhere. What a stage starts from is read from here even if it has just been found, so that an evaluation
     that was stopped and one that was not go on from the same images."""
 
     norm: Norm
     known: dict[int, Start] = field(default_factory=dict)
 
-    def of(self, chosen: Tensor, x: Tensor, eps: float) -> Tensor:
+    def of(self, chosen: Tensor, x: Tensor, eps: float, anew: int = 0) -> Tensor:
         """Images to start from, for those named by `chosen` int64 [n]: within eps of x [n, ...], x
-        itself where none is known at this eps."""
+        itself where none is known at this eps since the last stage that began anew."""
         begin = x.clone()
         for row, image in enumerate(chosen.tolist()):
-            if (start := self.known.get(image)) and start.eps == eps:
+            start = self.known.get(image)
+            if start and (start.eps, start.anew) == (eps, anew):
                 codes = torch.frombuffer(bytearray(start.codes), dtype=torch.int8).view(
                     x[row].shape
                 )
@@ -60,16 +66,17 @@ class Starts:
         return project(begin, x, eps, self.norm)
 
     def offer(
-        self, chosen: Tensor, x: Tensor, x_adv: Tensor, margins: Tensor, eps: float
+        self, chosen: Tensor, x: Tensor, x_adv: Tensor, margins: Tensor, eps: float, anew: int = 0
     ) -> None:
-        """Take those of x_adv [n, ...] whose margin [n] is below that of what is known at `eps`."""
+        """Take those of x_adv [n, ...] whose margin [n] is below that of what is known at `eps` since
+        the last stage that began anew."""
         for row, (image, margin) in enumerate(zip(chosen.tolist(), margins.tolist(), strict=True)):
-            if not Start(eps, margin, 0.0, b"").after(self.known.get(image)):
+            if not Start(eps, margin, 0.0, b"", anew).after(self.known.get(image)):
                 continue
             offset = (x_adv[row] - x[row]).contiguous()
             scale = float(offset.abs().max())
             codes = (offset * (_LEVELS / scale if scale else 0)).round_().to("cpu", torch.int8)
-            self.known[image] = Start(eps, margin, scale, codes.numpy().tobytes())
+            self.known[image] = Start(eps, margin, scale, codes.numpy().tobytes(), anew)
 
     def drop(self, chosen: Tensor) -> None:
         """Forget images that no later stage will meet."""
@@ -84,7 +91,7 @@ class Starts:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            str(image): [start.eps, start.margin, start.scale, _text(start.codes)]
+            str(image): [start.eps, start.margin, start.scale, _text(start.codes), start.anew]
             for image, start in self.known.items()
         }
 
@@ -94,8 +101,14 @@ class Starts:
         return cls(
             norm,
             {
-                int(image): Start(float(eps), float(margin), float(scale), base64.b85decode(codes))
-                for image, (eps, margin, scale, codes) in found.items()
+                int(image): Start(
+                    float(eps),
+                    float(margin),
+                    float(scale),
+                    base64.b85decode(codes),
+                    *map(int, anew),
+                )
+                for image, (eps, margin, scale, codes, *anew) in found.items()
             },
         )
 

@@ -64,7 +64,7 @@ def test_a_spiking_network_of_two_classes_with_its_ann_to_transfer_from(dataset:
     ann = of_classes(2)
     snn = convert(ann, dataset.floats().view(2, 80, 3, 8, 8), 2, calibration_timesteps=4)
     report = evaluate(snn, right(snn, dataset, 2), protocol="strong", eps=HALF, transfer={"ann": ann}, check_images=4, show_progress=False)
-    assert "transfer:ann" in report.robust[1].settings["sources"] and report.settings.attacks[-1] == "rotating30+square1000"
+    assert "transfer:ann" in report.robust[1].settings["sources"] and report.settings.attacks[-1] == "square2500"
     assert not any("in place of" in limit for limit in report.limits)
 
 

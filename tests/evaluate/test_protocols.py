@@ -89,16 +89,16 @@ def test_restarts_and_l2(ann: NormalizedClassifier, dataset: ImageDataset) -> No
 
 
 def test_strong_runs_under_l2(snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset) -> None:
-    shorter = {"rotating50": "rotating5", "square1000": "square8", "rotating30+square1000": "rotating3+square9"}
+    shorter = {"rotating50": "rotating5", "square1000": "square8", "rotating30+square250": "rotating3+square3", "square2500": "square9"}
     stages = [replace(stage, attack=shorter.get(stage.attack, stage.attack))  # type: ignore[arg-type]
               for stage in PROTOCOLS["strong"].stages]
     report = evaluate(snn, dataset, protocol=Protocol("short", 1, tuple(stages), ""), norm="l2", eps=(0.05, 0.01),
                       max_images=8, transfer={"source": ann})  # fmt: skip
-    assert [list(result.per_view) for result in report.robust[1:4]] == [["rotation"], ["black-box"], ["rotation"]]
+    assert [list(result.per_view) for result in report.robust[1:5]] == [["rotation"], ["black-box"]] * 2
     assert report.joint[0].accuracy.correct > 0
-    assert [result.settings.get("start") for result in report.robust[:4]] == [None, "best", "best", None]
+    assert [result.settings.get("start") for result in report.robust[:5]] == [None, "best", "best", "anew", "best"]
     rounds = report.robust[3].settings
-    assert (rounds["name"], rounds["restarts"]) == ("rotating3+square9", 4)
+    assert (rounds["name"], rounds["restarts"]) == ("rotating3+square3", 6)
     assert "transfer:source" in rounds["sources"]
 
 

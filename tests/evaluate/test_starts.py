@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sj_robust.attack import PGD, GradientView, Rotating, Sources, Square
+from sj_robust.attack import PGD, GradientView, Rotating, Sources, Square, parse_attack
 from sj_robust.attack.base import project
 from sj_robust.attack.loss import margin
 from sj_robust.data import ImageDataset
@@ -82,8 +82,34 @@ def test_a_stage_starts_from_the_best_of_those_before(snn: SpikingClassifier, da
     assert result.settings["start"] == "best" and result.alone is None and report.robust[0].alone is not None
 
 
+def test_a_stage_may_begin_anew_and_those_behind_it_go_on_from_there(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+    stages = (Stage("pgd1", ("STE",)), Stage("noise1", (), start="anew"), Stage("rotating3", ("PCW:1",), start="best"),
+              Stage("square20", (), start="best"))  # fmt: skip
+    report = evaluate(snn, dataset, protocol=Protocol("anew", 1, stages, ""), eps=EPS, max_images=60)
+    assert [result.settings.get("start") for result in report.robust] == [None, "anew", "best", "best"]
+    x, y = dataset.floats(range(60)), dataset.labels[:60]
+    with torch.no_grad():
+        standing = snn(x).argmax(1) == y
+    starts, broken = Starts("linf"), []
+    for stage, view in zip(stages, ("STE", "black-box", "PCW:1", "black-box"), strict=True):
+        at, attack = standing.nonzero().flatten(), parse_attack(str(stage.attack), EPS)
+        model = snn if view == "black-box" else GradientView(snn, parse_view(view))
+        start = {"start": starts.of(at, x[at], EPS)} if stage.start == "best" else {}
+        if stage.start == "anew":
+            starts = Starts("linf")  # by hand: what was found so far counts for nothing
+        seed = noise_seed(0, attack, view)
+        x_adv = attack(model if not attack.many_sources else Sources(snn, [model]), x[at], y[at], seed=seed, ids=at, **start)
+        with torch.no_grad():
+            margins = margin(snn(x_adv), y[at])
+        standing[at[margins < 0]] = False
+        starts.offer(at, x[at], x_adv, margins, EPS)
+        broken.append(int((margins < 0).sum()))
+    assert [next(iter(result.per_view.values())).broken for result in report.robust] == broken
+    assert broken[2] + broken[3] > 0
+
+
 STAGES = (Stage("noise2", ()), Stage("pgd2", ("STE",)), Stage("rotating4", ("PCW:1", "transfer", "rate"), start="best", restarts=2),
-          Stage("square5", (), start="best"))
+          Stage("square5", (), start="best"), Stage("pgd1+square2", ("rate",), start="anew", restarts=2))
 
 
 class Interrupted(Square):
