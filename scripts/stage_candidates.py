@@ -4,11 +4,12 @@ leave, and at what cost: how `strong` was put together.
     python scripts/stage_candidates.py resnet20-snn-t4.cifar10_linf_pgd --data cifar10 --eps 2/255
         --transfer resnet20.cifar10_linf_pgd --first 1000 --images 600
         --before pgd10@PCW:1 pgd10@ASSG rotating50! square1000!
-        --then square4000! rotating30+square1000x4
+        --then square4000! rotating30+square1000x4 'rotating30+square250x6 > square2500!'
 
 ATTACK@VIEW goes through one view, those with `rotating` through the views of `strong` and the other
-model. A ! starts from each image's best so far, xN makes N attempts. --state keeps what the stages
-before left, for another call with other candidates. Use images that no card measures.
+model. A ! starts from each image's best so far, xN makes N attempts, A > B is B after A. --state
+keeps what the stages before left, for another call with other candidates. Use images that no card
+measures.
 """
 
 from __future__ import annotations
@@ -69,19 +70,24 @@ class Candidates:
         )
 
     def tried(self, words: str, eps: float) -> tuple[Tensor, Tensor, float]:
-        """What an attack makes of the images that stand, [n, C, H, W], their margins [n], and seconds."""
-        name, _, view = words.partition("@")
-        name, from_best = name.rstrip("!"), name.endswith("!")
-        name, _, attempts = name.partition("x")
-        attack: Attack = replace(parse_attack(name, eps), restarts=int(attempts or 1))
-        model = self.turns if attack.many_sources else self.seen(view) if view else self.model
+        """What attacks in a row make of the images that stand, [n, C, H, W], their margins [n], and
+        seconds."""
         begun, found = time.monotonic(), []
         for at in self.standing.split(BATCH):
-            start = self.best[at] if from_best else None
-            found.append(attack(model, self.x[at], self.y[at], ids=self.ids[at], start=start))
+            x_adv = self.best[at]
+            for part in words.split(">"):
+                name, _, view = part.strip().partition("@")
+                name, goes_on = name.rstrip("!"), name.endswith("!")
+                name, _, attempts = name.partition("x")
+                attack: Attack = replace(parse_attack(name, eps), restarts=int(attempts or 1))
+                several = attack.many_sources
+                model = self.turns if several else self.seen(view) if view else self.model
+                start = x_adv if goes_on else None
+                x_adv = attack(model, self.x[at], self.y[at], ids=self.ids[at], start=start)
+            found.append(x_adv)
         seconds = time.monotonic() - begun
-        x_adv = torch.cat(found) if found else self.x[:0]
-        return x_adv, self.margins(x_adv, self.y[self.standing]), seconds
+        tried = torch.cat(found) if found else self.x[:0]
+        return tried, self.margins(tried, self.y[self.standing]), seconds
 
     def keep(self, x_adv: Tensor, margins: Tensor) -> None:
         at = self.standing
