@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluate import PROTOCOLS
 from sj_robust.files import write_atomic
 from sj_robust.hub.config import STRONGEST_FIRST
 from sj_robust.hub.results import Point, Results, protocol_of
@@ -26,9 +27,10 @@ def table(entries: Sequence[Entry]) -> str:
     """One row per model: clean and robust accuracy under each protocol, with Wilson 95 % intervals, and the images they were measured on.
 
     Protocols that a model was measured under on other images have a row of their own. By data set, the ANNs before the spiking networks.
+    Figures of a version that is not run any more, because others broke it, are left out.
     """
     entries = sorted(entries, key=lambda entry: (entry.dataset or "", entry.kind, entry.name))
-    columns = sorted({_column(results, point) for entry in entries for results in entry.results for point in results.robust})
+    columns = sorted({_column(results, point) for entry in entries for results in entry.results for point in _standing(results)})
     rows = [["model", "clean", *(f"{radius:g}/255, {protocol}" for radius, _, protocol in columns), "images"]]
     rows.append(["---"] * len(rows[0]))
     for entry in entries:
@@ -36,9 +38,15 @@ def table(entries: Sequence[Entry]) -> str:
         if not entry.results:
             rows.append([name, *["–"] * (len(columns) + 1), ""])
         for (images, dataset, clean), together in groupby(entry.results, lambda results: (results.n, results.dataset, str(results.clean))):
-            at = {_column(results, point): str(point) for results in together for point in results.robust}
+            at = {_column(results, point): str(point) for results in together for point in _standing(results)}
             rows.append([name, clean, *(at.get(column, "–") for column in columns), f"{images:,} of {dataset}"])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _standing(results: Results) -> Sequence[Point]:
+    """The figures of an evaluation, none where its protocol has a newer version."""
+    current = PROTOCOLS.get(results.named.partition("@")[0])
+    return results.robust if current is None or str(current) == results.named else ()
 
 
 def _column(results: Results, point: Point) -> tuple[float, int, str]:
