@@ -62,6 +62,11 @@ class Attack:
         return False
 
     @property
+    def gradients_alone(self) -> bool:
+        """Whether all that it finds, it finds by gradients."""
+        return not self.black_box
+
+    @property
     def starts_at_random(self) -> bool:
         """Whether a restart begins elsewhere, so that more of them find more."""
         return True

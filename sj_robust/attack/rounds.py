@@ -49,6 +49,10 @@ class Rounds(Attack):
         return self.first.black_box and self.second.black_box
 
     @property
+    def gradients_alone(self) -> bool:
+        return self.first.gradients_alone and self.second.gradients_alone
+
+    @property
     def starts_at_random(self) -> bool:
         return self.first.starts_at_random
 

@@ -22,7 +22,7 @@ from sj_robust.attack.view import forget
 from sj_robust.evaluate.bench import Bench, TimeUp
 from sj_robust.evaluate.ensemble import Outcome
 from sj_robust.evaluate.protocol import Run
-from sj_robust.evaluate.report import Check, eps_name, interval_name, wilson
+from sj_robust.evaluate.report import Check, attempt, eps_name, interval_name, wilson
 from sj_robust.evaluate.words import BLACK_BOX, EXACT, Status, gradient_views
 from sj_robust.model import SpikingModel
 from sj_robust.neuron import AdaptiveSharpness
@@ -248,10 +248,11 @@ def _further(subject: Subject, attack: Attack, view: str, seen: nn.Module) -> Fi
 
 
 def _after_gradients(runs: Sequence[Run]) -> list[str]:
-    """"ATTACK VIEW" of the black-box attacks and transfer that came when the network's own gradients had given up."""
-    units = [(view, f"{run.attack.name} {view}") for run in runs for view in run.seen]
-    own = [at for at, (view, _) in enumerate(units) if gradient_views([view])]
-    return [unit for _, unit in units[max(own, default=len(units)) + 1 :]]
+    """"ATTACK VIEW" of the transfer and the attacks with black-box parts that came when the network's own gradients alone had given
+    up."""
+    units = [(run, view) for run in runs for view in run.seen]
+    own = [at for at, (run, view) in enumerate(units) if run.attack.gradients_alone and gradient_views([view])]
+    return [attempt(run.attack.name, view) for run, view in units[max(own, default=len(units)) + 1 :]]
 
 
 def _beyond(subject: Subject, after: Sequence[str], broken_by: Sequence[str | None]) -> Finding:

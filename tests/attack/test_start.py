@@ -106,6 +106,7 @@ def test_rounds_go_on_from_what_the_first_found_and_begin_anew(norm: Literal["li
     model, ids = sources(ann), torch.arange(len(x)) + 50
     attack = parse_attack("rotating6+square20", EPS[norm], norm)
     assert isinstance(attack, Rounds)
+    assert not attack.gradients_alone and not attack.black_box and parse_attack("fgsm+rotating2", 0.1).gradients_alone
     assert (attack.name, attack.iterations, attack.many_sources) == ("rotating6+square20", 26, True)
     begin = attack.first(model, x, y, seed=3, ids=ids)
     by_hand = attack.second(snn, x, y, seed=3, ids=ids, start=begin)

@@ -149,6 +149,8 @@ def test_no_check_repeats_less_than_what_ran(ann: NormalizedClassifier, dataset:
     assert "black box" not in found  # 1,200 queries were made
     assert found["beyond gradients"].found.startswith("at 6/255 square1200 broke ")
     assert found["beyond gradients"].numbers["left_by_gradients"] >= 1
+    found = by(measured(ann, dataset, **settings | {"attacks": ["pgd10", "pgd5+square20", "square30"]}))
+    assert found["beyond gradients"].found.startswith("at 6/255 pgd5+square20 and square30 broke ")  # both query, in part or alone
     settings |= {"attacks": ["pgd10", "square20", "noise10"]}
     assert by(measured(ann, dataset, **settings))["black box"].found.startswith("square1000 ")  # more than what ran
 
