@@ -110,6 +110,9 @@ class _Energy(_Recorded):
     microjoules: Microjoules
     ann_macs: Operations | None
     ann_microjoules: Microjoules | None
+    dense_acs: Operations | None = None
+    dense_macs: Operations | None = None
+    dense_microjoules: Microjoules | None = None
     picojoules: dict[str, float]
 
 
