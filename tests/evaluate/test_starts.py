@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sj_robust.attack import PGD, GradientView, Rotating, Sources, Square, parse_attack
 from sj_robust.attack.base import project
@@ -163,17 +164,20 @@ def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
     assert report.settings.views == ["exact"]
     x, y = dataset.floats(range(20)), dataset.labels[:20]
     attack = Rotating(eps=EPS, steps=3)
-    x_adv = attack(Sources(ann, [ann]), x, y, seed=noise_seed(0, attack, "exact"))
-    with torch.no_grad():
-        expected = (ann(x).argmax(1) == y) & (ann(x_adv).argmax(1) == y)
-    assert report.joint[0].accuracy.correct == int(expected.sum())
+
+    def left(model: nn.Module, sources: Sources, view: str) -> int:
+        """How many the attack leaves, in the batch that the evaluation makes of them: in another one a spike may flip."""
+        with torch.no_grad():
+            at = (model(x).argmax(1) == y).nonzero().flatten()
+        x_adv = attack(sources, x[at], y[at], seed=noise_seed(0, attack, view), ids=at)
+        with torch.no_grad():
+            return int((model(x_adv).argmax(1) == y[at]).sum())
+
+    assert report.joint[0].accuracy.correct == left(ann, Sources(ann, [ann]), "exact")
     transfer = Protocol("transfer", 1, (Stage("rotating3", ("transfer",)),), "")
     report = evaluate(snn, dataset, protocol=transfer, eps=EPS, max_images=20, transfer={"ann": ann})
     assert report.settings.views == ["transfer:ann"] and "sources" not in report.robust[0].settings
-    x_adv = attack(Sources(snn, [ann]), x, y, seed=noise_seed(0, attack, "transfer:ann"))
-    with torch.no_grad():
-        expected = (snn(x).argmax(1) == y) & (snn(x_adv).argmax(1) == y)
-    assert report.joint[0].accuracy.correct == int(expected.sum())
+    assert report.joint[0].accuracy.correct == left(snn, Sources(snn, [ann]), "transfer:ann")
 
 
 def test_starts_of_large_images_stay_in_an_l2_ball() -> None:
