@@ -25,7 +25,6 @@ _JOINED = (_aten.cat.default, _aten.stack.default)
 _POOLED = (_aten.avg_pool2d.default, _aten.avg_pool3d.default)
 _SUMMED = (_aten.sum.default, _aten.sum.dim_IntList)
 _ADDED = (_aten.add.Tensor, _aten.add_.Tensor)
-_SCALED = (_aten.mul.Tensor, _aten.mul.Scalar, _aten.div.Tensor, _aten.div.Scalar)
 
 
 class SpikeCounts:
@@ -34,13 +33,14 @@ class SpikeCounts:
 
     Such a step is linear and without a constant, so that it can be folded into the weights of the
     layer behind it: a spike then is one accumulation for each connection of each place it came to.
+    What a conversion left as a factor of the spikes is not followed: the layer behind it multiplies.
     `follow` is called with every operation as torch dispatches it.
     """
 
     def __init__(self) -> None:
         self._known = WeakTensorKeyDictionary()
 
-    operations = frozenset({*_MOVED, *_JOINED, *_POOLED, *_SUMMED, *_ADDED, *_SCALED,
+    operations = frozenset({*_MOVED, *_JOINED, *_POOLED, *_SUMMED, *_ADDED,
                             _aten.mean.dim, _aten._adaptive_avg_pool2d.default})  # fmt: skip
 
     def of(self, x: Tensor) -> Tensor | None:
@@ -75,15 +75,10 @@ class SpikeCounts:
         if func in _POOLED:
             settings = [*args[1:6], *([], 0, False, True)[len(args) - 2 :]]
             return func(counts, *settings, 1)  # divided by 1: the sum over each window
-        if func is _aten._adaptive_avg_pool2d.default:
-            (height, width), (rows, columns) = counts.shape[-2:], args[1]
-            if height % rows or width % columns:
-                return None  # windows of several sizes
-            return func(counts, args[1]) * (height // rows * (width // columns))
-        factor = args[1]  # _SCALED
-        if isinstance(factor, Tensor) and factor.dim():
-            return None
-        return counts.clone()
+        (height, width), (rows, columns) = counts.shape[-2:], args[1]  # adaptive pooling
+        if height % rows or width % columns:
+            return None  # windows of several sizes
+        return func(counts, args[1]) * (height // rows * (width // columns))
 
     def _sum(self, one: Any, other: Any, alpha: Any) -> Tensor | None:
         if not (isinstance(one, Tensor) and isinstance(other, Tensor)) or alpha != 1:
