@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.attack import Attack, GradientView, Sources, parse_attack
-from sj_robust.attack.loss import margin
+from sj_robust.attack.base import Best
 from sj_robust.budget import radius
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
@@ -37,13 +38,12 @@ BATCH = 64
 
 
 class Candidates:
-    """`best` [N, C, H, W]: each image's adversarial image of least margin, and that `margin` [N]."""
+    """Attacks by their words on images x [N, C, H, W] with labels y, which `ids` name."""
 
     def __init__(
         self, model: nn.Module, other: nn.Module, x: Tensor, y: Tensor, ids: Tensor
     ) -> None:
-        self.model, self.other, self.x, self.y, self.ids = model, other, x, y, ids
-        self.best, self.margin = x.clone(), self.margins(x, y)
+        self.model, self.x, self.y, self.ids = model, x, y, ids
         turns = next(
             stage.views for stage in find_protocol("strong").stages if len(stage.views) > 2
         )
@@ -56,43 +56,27 @@ class Candidates:
             GradientView(self.model, view) if isinstance(self.model, SpikingModel) else self.model
         )
 
-    @property
-    def standing(self) -> Tensor:
-        return (self.margin > 0).nonzero().flatten()
+    def tried(self, words: str, eps: float, at: Tensor, x_adv: Tensor) -> Tensor:
+        """What attacks in a row make of the images `at` [n], of which x_adv [n, C, H, W] are the best
+        so far."""
+        for part in words.split(">"):
+            name, _, view = part.strip().partition("@")
+            name, goes_on = name.rstrip("!"), name.endswith("!")
+            name, _, attempts = name.partition("x")
+            attack: Attack = replace(parse_attack(name, eps), restarts=int(attempts or 1))
+            several = attack.many_sources
+            model = self.turns if several else self.seen(view) if view else self.model
+            start = x_adv if goes_on else None
+            x_adv = attack(model, self.x[at], self.y[at], ids=self.ids[at], start=start)
+        return x_adv
 
-    @torch.no_grad()
-    def margins(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cat(
-            [
-                margin(self.model(part), labels)
-                for part, labels in zip(x.split(BATCH), y.split(BATCH), strict=True)
-            ]
-        )
-
-    def tried(self, words: str, eps: float) -> tuple[Tensor, Tensor, float]:
-        """What attacks in a row make of the images that stand, [n, C, H, W], their margins [n], and
-        seconds."""
-        begun, found = time.monotonic(), []
-        for at in self.standing.split(BATCH):
-            x_adv = self.best[at]
-            for part in words.split(">"):
-                name, _, view = part.strip().partition("@")
-                name, goes_on = name.rstrip("!"), name.endswith("!")
-                name, _, attempts = name.partition("x")
-                attack: Attack = replace(parse_attack(name, eps), restarts=int(attempts or 1))
-                several = attack.many_sources
-                model = self.turns if several else self.seen(view) if view else self.model
-                start = x_adv if goes_on else None
-                x_adv = attack(model, self.x[at], self.y[at], ids=self.ids[at], start=start)
-            found.append(x_adv)
-        seconds = time.monotonic() - begun
-        tried = torch.cat(found) if found else self.x[:0]
-        return tried, self.margins(tried, self.y[self.standing]), seconds
-
-    def keep(self, x_adv: Tensor, margins: Tensor) -> None:
-        at = self.standing
-        better = margins < self.margin[at]
-        self.best[at[better]], self.margin[at[better]] = x_adv[better], margins[better]
+    def improve(self, best: Best, words: str, eps: float) -> str:
+        """Offer `best` what they find of the images that stand: a row of the table."""
+        standing, begun = best.standing, time.monotonic()
+        for at in standing.split(BATCH):
+            best.offer(self.tried(words, eps, at, best.x_adv[at]), at=at)
+        broke = len(standing) - len(best.standing)
+        return f"{words} | {broke} | {len(standing)} | {time.monotonic() - begun:.0f} |"
 
 
 def main() -> None:
@@ -113,30 +97,24 @@ def main() -> None:
         dataset = load_dataset(options.data, "test")
         ids = torch.arange(options.first, options.first + options.images)
         x, y, eps = dataset.floats(ids), dataset.labels[ids], radius(options.eps, "linf")
-        at = Candidates(load(options.checkpoint).eval(), load(options.transfer).eval(), x, y, ids)
-        print(
-            f"{options.checkpoint}, test images {options.first} to {options.first + options.images - 1}, eps {options.eps}\n"
-        )
+        model, other = load(options.checkpoint).eval(), load(options.transfer).eval()
+        candidates, best = Candidates(model, other, x, y, ids), Best(model, x, y, targeted=False)
+        last = options.first + options.images - 1
+        print(f"{options.checkpoint}, test images {options.first} to {last}, eps {options.eps}\n")
         print("| attack | broke | of | seconds |\n| --- | --- | --- | --- |")
         if options.state and options.state.exists():
-            at.best, at.margin = torch.load(options.state)
+            best.x_adv, best.margin = torch.load(options.state)
         else:
+            for at in torch.arange(len(x)).split(BATCH):
+                best.offer(x[at], at=at)
             for words in options.before:
-                before = len(at.standing)
-                x_adv, margins, seconds = at.tried(words, eps)
-                at.keep(x_adv, margins)
-                print(
-                    f"| {words} | {before - len(at.standing)} | {before} | {seconds:.0f} |",
-                    flush=True,
-                )
+                print(f"| {candidates.improve(best, words, eps)}", flush=True)
             if options.state:
-                torch.save((at.best, at.margin), options.state)
+                torch.save((best.x_adv, best.margin), options.state)
         for words in options.then:
-            _, margins, seconds = at.tried(words, eps)
-            print(
-                f"| then {words} | {int((margins <= 0).sum())} | {len(margins)} | {seconds:.0f} |",
-                flush=True,
-            )
+            trial = copy(best)  # each goes on from what the stages before left
+            trial.x_adv, trial.margin = best.x_adv.clone(), best.margin.clone()
+            print(f"| then {candidates.improve(trial, words, eps)}", flush=True)
     except (SJRobustError, OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

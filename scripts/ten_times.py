@@ -35,6 +35,8 @@ def scaled(protocol: Protocol, norm: Norm) -> Protocol:
     def larger(stage: Stage) -> Stage:
         assert isinstance(stage.attack, str)
         attack = parse_attack(stage.attack, 0.1, norm)
+        if isinstance(attack, Rounds):
+            return replace(stage, restarts=stage.restarts * ROUNDS)
         more = {
             name: getattr(attack, name) * factor
             for name, factor in (("steps", STEPS), ("queries", QUERIES))
@@ -44,8 +46,6 @@ def scaled(protocol: Protocol, norm: Norm) -> Protocol:
         def make(eps: float, name: str = stage.attack) -> Attack:
             return replace(parse_attack(name, eps, norm), **more)
 
-        if isinstance(attack, Rounds):
-            return replace(stage, restarts=stage.restarts * ROUNDS)
         attempts = ATTEMPTS if attack.starts_at_random and not attack.black_box else 1
         return replace(stage, attack=make, restarts=stage.restarts * attempts)
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from sj_robust.attack.base import Attack, Best, l2_norm, require
 from sj_robust.attack.noise import normal_like, uniform_like
 from sj_robust.attack.view import forget
-from sj_robust.errors import SJRobustError
 
 _SILENT = logging.getLogger("sj_robust.autoattack")
 _SILENT.addHandler(logging.NullHandler())
@@ -35,8 +34,7 @@ class LibraryAttack(Attack):
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
             start: Tensor | None = None) -> Tensor:  # fmt: skip
-        if y is None:
-            raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
+        y = self.labelled(y)
         best = Best(model, x, y, targeted=False)
         plain = x.contiguous()  # the library views tensors in the default memory format
         for restart in range(self.restarts):

@@ -127,6 +127,12 @@ class Attack:
                 raise SJRobustError(f"an image has the label {int(y.max())}, the model has fewer classes: "
                                     "expected labels from 0, below the number of logits") from error  # fmt: skip
 
+    def labelled(self, y: Tensor | None) -> Tensor:
+        """y, for an attack that cannot do without. Raises SJRobustError where there is none."""
+        if y is None:
+            raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
+        return y
+
     def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
             start: Tensor | None = None) -> Tensor:  # fmt: skip
         """The attack itself, on checked inputs, in eval mode, with gradients on."""

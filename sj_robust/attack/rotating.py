@@ -13,7 +13,6 @@ from sj_robust.attack.gradient import random_start
 from sj_robust.attack.loss import input_gradient, margin
 from sj_robust.attack.noise import normal_like, uniform_like
 from sj_robust.attack.view import Sources, true_logits
-from sj_robust.errors import SJRobustError
 
 _MOMENTUM = 0.8
 _FIRST, _LAST = 0.5, 0.02  # length of a step, as a share of eps
@@ -69,8 +68,7 @@ class Rotating(Attack):
         ids: Tensor,
         start: Tensor | None = None,
     ) -> Tensor:
-        if y is None:
-            raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
+        y = self.labelled(y)
         sources = model if isinstance(model, Sources) else Sources(model, [model])
         best = Best(sources, x, y, self.targeted)
         if start is not None:

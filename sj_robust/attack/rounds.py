@@ -77,8 +77,7 @@ class Rounds(Attack):
         ids: Tensor,
         start: Tensor | None = None,
     ) -> Tensor:
-        if y is None:
-            return self.second.run(model, x, y, seed, ids, x)  # which says what it misses
+        y = self.second.labelled(y)
         best = Best(model, x, y, self.targeted)
         for restart in range(self.restarts):
             at = best.standing

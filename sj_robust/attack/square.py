@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from sj_robust.attack.autoattack import NORMS, LibraryAttack
 from sj_robust.attack.base import Best, l2_norm, project, require
 from sj_robust.attack.noise import signs_like, uniform_like
-from sj_robust.errors import SJRobustError
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # after so many queries (section 4.1)
 _DRAWS = 1 << 21  # per restart
@@ -81,8 +80,7 @@ class Square(LibraryAttack):
     ) -> Tensor:
         if start is None:
             return super().run(model, x, y, seed, ids)
-        if y is None:
-            raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
+        y = self.labelled(y)
         best = Best(model, x, y, targeted=False)
         best.offer(start)
         for restart in range(self.restarts):

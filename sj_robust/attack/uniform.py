@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from sj_robust.attack.base import Attack, Best, require
 from sj_robust.attack.gradient import random_start
-from sj_robust.errors import SJRobustError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,7 @@ class UniformNoise(Attack):
 
     def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
             start: Tensor | None = None) -> Tensor:  # fmt: skip
-        if y is None:
-            raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
+        y = self.labelled(y)
         best = Best(model, x, y, targeted=False)
         for restart in range(self.restarts):
             best.offer(random_start(x, self, seed, ids, restart))

@@ -143,12 +143,15 @@ def _check_costs(report: Any, images: int) -> None:
     if (energy := report.energy) is not None:
         cost = energy.picojoules
         dense = (energy.dense_acs, energy.dense_macs, energy.dense_microjoules)
+
+        def priced(acs: float | None, macs: float | None, microjoules: float | None) -> bool:
+            return _close(((macs or 0) * cost["MAC"] + (acs or 0) * cost.get("AC", 0.0)) / 1e6, microjoules or 0.0)
+
         good = (1 <= energy.images <= report.dataset.size and "MAC" in cost
-                and _close((energy.macs * cost["MAC"] + energy.acs * cost.get("AC", 0.0)) / 1e6, energy.microjoules)
+                and priced(energy.acs, energy.macs, energy.microjoules)
                 and (energy.ann_macs is None) == (energy.ann_microjoules is None)
-                and (energy.ann_macs is None or _close(energy.ann_macs * cost["MAC"] / 1e6, energy.ann_microjoules))
-                and (dense == (None, None, None) or (None not in dense
-                     and _close(((dense[1] or 0) * cost["MAC"] + (dense[0] or 0) * cost.get("AC", 0.0)) / 1e6, dense[2])))
+                and (energy.ann_macs is None or priced(0, energy.ann_macs, energy.ann_microjoules))
+                and (dense == (None, None, None) or (None not in dense and priced(*dense)))
                 and all(value >= 0 for value in (energy.macs, energy.acs, energy.ann_macs or 0, dense[0] or 0, dense[1] or 0,
                                                  *cost.values())))
         if not good:

@@ -239,10 +239,9 @@ def make_plan(model: nn.Module, stages: Sequence[Stage], eps: Any, *, norm: Norm
             return Run(attack, {names[0]: Sources(model, modules[:1])}, stage.start, anew)
         return Run(attack, {ROTATION: Sources(model, modules)}, stage.start, anew, names)
 
-    plan = []
+    plan, anew = [], list(accumulate(int(stage.start == "anew") for stage in stages))
     for value in ascending:
-        anew = accumulate(stage.start == "anew" for stage in stages)
-        runs = [found for stage, count in zip(stages, anew, strict=True) if (found := run(stage, value, int(count)))]
+        runs = [found for stage, count in zip(stages, anew, strict=True) if (found := run(stage, value, count))]
         plan.append(sorted(runs, key=lambda run: run.attack.iterations) if cheap_first else runs)
     first = plan[0] if plan else []
     if first and restarts > 1 and not any(run.attack.starts_at_random for run in first):

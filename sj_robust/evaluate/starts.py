@@ -46,8 +46,9 @@ class Starts:
 
     A larger ball begins anew: what queries found in a small one is a dip of a rough surface, from
     which there is no way down in the larger one, while gradients have more room there. So does a
-    stage that is to look elsewhere. What a stage starts from is read from here even if it has just been found, so that an evaluation
-    that was stopped and one that was not go on from the same images."""
+    stage that is to look elsewhere. What a stage starts from is read from here even if it has just
+    been found, so that an evaluation that was stopped and one that was not go on from the same
+    images."""
 
     norm: Norm
     known: dict[int, Start] = field(default_factory=dict)
@@ -68,8 +69,8 @@ class Starts:
     def offer(
         self, chosen: Tensor, x: Tensor, x_adv: Tensor, margins: Tensor, eps: float, anew: int = 0
     ) -> None:
-        """Take those of x_adv [n, ...] whose margin [n] is below that of what is known at `eps` since
-        the last stage that began anew."""
+        """Take those of x_adv [n, ...] whose margin [n] is below that of what is known at `eps`
+        since the last stage that began anew."""
         for row, (image, margin) in enumerate(zip(chosen.tolist(), margins.tolist(), strict=True)):
             if not Start(eps, margin, 0.0, b"", anew).after(self.known.get(image)):
                 continue
