@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from sj_robust.convert import Pooling, Replace
+from sj_robust.convert import Pooling, Replace, Scale
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import TIMM_RUNTIME
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml, read_text
@@ -95,7 +95,7 @@ class ConvertSettings(_Strict):
 
     timesteps: int = Field(8, ge=1, le=1024)
     percentile: float = Field(99.7, gt=0, le=100)
-    scale: float = Field(0.3, gt=0, le=10)
+    scale: Scale = 0.3
     calibration_timesteps: int = Field(100, ge=1, le=4096)
     leak: float = Field(1.0, gt=0, le=1)
     reset: Literal["hard", "soft"] = "hard"

@@ -59,7 +59,10 @@ def convert(
     std: Std = None,
     timesteps: Annotated[int, typer.Option("--timesteps", "-T", min=1, help="T, the steps of one inference.")] = 8,
     percentile: Annotated[float, typer.Option("--percentile", min=0, max=100, help="Of a node's input, becomes its threshold.")] = 99.7,
-    scale: Annotated[float, typer.Option("--scale", min=0, help="Factor on all thresholds.")] = 0.3,
+    scale: Annotated[
+        str,
+        typer.Option("--scale", metavar="FACTOR", help="On all thresholds, or auto: each layer's own."),
+    ] = "0.3",
     calibration_timesteps: Annotated[int, typer.Option("--calibration-timesteps", min=1)] = 100,
     batches: Annotated[int, typer.Option("--batches", min=1, help="Calibration batches.")] = 11,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in each.")] = 64,

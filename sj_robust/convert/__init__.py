@@ -1,5 +1,6 @@
 """Robust ANN in, spiking classifier out."""
 
+from sj_robust.convert.agreement import Scale
 from sj_robust.convert.balance import balance_thresholds
 from sj_robust.convert.norms import Norm, reestimate_statistics
 from sj_robust.convert.pooling import Pooling
@@ -8,6 +9,6 @@ from sj_robust.convert.report import ConversionReport, inspect_conversion
 from sj_robust.convert.scan import Replace
 
 __all__ = [
-    "ConversionReport", "ConversionSettings", "Norm", "Pooling", "Replace", "ThresholdBalancing", "balance_thresholds", "convert",
-    "inspect_conversion", "rebuild", "reestimate_statistics",
+    "ConversionReport", "ConversionSettings", "Norm", "Pooling", "Replace", "Scale", "ThresholdBalancing", "balance_thresholds",
+    "convert", "inspect_conversion", "rebuild", "reestimate_statistics",
 ]  # fmt: skip

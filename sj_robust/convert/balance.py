@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from sj_robust.convert.norms import batch_statistics
 from sj_robust.convert.percentile import percentile
 from sj_robust.errors import SJRobustError
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
-from sj_robust.model.mode import evaluation_mode
 from sj_robust.signals import deferred_signals
 
 
@@ -64,21 +63,16 @@ def balance_thresholds(
         with torch.no_grad():  # gradient mode belongs to the thread
             model(batch)
 
-    steps, buffers = model.timesteps, [(buffer, buffer.clone()) for buffer in model.buffers()]
+    steps = model.timesteps
     handles = [activation.register_forward_pre_hook(at_node(name)) for name, activation in model.activations().items()]
     try:
         model.timesteps = timesteps
-        with evaluation_mode(model):
-            for module in model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.train()
+        with batch_statistics(model):
             relay.run(forward, batches)
     finally:
         model.timesteps = steps
         for handle in handles:
             handle.remove()
-        for buffer, value in buffers:
-            buffer.copy_(value)
     return raw
 
 

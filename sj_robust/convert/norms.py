@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
@@ -100,6 +101,23 @@ def _fold(layer: nn.Module, bn: _BatchNorm, name: str) -> None:
         raise SJRobustError(f"cannot fuse batch norm {name}: it keeps no running statistics; use norm='integrate'")
     fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
     layer.weight, layer.bias = fuse(layer.weight, layer.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias)  # type: ignore[arg-type]
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """While the block runs, `model` is in eval mode but for its batch norms, which normalise with the statistics of what they get.
+    Every mode and every buffer is then as before."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with evaluation_mode(model):
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train()
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 @torch.no_grad()

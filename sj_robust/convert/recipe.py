@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spikingjelly.activation_based.ann2snn import ModuleConversionRecipe, ModuleConverter
 from torch import Tensor, nn
 
+from sj_robust.convert.agreement import Scale, agree_thresholds
 from sj_robust.convert.balance import balance_thresholds
 from sj_robust.convert.calibration import calibration_batches
 from sj_robust.convert.fold import fold_thresholds
@@ -39,7 +40,7 @@ class ConversionSettings(BaseModel):
     mean: tuple[float, ...] = Field(min_length=1, max_length=64)
     std: tuple[float, ...] = Field(min_length=1, max_length=64)
     percentile: float = Field(99.7, gt=0, le=100)
-    scale: float = Field(0.3, gt=0, le=10)
+    scale: Scale = 0.3
     calibration_timesteps: int = Field(100, ge=1, le=4096)
     leak: float = Field(1.0, gt=0, le=1)
     reset: Reset = "hard"
@@ -63,7 +64,7 @@ def convert(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     percentile: float = 99.7,
-    scale: float = 0.3,
+    scale: Scale = 0.3,
     calibration_timesteps: int = 100,
     leak: float = 1.0,
     reset: Reset = "hard",
@@ -189,18 +190,24 @@ class ThresholdBalancing(ModuleConversionRecipe):
         model.repeat_at = _find_repeat(model, batches[0][:2])
         model.folded = settings.norm != "omit" and not norm_names(backbone)
 
-        def on_layer(name: str, threshold: float) -> None:
+        def set_worth(name: str, threshold: float) -> None:
             if model.folded:
                 model.activations()[name].worth = threshold
+
+        def on_layer(name: str, threshold: float) -> None:
+            set_worth(name, threshold)
             if self.on_layer:
                 self.on_layer(name, threshold)
 
         balance_thresholds(
             model, batches, q=settings.percentile, timesteps=settings.calibration_timesteps, on_layer=on_layer, ceilings=found.ceilings
         )
-        with torch.no_grad():
-            for node in model.nodes().values():
-                node.v_threshold.mul_(settings.scale)
+        if settings.scale == "auto":
+            agree_thresholds(model, batches, on_layer=set_worth)
+        else:
+            with torch.no_grad():
+                for node in model.nodes().values():
+                    node.v_threshold.mul_(settings.scale)
         if model.folded:
             fold_thresholds(model, batches[0][:2])
         if settings.norm_statistics == "calibrate":

@@ -296,6 +296,8 @@ def _advice(snn: SpikingClassifier, dead: list[str], saturated: list[str], nodes
         return advice
     last = agreement[-1]
     advice.append(f"The logits are far from the ANN's (same class {last.top1:.0%}, cosine {last.cosine:.2f}): finetune, as is usual.")
+    if settings.get("scale") != "auto":
+        advice.append("One factor is on all thresholds: scale='auto' finds each layer's own.")
     if settings.get("replace_activation"):
         advice.append("Activations other than ReLU were taken for ReLU: finetune the ANN with nn.ReLU in their place first.")
     if settings.get("pooling") == "average":
@@ -305,10 +307,10 @@ def _advice(snn: SpikingClassifier, dead: list[str], saturated: list[str], nodes
     if settings.get("norm_statistics") == "reset":
         advice.append("Batch norms have no statistics yet: finetune, or convert with norm_statistics='calibrate'.")
     if settings.get("folded"):
-        advice.append("Without batch norms thresholds decide alone: try reset='soft' with scale=0.5 to 0.7 first.")
+        advice.append("Without batch norms thresholds decide alone: try reset='soft' first.")
     if len(agreement) > 1 and last.cosine > agreement[len(agreement) // 2 - 1].cosine + 0.02:
         advice.append(f"The agreement still grows at T={last.timesteps}: take more steps.")
-    advice.append("Calibrate with more images of the training set, check mean and std, and try reset='soft' with scale=1 for many steps.")
+    advice.append("Calibrate with more images of the training set, check mean and std, and try reset='soft'.")
     return advice
 
 
