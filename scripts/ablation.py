@@ -1,10 +1,13 @@
-"""What the robust ANN, batch norm and learned thresholds are worth: variants of one recipe on the same small budget.
+"""What the robust ANN, batch norm and learned thresholds are worth: variants of one recipe on the
+same small budget.
 
-    python scripts/ablation.py --data PATH_OF_CIFAR10 --ann runs/zoo-t4/ann --natural resnet20_cifar10_natural.th --out runs/ablation
+    python scripts/ablation.py --data PATH_OF_CIFAR10 --ann runs/zoo-t4/ann --natural
+    resnet20_cifar10_natural.th --out runs/ablation
 
-Every variant starts from the robust or from the natural ResNet-20, is converted at the same T, finetuned on the same number
-of training images (none for the test set), and measured on the same test images, eps, attacks and views. A variant that is
-finished is kept; run the script again to go on. Prints a Markdown table and writes it to OUT/table.md and OUT/table.json.
+Every variant starts from the robust or from the natural ResNet-20, is converted at the same T,
+finetuned on the same number of training images (none for the test set), and measured on the same
+test images, eps, attacks and views. A variant that is finished is kept; run the script again to go
+on. Prints a Markdown table and writes it to OUT/table.md and OUT/table.json.
 """
 
 from __future__ import annotations
@@ -19,7 +22,12 @@ from sj_robust.files import write_atomic
 from sj_robust.pipeline import run
 from sj_robust.recipe import make_recipe
 
-NATURAL = {"architecture": "cifar_resnet20", "args": {"shortcut": "identity"}, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+NATURAL = {
+    "architecture": "cifar_resnet20",
+    "args": {"shortcut": "identity"},
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "robust ANN": {},
     "robust ANN, thresholds fixed": {"finetune": {"learn_thresholds": False}},
@@ -30,13 +38,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="folder of CIFAR-10, or cifar10")
-    parser.add_argument("--ann", required=True, help="checkpoint folder or zoo name of the robust ANN")
-    parser.add_argument("--natural", required=True, help="weights of the naturally trained ResNet-20")
+    parser.add_argument(
+        "--ann", required=True, help="checkpoint folder or zoo name of the robust ANN"
+    )
+    parser.add_argument(
+        "--natural", required=True, help="weights of the naturally trained ResNet-20"
+    )
     parser.add_argument("--out", default="runs/ablation", type=Path)
     parser.add_argument("--timesteps", default=4, type=int)
-    parser.add_argument("--epochs", default=0.08, type=float, help="of finetuning, for every variant")
+    parser.add_argument(
+        "--epochs", default=0.08, type=float, help="of finetuning, for every variant"
+    )
     parser.add_argument("--batches", default=11, type=int, help="calibration batches")
     parser.add_argument("--batch-size", default=64, type=int, help="images in each")
     parser.add_argument("--images", default=500, type=int, help="test images")
@@ -53,18 +69,37 @@ def main() -> None:
             {
                 "name": f"resnet20-snn-t{options.timesteps}.{slug}",
                 "dataset": "cifar10",
-                "ann": {**NATURAL, "weights": options.natural} if changes.get("natural") else {"checkpoint": options.ann},
+                "ann": (
+                    {**NATURAL, "weights": options.natural}
+                    if changes.get("natural")
+                    else {"checkpoint": options.ann}
+                ),
                 "convert": {
                     "timesteps": options.timesteps,
                     "batches": options.batches,
                     "batch_size": options.batch_size,
                     **changes.get("convert", {}),
                 },
-                "finetune": {"epochs": options.epochs, "validate_every": options.epochs, "validation": 100, **changes.get("finetune", {})},
-                "evaluate": {"eps": options.eps, "max_images": options.images, "views": options.views, "check_images": 0},
+                "finetune": {
+                    "epochs": options.epochs,
+                    "validate_every": options.epochs,
+                    "validation": 100,
+                    **changes.get("finetune", {}),
+                },
+                "evaluate": {
+                    "eps": options.eps,
+                    "max_images": options.images,
+                    "views": options.views,
+                    "check_images": 0,
+                },
             }
         )
-        result = run(recipe, options.out / slug, data=options.data, say=lambda line, slug=slug: print(f"{slug}: {line}", flush=True))
+        result = run(
+            recipe,
+            options.out / slug,
+            data=options.data,
+            say=lambda line, slug=slug: print(f"{slug}: {line}", flush=True),
+        )
         rows.append(row(name, result.ann_report, result.snn_report))
     table = markdown(rows)
     write_atomic(options.out / "table.json", json.dumps(rows, indent=2) + "\n")
@@ -82,7 +117,11 @@ def row(name: str, ann: Report, snn: Report) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(map(str, line.values())) for line in rows)]
+    lines = [
+        list(rows[0]),
+        ["---"] * len(rows[0]),
+        *(list(map(str, line.values())) for line in rows),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 

@@ -1,8 +1,10 @@
-"""Put the models of a finished `sj-robust run` into the zoo: the ANN and its spiking network, their index entries and cards.
+"""Put the models of a finished `sj-robust run` into the zoo: the ANN and its spiking network, their
+index entries and cards.
 
     python scripts/add_to_zoo.py runs/zoo-t4
 
-Every fact is read from the checkpoints; running it again refreshes them. The cards are collected in model_cards/.
+Every fact is read from the checkpoints; running it again refreshes them. The cards are collected in
+model_cards/.
 """
 
 from __future__ import annotations
@@ -16,7 +18,11 @@ from sj_robust.hub.config import read_config
 
 
 def main(run: Path) -> None:
-    folders = [path.parent for path in sorted(run.glob("*/evaluation.json")) if path.parent.suffix != ".previous"]
+    folders = [
+        path.parent
+        for path in sorted(run.glob("*/evaluation.json"))
+        if path.parent.suffix != ".previous"
+    ]
     if not folders:
         sys.exit(f"{run} holds no evaluated checkpoint: finish `sj-robust run` first")
     known = {read_config(entry.folder).weights.sha256: entry.name for entry in zoo.list_models()}

@@ -1,11 +1,14 @@
-"""Files as a stranger or a bad disk leaves them, by the thousand: each ends in one line or in what the unharmed file gives.
+"""Files as a stranger or a bad disk leaves them, by the thousand: each ends in one line or in what
+the unharmed file gives.
 
     python scripts/fuzz.py --configs 1000 --weights 500 --evaluations 300 --recipes 300 --seed 0
 
-A case is a checkpoint of the zoo with one file changed: a value, a key or the bytes. Weights get the hashes of what they are now.
-It fails by an exception other than SJRobustError, a message of several lines, more than LIMIT seconds, or a silent change: where a
-file is accepted, the network has to give the same logits bit for bit, and the figures of its evaluation have to be the same. What
-only describes (names, notes, versions, timings) has no such meaning and may differ; `FIGURES` says what counts. A changed recipe is
+A case is a checkpoint of the zoo with one file changed: a value, a key or the bytes. Weights get
+the hashes of what they are now. It fails by an exception other than SJRobustError, a message of
+several lines, more than LIMIT seconds, or a silent change: where a file is accepted, the network
+has to give the same logits bit for bit, and the figures of its evaluation have to be the same. What
+only describes (names, notes, versions, timings) has no such meaning and may differ; `FIGURES` says
+what counts. A changed recipe is
 another recipe: it has to come back from its own YAML as it is, and to run no code without consent.
 """
 
@@ -46,14 +49,70 @@ from sj_robust.text import LONGEST
 LIMIT = 20  # seconds for one case
 ROOM = 3 << 30  # bytes of address space beyond what the unharmed checkpoint took
 MODELS = ("resnet20-snn-t4.cifar10_linf_pgd", "resnet20.cifar10_linf_pgd")
-FIGURES = ("kind", "architecture", "model_args", "num_classes", "classes", "settings", "thresholds", "weights")
+FIGURES = (
+    "kind",
+    "architecture",
+    "model_args",
+    "num_classes",
+    "classes",
+    "settings",
+    "thresholds",
+    "weights",
+)
 HOSTILE: list[Any] = [
-    None, True, False, 0, 1, -1, 2, 3, 255, 65536, 65537, 10**9, 2**63, 10**18, 10**40, -(10**18), 0.0, 0.5, 1e-9, 1e300, float("inf"),
-    float("nan"), "", "x", "1", "soft", "hard", "cifar_resnet32", "vit_huge_patch14_224", "os:system", "../../etc/passwd", "hf-hub:a/b",
-    "\x1b]0;owned\x07", "a\nsj-robust: verified", "\u202etxt", "[red]x[/red]", "<script>alert(1)</script>", "\ud800", "0" * 64, "A" * 5000,
-    [], [[]], [1, 2, 3], [None], {}, {"a": 1}, {"depth": 65536}, {"pretrained": True}, {"checkpoint_path": "/etc/passwd"}, [0] * 2000,
-    {str(number): number for number in range(500)}, json.loads("[" * 40 + "]" * 40),
-]  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    3,
+    255,
+    65536,
+    65537,
+    10**9,
+    2**63,
+    10**18,
+    10**40,
+    -(10**18),
+    0.0,
+    0.5,
+    1e-9,
+    1e300,
+    float("inf"),
+    float("nan"),
+    "",
+    "x",
+    "1",
+    "soft",
+    "hard",
+    "cifar_resnet32",
+    "vit_huge_patch14_224",
+    "os:system",
+    "../../etc/passwd",
+    "hf-hub:a/b",
+    "\x1b]0;owned\x07",
+    "a\nsj-robust: verified",
+    "\u202etxt",
+    "[red]x[/red]",
+    "<script>alert(1)</script>",
+    "\ud800",
+    "0" * 64,
+    "A" * 5000,
+    [],
+    [[]],
+    [1, 2, 3],
+    [None],
+    {},
+    {"a": 1},
+    {"depth": 65536},
+    {"pretrained": True},
+    {"checkpoint_path": "/etc/passwd"},
+    [0] * 2000,
+    {str(number): number for number in range(500)},
+    json.loads("[" * 40 + "]" * 40),
+]
 
 
 class Late(BaseException):
@@ -81,7 +140,13 @@ def watched(seconds: int = LIMIT) -> Iterator[None]:
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The paths to all values in JSON, of long lists to a few."""
-    items = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+    items = (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value))
+        if isinstance(value, list)
+        else []
+    )
     for key, item in items if len(items) < 50 else items[:5] + items[-5:]:
         yield (*path, key)
         yield from places(item, (*path, key))
@@ -96,9 +161,19 @@ def nearby(value: Any, dice: random.Random) -> Any:
     if isinstance(value, float):
         return dice.choice((value * 1.01, value + 0.05, 1 - value, value * 10, -value))
     if isinstance(value, str):
-        return dice.choice((value + "x", value[::-1], value.upper(), value[: len(value) // 2], value.replace("0", "1")))
+        return dice.choice(
+            (
+                value + "x",
+                value[::-1],
+                value.upper(),
+                value[: len(value) // 2],
+                value.replace("0", "1"),
+            )
+        )
     if isinstance(value, list) and value:
-        return dice.choice((value[::-1], value[1:], value + value[:1], [nearby(value[0], dice), *value[1:]]))
+        return dice.choice(
+            (value[::-1], value[1:], value + value[:1], [nearby(value[0], dice), *value[1:]])
+        )
     if isinstance(value, dict) and value:
         names = list(value)
         return dict(zip(names, dice.sample(list(value.values()), len(names)), strict=True))
@@ -111,12 +186,31 @@ def change_value(content: Any, dice: random.Random) -> str:
     path = dice.choice([(top,), *((top, *path) for path in places(content[top]))])
     for key in path[:-1]:
         content = content[key]
-    last, how = path[-1], dice.choice(("hostile", "nearby", "nearby", "nearby", "remove", "rename", "add"))
+    last, how = (
+        path[-1],
+        dice.choice(("hostile", "nearby", "nearby", "nearby", "remove", "rename", "add")),
+    )
     if how == "remove":
         del content[last]
     elif how in ("rename", "add") and isinstance(content, dict):
-        key = dice.choice([f"{last}_", "x\x1b[31m\nok", "timesteps", "plan", "drop_rate", "global_pool", "__class__", "folded", "nodes"])
-        content[key] = content.pop(last) if how == "rename" else dice.choice((True, "max", {}, 0.5, content[last]))
+        key = dice.choice(
+            [
+                f"{last}_",
+                "x\x1b[31m\nok",
+                "timesteps",
+                "plan",
+                "drop_rate",
+                "global_pool",
+                "__class__",
+                "folded",
+                "nodes",
+            ]
+        )
+        content[key] = (
+            content.pop(last)
+            if how == "rename"
+            else dice.choice((True, "max", {}, 0.5, content[last]))
+        )
     else:
         content[last] = dice.choice(HOSTILE) if how == "hostile" else nearby(content[last], dice)
     return f"{how} {'.'.join(map(str, path))}"
@@ -124,7 +218,12 @@ def change_value(content: Any, dice: random.Random) -> str:
 
 def change_bytes(content: bytes, dice: random.Random) -> tuple[bytes, str]:
     """Damage as a disk or a transfer does it."""
-    at, how = dice.randrange(len(content)), dice.choice(("flip", "flip", "cut", "insert", "repeat", "zeros", "bom", "latin-1", "empty"))
+    at, how = (
+        dice.randrange(len(content)),
+        dice.choice(
+            ("flip", "flip", "cut", "insert", "repeat", "zeros", "bom", "latin-1", "empty")
+        ),
+    )
     some = bytes(dice.randrange(256) for _ in range(dice.randrange(1, 9)))
     damaged = {
         "flip": content[:at] + bytes([content[at] ^ (1 << dice.randrange(8))]) + content[at + 1 :],
@@ -135,7 +234,7 @@ def change_bytes(content: bytes, dice: random.Random) -> tuple[bytes, str]:
         "bom": b"\xef\xbb\xbf" + content,
         "latin-1": content[:at] + b"\xe9" + content[at:],
         "empty": b"",
-    }[how]  # fmt: skip
+    }[how]
     return damaged, f"{how} at byte {at}"
 
 
@@ -179,15 +278,43 @@ def damaged_recipe(content: bytes, dice: random.Random) -> tuple[bytes, str]:
     if how == "bytes":
         return change_bytes(content, dice)
     if how == "yaml":
-        trick = dice.choice((
-            "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"a{n + 1}: &a{n + 1} [" + ",".join([f"*a{n or ''}"] * 9) + "]\n" for n in range(9)),
-            "z: " + "[" * 500 + "]" * 500, "a: &a [*a]", "!!python/object/apply:os.system [id]", "? [1]\n: 2", "x: 2024-13-45", "\t",
-            "x: !!int abc", "x: " + "9" * 5000, "- a\n- b", "null", "x: 1\nx: 2", "--- a\n--- b", "a: *nothing",
-            "<<: {name: x}", "\x00", "%YAML 9", "finetune: {preset: [1]}", "finetune: {1: 2}",
-            "ann: {architecture: cifar_resnet20, args: {checkpoint_path: x.pth}, scratch: true}",
-            'ann: {model: "os:system", args: {command: id}}', "evaluate: {eps: [.nan]}", "convert: {leak: .inf}",
-        ))  # fmt: skip
-        return (content + b"\n" + trick.encode() if dice.random() < 0.7 else trick.encode()), trick[:40]
+        trick = dice.choice(
+            (
+                "a: &a [x,x,x,x,x,x,x,x,x]\n"
+                + "".join(
+                    f"a{n + 1}: &a{n + 1} [" + ",".join([f"*a{n or ''}"] * 9) + "]\n"
+                    for n in range(9)
+                ),
+                "z: " + "[" * 500 + "]" * 500,
+                "a: &a [*a]",
+                "!!python/object/apply:os.system [id]",
+                "? [1]\n: 2",
+                "x: 2024-13-45",
+                "\t",
+                "x: !!int abc",
+                "x: " + "9" * 5000,
+                "- a\n- b",
+                "null",
+                "x: 1\nx: 2",
+                "--- a\n--- b",
+                "a: *nothing",
+                "<<: {name: x}",
+                "\x00",
+                "%YAML 9",
+                "finetune: {preset: [1]}",
+                "finetune: {1: 2}",
+                (
+                    "ann: {architecture: cifar_resnet20, args: {checkpoint_path: x.pth}, scratch:"
+                    " true}"
+                ),
+                'ann: {model: "os:system", args: {command: id}}',
+                "evaluate: {eps: [.nan]}",
+                "convert: {leak: .inf}",
+            )
+        )
+        return (content + b"\n" + trick.encode() if dice.random() < 0.7 else trick.encode()), trick[
+            :40
+        ]
     changed = yaml.safe_load(content)
     done = change_value(changed, dice)
     return yaml.safe_dump(changed).encode("utf-8", "surrogatepass"), done
@@ -200,7 +327,13 @@ class Unharmed:
     """A checkpoint of the zoo in a folder of its own, and what it gives."""
 
     def __init__(self, name: str, scratch: Path) -> None:
-        self.folder = Path(shutil.copytree(zoo.find(name).folder, scratch / name, ignore=shutil.ignore_patterns("figures", "README.md")))
+        self.folder = Path(
+            shutil.copytree(
+                zoo.find(name).folder,
+                scratch / name,
+                ignore=shutil.ignore_patterns("figures", "README.md"),
+            )
+        )
         self.config, self.reports = read_config(self.folder), read_reports(self.folder)
         self.logits = self.run()
 
@@ -213,8 +346,14 @@ class Unharmed:
         if (found := self.run()).shape != self.logits.shape:
             return "logits of another shape"
         config = read_config(self.folder)
-        if not torch.equal(found, self.logits):  # another layout in memory takes other kernels, which round otherwise
-            return None if config.memory_format != self.config.memory_format and torch.allclose(found, self.logits, atol=1e-3) else "logits"
+        # another layout in memory takes other kernels, which round otherwise
+        if not torch.equal(found, self.logits):
+            return (
+                None
+                if config.memory_format != self.config.memory_format
+                and torch.allclose(found, self.logits, atol=1e-3)
+                else "logits"
+            )
         return next((field for field in FIGURES if not same(field, config, self.config)), None)
 
     def check_figures(self) -> str | None:
@@ -232,32 +371,58 @@ class Unharmed:
 def same(field: str, one: Config, other: Config) -> bool:
     first, second = getattr(one, field), getattr(other, field)
     if field == "thresholds" and first is not None and second is not None:
-        return list(first) == list(second) and all(abs(first[name] - second[name]) <= 2e-4 * abs(second[name]) for name in first)
+        return list(first) == list(second) and all(
+            abs(first[name] - second[name]) <= 2e-4 * abs(second[name]) for name in first
+        )
     if field == "weights":  # the hashes of the file are those of what it is now
-        return bool(first.model_dump(exclude={"sha256", "bytes"}) == second.model_dump(exclude={"sha256", "bytes"}))
+        return bool(
+            first.model_dump(exclude={"sha256", "bytes"})
+            == second.model_dump(exclude={"sha256", "bytes"})
+        )
     if field == "settings":  # null is not set
-        first, second = ({key: value for key, value in one.items() if value is not None} for one in (first, second))
+        first, second = (
+            {key: value for key, value in one.items() if value is not None}
+            for one in (first, second)
+        )
     return bool(first == second) or (field == "thresholds" and first is None)
 
 
 def figures(report: Report) -> Any:
-    """What a report says was measured, without what it says of where and when, and in which words."""
-    found = results(report).model_dump(exclude={"dataset", "split", "named", "attacks", "norm", "views"})
-    robust = [(one.eps, one.joint, one.alone, [(each.attempted, each.broken, each.alone) for each in one.per_view.values()])
-              for one in report.robust]  # fmt: skip
-    activity = report.activity and (report.activity.spikes_per_image, [each.neurons for each in report.activity.layers.values()])
+    """What a report says was measured, without what it says of where and when, and in which
+    words."""
+    found = results(report).model_dump(
+        exclude={"dataset", "split", "named", "attacks", "norm", "views"}
+    )
+    robust = [
+        (
+            one.eps,
+            one.joint,
+            one.alone,
+            [(each.attempted, each.broken, each.alone) for each in one.per_view.values()],
+        )
+        for one in report.robust
+    ]
+    activity = report.activity and (
+        report.activity.spikes_per_image,
+        [each.neurons for each in report.activity.layers.values()],
+    )
     text = json.dumps([found, robust, activity], default=lambda value: value.model_dump())
     return json.loads(text, parse_float=lambda number: f"{float(number):.4g}")
 
 
 def put_weights(unharmed: Unharmed, content: bytes, dice: random.Random) -> None:
-    """The weights, with their hashes in config.json; in half of the cases that of their state too, where they have one."""
+    """The weights, with their hashes in config.json; in half of the cases that of their state too,
+    where they have one."""
     config = json.loads(unharmed.config.model_dump_json())
     config["weights"] |= {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
     if dice.random() < 0.5:
         try:
             tensors = safetensors.torch.load(content)
-            state = tensors if unharmed.config.kind == "snn" else {f"backbone.{key}": tensor for key, tensor in tensors.items()}
+            state = (
+                tensors
+                if unharmed.config.kind == "snn"
+                else {f"backbone.{key}": tensor for key, tensor in tensors.items()}
+            )
             config["weights"] |= {"state_sha256": state_sha256(state), "tensors": len(tensors)}
         except Exception:  # no tensors, no hash
             pass
@@ -281,15 +446,20 @@ def check_recipe(path: Path) -> str | None:
 
 
 KINDS: dict[str, tuple[str, Callable[[bytes, random.Random], tuple[bytes, str]]]] = {
-    "configs": ("config.json", damaged_json), "weights": ("model.safetensors", damaged_weights),
-    "evaluations": ("evaluation.json", damaged_json), "recipes": ("recipe.yaml", damaged_recipe),
-}  # fmt: skip
+    "configs": ("config.json", damaged_json),
+    "weights": ("model.safetensors", damaged_weights),
+    "evaluations": ("evaluation.json", damaged_json),
+    "recipes": ("recipe.yaml", damaged_recipe),
+}
 
 
 def one_case(kind: str, unharmed: Unharmed, dice: random.Random) -> tuple[str, str]:
     """(outcome, what was done): "refused", "accepted", or what is wrong."""
     name, damage = KINDS[kind]
-    kept = {path: path.read_bytes() for path in (unharmed.folder / file for file in {name, "config.json"})}
+    kept = {
+        path: path.read_bytes()
+        for path in (unharmed.folder / file for file in {name, "config.json"})
+    }
     content, done = damage(kept[unharmed.folder / name], dice)
     try:
         if kind == "weights":
@@ -301,11 +471,19 @@ def one_case(kind: str, unharmed: Unharmed, dice: random.Random) -> tuple[str, s
             if kind == "recipes":
                 silent = check_recipe(unharmed.folder / name)
             else:
-                silent = unharmed.check_network() if kind != "evaluations" else unharmed.check_figures() or unharmed.check_network()
+                silent = (
+                    unharmed.check_network()
+                    if kind != "evaluations"
+                    else unharmed.check_figures() or unharmed.check_network()
+                )
         return ("accepted" if silent is None else f"SILENT: {silent}"), done
     except SJRobustError as error:
         text = str(error)
-        return ("refused" if text and text.isprintable() and len(text) <= LONGEST else f"LINES: {text!r}"), f"{done}: {text}"
+        return (
+            "refused"
+            if text and text.isprintable() and len(text) <= LONGEST
+            else f"LINES: {text!r}"
+        ), f"{done}: {text}"
     except Late:
         return f"HANG: more than {LIMIT} s", done
     except Exception as error:
@@ -315,7 +493,9 @@ def one_case(kind: str, unharmed: Unharmed, dice: random.Random) -> tuple[str, s
             path.write_bytes(whole)
 
 
-def fuzz(counts: dict[str, int], seed: int, say: Callable[[str], None] = lambda line: None) -> tuple[dict[str, Counter[str]], list[str]]:
+def fuzz(
+    counts: dict[str, int], seed: int, say: Callable[[str], None] = lambda line: None
+) -> tuple[dict[str, Counter[str]], list[str]]:
     """Outcomes by kind, and a line for each case that failed."""
     outcomes, wrong = {kind: Counter[str]() for kind in counts}, []
     with tempfile.TemporaryDirectory() as scratch:
@@ -333,13 +513,23 @@ def fuzz(counts: dict[str, int], seed: int, say: Callable[[str], None] = lambda 
 
 def limit_memory() -> None:
     """No case may take more than ROOM beyond what is there now."""
-    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
+    used = (
+        int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+        * resource.getpagesize()
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, resource.RLIM_INFINITY))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for kind, count in (("configs", 1000), ("weights", 500), ("evaluations", 300), ("recipes", 300)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for kind, count in (
+        ("configs", 1000),
+        ("weights", 500),
+        ("evaluations", 300),
+        ("recipes", 300),
+    ):
         parser.add_argument(f"--{kind}", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--verbose", action="store_true", help="a line for each case, on stderr")
@@ -355,7 +545,10 @@ def main() -> None:
     for line in wrong:
         print(line)
     for kind, found in outcomes.items():
-        print(f"{kind}: {counts[kind]}: {', '.join(f'{number} {outcome}' for outcome, number in sorted(found.items()))}")
+        print(
+            f"{kind}: {counts[kind]}:"
+            f" {', '.join(f'{number} {outcome}' for outcome, number in sorted(found.items()))}"
+        )
     print(f"seed {options.seed}: {len(wrong)} wrong of {sum(counts.values())}")
     sys.exit(bool(wrong))
 

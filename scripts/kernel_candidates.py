@@ -1,8 +1,10 @@
-"""How the CPU kernel was chosen: the same node written for a C compiler, numba, torch.compile, and plain torch, timed in turn.
+"""How the CPU kernel was chosen: the same node written for a C compiler, numba, torch.compile, and
+plain torch, timed in turn.
 
-    OMP_NUM_THREADS=1 python scripts/kernel_candidates.py            # numba is left out where it is not installed
+    OMP_NUM_THREADS=1 python scripts/kernel_candidates.py    # numba where installed
 
-Forward and backward of one layer [T,N,C,H,W] in channels_last, hard reset, PCW surrogate, one threshold. Prints a table of medians.
+Forward and backward of one layer [T,N,C,H,W] in channels_last, hard reset, PCW surrogate, one
+threshold. Prints a table of medians.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ Layer = Callable[[Tensor, Tensor], Tensor]
 
 def backend(name: str) -> Layer:
     run = select_backend(name, torch.zeros(1, 1))
-    return lambda x, threshold: run(x, threshold, leak=1.0, soft_reset=False, surrogate=Surrogate("PCW", 1.0))
+    return lambda x, threshold: run(
+        x, threshold, leak=1.0, soft_reset=False, surrogate=Surrogate("PCW", 1.0)
+    )
 
 
 def loop(x: Tensor, threshold: Tensor) -> Tensor:
@@ -95,18 +99,31 @@ def numba_layer() -> Layer:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=5, default=[8, 64, 32, 32, 32], metavar=("T", "N", "C", "H", "W"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--shape", type=int, nargs=5, default=[8, 64, 32, 32, 32], metavar=("T", "N", "C", "H", "W")
+    )
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    layers: dict[str, Layer] = {"plain loop": loop, "torch": backend("torch"), "torch.compile": torch.compile(loop), "C": backend("cpu")}
+    layers: dict[str, Layer] = {
+        "plain loop": loop,
+        "torch": backend("torch"),
+        "torch.compile": torch.compile(loop),
+        "C": backend("cpu"),
+    }
     if importlib.util.find_spec("numba"):
         layers["numba"] = numba_layer()
     steps, batch, *rest = options.shape
     generator = torch.Generator().manual_seed(0)
 
     def values() -> Tensor:
-        return torch.randn(steps * batch, *rest, generator=generator).to(memory_format=torch.channels_last).unflatten(0, (steps, batch))
+        return (
+            torch.randn(steps * batch, *rest, generator=generator)
+            .to(memory_format=torch.channels_last)
+            .unflatten(0, (steps, batch))
+        )
 
     x, grad, times, outcomes = values(), values(), {name: [] for name in layers}, {}
     for turn in range(options.repeats + 1):

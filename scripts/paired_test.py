@@ -1,6 +1,8 @@
-"""Two models on the same images: how many stay right on one alone, and the exact McNemar test of the difference.
+"""Two models on the same images: how many stay right on one alone, and the exact McNemar test of
+the difference.
 
-    python scripts/paired_test.py zoo/checkpoints/ONE/evaluation.json zoo/checkpoints/OTHER/evaluation.json --eps 8/255
+python scripts/paired_test.py zoo/checkpoints/ONE/evaluation.json
+zoo/checkpoints/OTHER/evaluation.json --eps 8/255
 """
 
 from __future__ import annotations
@@ -18,7 +20,10 @@ from sj_robust.evaluate.report import Accuracy, Report
 
 
 def compare(one: Report, other: Report, eps: float) -> str:
-    if one.dataset.fingerprint != other.dataset.fingerprint or one.settings.protocol != other.settings.protocol:
+    if (
+        one.dataset.fingerprint != other.dataset.fingerprint
+        or one.settings.protocol != other.settings.protocol
+    ):
         raise SJRobustError("the reports are not of one data set under one protocol")
     first, second = survived(one, eps), survived(other, eps)
     if first is None or second is None:
@@ -26,19 +31,28 @@ def compare(one: Report, other: Report, eps: float) -> str:
     pairs = list(zip(first, second, strict=False))  # of the shorter one's images
     alone = sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
     p = binomtest(alone[0], sum(alone)).pvalue if any(alone) else 1.0
-    accuracies = " against ".join(str(Accuracy.of(sum(kept), len(pairs))) for kept in zip(*pairs, strict=True))
-    return (f"{len(pairs)} images: {accuracies}; {alone[0]} hold on the first alone, {alone[1]} on the second alone, "
-            f"exact McNemar p = {p:.3g}")
+    accuracies = " against ".join(
+        str(Accuracy.of(sum(kept), len(pairs))) for kept in zip(*pairs, strict=True)
+    )
+    return (
+        f"{len(pairs)} images: {accuracies}; {alone[0]} hold on the first alone, {alone[1]} on the"
+        f" second alone, exact McNemar p = {p:.3g}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("one", type=Path)
     parser.add_argument("other", type=Path)
     parser.add_argument("--eps", type=Fraction, default=Fraction(8, 255))
     options = parser.parse_args()
     try:
-        one, other = (Report.from_json(path.read_text(encoding="utf-8")) for path in (options.one, options.other))
+        one, other = (
+            Report.from_json(path.read_text(encoding="utf-8"))
+            for path in (options.one, options.other)
+        )
         print(compare(one, other, float(options.eps)))
     except (SJRobustError, OSError) as error:
         sys.exit(f"error: {error}")

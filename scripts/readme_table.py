@@ -1,7 +1,8 @@
-"""Write the zoo's models and what was measured of them into README.md, between its two marker lines.
+"""Write the zoo's models and what was measured of them into README.md, between its two marker
+lines.
 
-    python scripts/readme_table.py            # rewrite the table
-    python scripts/readme_table.py --check    # change nothing; fail where the table is not what the zoo says
+python scripts/readme_table.py            # rewrite the table
+python scripts/readme_table.py --check    # change nothing; fail where the table is out of date
 """
 
 from __future__ import annotations
@@ -24,22 +25,51 @@ BEGIN, END = "<!-- zoo table -->", "<!-- /zoo table -->"
 
 
 def table(entries: Sequence[Entry]) -> str:
-    """One row per model: clean and robust accuracy under each protocol, with Wilson 95 % intervals, and the images they were measured on.
+    """One row per model: clean and robust accuracy under each protocol, with Wilson 95 % intervals,
+    and the images they were measured on.
 
-    Protocols that a model was measured under on other images have a row of their own. By data set, the ANNs before the spiking networks.
-    Figures of a version that is not run any more, because others broke it, are left out.
+    Protocols that a model was measured under on other images have a row of their own. By data set,
+    the ANNs before the spiking networks. Figures of a version that is not run any more, because
+    others broke it, are left out.
     """
     entries = sorted(entries, key=lambda entry: (entry.dataset or "", entry.kind, entry.name))
-    columns = sorted({_column(results, point) for entry in entries for results in entry.results for point in _standing(results)})
-    rows = [["model", "clean", *(f"{radius:g}/255, {protocol}" for radius, _, protocol in columns), "images"]]
+    columns = sorted(
+        {
+            _column(results, point)
+            for entry in entries
+            for results in entry.results
+            for point in _standing(results)
+        }
+    )
+    rows = [
+        [
+            "model",
+            "clean",
+            *(f"{radius:g}/255, {protocol}" for radius, _, protocol in columns),
+            "images",
+        ]
+    ]
     rows.append(["---"] * len(rows[0]))
     for entry in entries:
         name = f"`{entry.name}` ({f'T={entry.timesteps}' if entry.kind == 'snn' else 'ANN'})"
         if not entry.results:
             rows.append([name, *["–"] * (len(columns) + 1), ""])
-        for (images, dataset, clean), together in groupby(entry.results, lambda results: (results.n, results.dataset, str(results.clean))):
-            at = {_column(results, point): str(point) for results in together for point in _standing(results)}
-            rows.append([name, clean, *(at.get(column, "–") for column in columns), f"{images:,} of {dataset}"])
+        for (images, dataset, clean), together in groupby(
+            entry.results, lambda results: (results.n, results.dataset, str(results.clean))
+        ):
+            at = {
+                _column(results, point): str(point)
+                for results in together
+                for point in _standing(results)
+            }
+            rows.append(
+                [
+                    name,
+                    clean,
+                    *(at.get(column, "–") for column in columns),
+                    f"{images:,} of {dataset}",
+                ]
+            )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -51,22 +81,37 @@ def _standing(results: Results) -> Sequence[Point]:
 
 def _column(results: Results, point: Point) -> tuple[float, int, str]:
     """Where a figure stands: by radius in 255ths, the strongest protocol first."""
-    return round(255 * point.eps, 6), STRONGEST_FIRST.index(protocol_of(results.named)), results.short_protocol
+    return (
+        round(255 * point.eps, 6),
+        STRONGEST_FIRST.index(protocol_of(results.named)),
+        results.short_protocol,
+    )
 
 
 def rewritten(text: str, entries: Sequence[Entry]) -> str:
-    """`text` with the table in place of what stands between the markers. Raises SJRobustError unless each stands there once, in order."""
+    """`text` with the table in place of what stands between the markers. Raises SJRobustError
+    unless each stands there once, in order."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end) or text.count(BEGIN) > 1 or text.count(END) > 1:
-        raise SJRobustError(f"expected one line {BEGIN} and one line {END} below it, around the place of the table")
+        raise SJRobustError(
+            f"expected one line {BEGIN} and one line {END} below it, around the place of the table"
+        )
     return f"{head}{BEGIN}\n{table(entries)}\n{END}{tail}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("readme", nargs="?", type=Path, default=README, help="default: README.md of this repository")
-    parser.add_argument("--check", action="store_true", help="fail where the file is out of date, and leave it alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "readme", nargs="?", type=Path, default=README, help="default: README.md of this repository"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="fail where the file is out of date, and leave it alone",
+    )
     options = parser.parse_args(arguments)
     try:
         before = options.readme.read_text(encoding="utf-8")
@@ -74,7 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, SJRobustError) as error:
         sys.exit(f"{options.readme}: {error}")
     if options.check and before != after:
-        sys.exit(f"{options.readme}: its table is not what the zoo says: run python scripts/readme_table.py")
+        sys.exit(
+            f"{options.readme}: its table is not what the zoo says: run python"
+            " scripts/readme_table.py"
+        )
     if before != after:
         write_atomic(options.readme, after)
 

@@ -57,8 +57,8 @@ class Candidates:
         )
 
     def tried(self, words: str, eps: float, at: Tensor, x_adv: Tensor) -> Tensor:
-        """What attacks in a row make of the images `at` [n], of which x_adv [n, C, H, W] are the best
-        so far."""
+        """What attacks in a row make of the images `at` [n], of which x_adv [n, C, H, W] are the
+        best so far."""
         for part in words.split(">"):
             name, _, view = part.strip().partition("@")
             name, goes_on = name.rstrip("!"), name.endswith("!")

@@ -1,11 +1,13 @@
-"""Which timm architectures convert: each is built with random weights, converted, run, trained for a step, rebuilt; or refused.
+"""Which timm architectures convert: each is built with random weights, converted, run, trained for
+a step, rebuilt; or refused.
 
-    python scripts/timm_matrix.py                      # all of them, about an hour on one core; what is in the results is not repeated
+    python scripts/timm_matrix.py                      # all that the results lack, about an hour
     python scripts/timm_matrix.py resnet18 regnety_002 # these, again
-    python scripts/timm_matrix.py --table              # only write docs/timm_matrix.md from the results
+    python scripts/timm_matrix.py --table              # only write docs/timm_matrix.md
 
-An architecture that is refused for its activations is tried again with replace_activation="relu". "failed" is neither: a bug,
-or more than the time allowed. Results are JSON lines in build/timm_matrix.jsonl, one for each architecture; the last one counts.
+An architecture that is refused for its activations is tried again with replace_activation="relu".
+"failed" is neither: a bug, or more than the time allowed. Results are JSON lines in
+build/timm_matrix.jsonl, one for each architecture; the last one counts.
 """
 
 from __future__ import annotations
@@ -28,16 +30,28 @@ from sj_robust.errors import SJRobustError
 
 RESULTS, TABLE = Path("build/timm_matrix.jsonl"), Path("docs/timm_matrix.md")
 SIZES, SECONDS, CLASSES = (64, 96, 160, 224, 256), 120, 10
-PERCENTILE = 95.0  # with so few images, the highest 0.3 % of a narrow layer would be a value or none, and layers fall silent
+# with so few images, the highest 0.3 % of a narrow layer would be a value or none, and layers fall
+# silent
+PERCENTILE = 95.0
 
 # family → architectures, the small ones of each
 FAMILIES = {
-    "ResNet": "resnet10t resnet14t resnet18 resnet18d resnet26 resnet26t resnet34 resnet50 resnet33ts",
+    "ResNet": (
+        "resnet10t resnet14t resnet18 resnet18d resnet26 resnet26t resnet34 resnet50 resnet33ts"
+    ),
     "ResNeXt, Wide ResNet": "resnext50_32x4d wide_resnet50_2",
-    "SE-ResNet, ECA-ResNet, GC-ResNet": "seresnet18 seresnet50 seresnext26d_32x4d ecaresnet26t ecaresnet50t gcresnet33ts legacy_seresnet18",
-    "SK-ResNet, ResNeSt": "skresnet18 skresnet34 skresnext50_32x4d resnest14d resnest26d resnest50d",
+    "SE-ResNet, ECA-ResNet, GC-ResNet": (
+        "seresnet18 seresnet50 seresnext26d_32x4d ecaresnet26t ecaresnet50t gcresnet33ts"
+        " legacy_seresnet18"
+    ),
+    "SK-ResNet, ResNeSt": (
+        "skresnet18 skresnet34 skresnext50_32x4d resnest14d resnest26d resnest50d"
+    ),
     "ResNet-BlurPool, AA": "resnetblur18 resnetaa34d",
-    "ResNetV2 (pre-activation)": "resnetv2_18 resnetv2_34 resnetv2_50 resnetv2_50d_evos resnetv2_50x1_bit resnetv2_50d_frn resnetv2_50d_gn",
+    "ResNetV2 (pre-activation)": (
+        "resnetv2_18 resnetv2_34 resnetv2_50 resnetv2_50d_evos resnetv2_50x1_bit resnetv2_50d_frn"
+        " resnetv2_50d_gn"
+    ),
     "ResNet-RS, ResNet GN": "resnetrs50 resnet50_gn",
     "Res2Net, Res2NeXt": "res2net50_14w_8s res2net50_26w_4s res2next50",
     "Bottleneck attention": "botnet26t_256 halonet26t lambda_resnet26t bat_resnext26ts",
@@ -49,12 +63,23 @@ FAMILIES = {
     "Inception": "inception_v3 inception_v4 inception_resnet_v2",
     "Xception": "xception41 legacy_xception xception41p",
     "MobileNet V1, V2": "mobilenetv1_100 mobilenetv2_035 mobilenetv2_050 mobilenetv2_100",
-    "MobileNet V3, V4": "mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small mobilenetv4_hybrid_medium",
-    "EfficientNet": "efficientnet_b0 efficientnet_lite0 efficientnetv2_rw_t efficientnet_es tf_efficientnetv2_b0 efficientnet_blur_b0",
-    "MnasNet, FBNet, SPNASNet": "mnasnet_small mnasnet_100 semnasnet_050 fbnetc_100 spnasnet_100 tinynet_e lcnet_050 hardcorenas_a",
+    "MobileNet V3, V4": (
+        "mobilenetv3_small_050 mobilenetv3_large_075 mobilenetv4_conv_small"
+        " mobilenetv4_hybrid_medium"
+    ),
+    "EfficientNet": (
+        "efficientnet_b0 efficientnet_lite0 efficientnetv2_rw_t efficientnet_es"
+        " tf_efficientnetv2_b0 efficientnet_blur_b0"
+    ),
+    "MnasNet, FBNet, SPNASNet": (
+        "mnasnet_small mnasnet_100 semnasnet_050 fbnetc_100 spnasnet_100 tinynet_e lcnet_050"
+        " hardcorenas_a"
+    ),
     "MixNet": "mixnet_s",
     "GhostNet": "ghostnet_050 ghostnet_100 ghostnetv2_100",
-    "RepVGG, RepVit, MobileOne": "repvgg_a0 repvgg_a1 repvgg_d2se repvit_m0_9 mobileone_s0 mobileone_s1 mobileone_s4",
+    "RepVGG, RepVit, MobileOne": (
+        "repvgg_a0 repvgg_a1 repvgg_d2se repvit_m0_9 mobileone_s0 mobileone_s1 mobileone_s4"
+    ),
     "CSPNet": "cspresnet50 cspdarknet53 darknet17 darknet53 cs3darknet_s cs3darknet_focus_s",
     "SelecSLS": "selecsls42 selecsls42b selecsls60",
     "DPN": "dpn48b dpn68 dpn68b",
@@ -69,26 +94,40 @@ FAMILIES = {
     "ConvNeXt": "convnext_atto convnextv2_atto",
     "ViT, DeiT, Swin": "vit_tiny_patch16_224 deit_tiny_patch16_224 swin_tiny_patch4_window7_224",
     "Mixer, ConvMixer, PoolFormer": "mixer_s32_224 convmixer_768_32 poolformer_s12 resmlp_12_224",
-    "LeViT, EdgeNeXt, FastViT": "levit_128s edgenext_xx_small fastvit_t8 starnet_s1 efficientvit_b0 inception_next_atto",
+    "LeViT, EdgeNeXt, FastViT": (
+        "levit_128s edgenext_xx_small fastvit_t8 starnet_s1 efficientvit_b0 inception_next_atto"
+    ),
     "FasterNet": "fasternet_t0 fasternet_t1",
     "SqueezeNet-like, others": "crossvit_tiny_240 visformer_tiny shvit_s1 mambaout_femto",
-}  # fmt: skip
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("architectures", nargs="*")
     parser.add_argument("--table", action="store_true", help="only write the table")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     done = read()
-    every = {name: family for family, names in FAMILIES.items() for name in names.split() if timm.is_model(name)}
-    for name in [] if chosen.table else chosen.architectures or [name for name in every if name not in done]:
+    every = {
+        name: family
+        for family, names in FAMILIES.items()
+        for name in names.split()
+        if timm.is_model(name)
+    }
+    for name in (
+        [] if chosen.table else chosen.architectures or [name for name in every if name not in done]
+    ):
         done[name] = result = {"architecture": name, "family": every.get(name, ""), **attempt(name)}
         RESULTS.parent.mkdir(exist_ok=True)
         with open(RESULTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(result) + "\n")
-        print(f"{name}: {result['outcome']} {result.get('reason', '')} ({result['seconds']:.0f} s)", flush=True)
+        print(
+            f"{name}: {result['outcome']} {result.get('reason', '')} ({result['seconds']:.0f} s)",
+            flush=True,
+        )
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(table([done[name] for name in every if name in done]), encoding="utf-8")
     print(TABLE)
@@ -100,13 +139,18 @@ def read() -> dict[str, dict[str, Any]]:
 
 
 def attempt(name: str) -> dict[str, Any]:
-    """What became of an architecture: "converted", "converted as ReLU", "refused" or "failed", and the reason."""
+    """What became of an architecture: "converted", "converted as ReLU", "refused" or "failed", and
+    the reason."""
     started = time.monotonic()
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(SECONDS)
     try:
         network, size = build(name)
-        found = {"outcome": "converted", "parameters": sum(p.numel() for p in network.parameters()), "size": size}
+        found = {
+            "outcome": "converted",
+            "parameters": sum(p.numel() for p in network.parameters()),
+            "size": size,
+        }
         try:
             found |= convert_and_train(name, network, size, None)
         except SJRobustError as error:
@@ -118,15 +162,22 @@ def attempt(name: str) -> dict[str, Any]:
             except SJRobustError as again:
                 found |= refusal(again)
     except Exception as error:
-        found = {"outcome": "failed", "reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"}
+        found = {
+            "outcome": "failed",
+            "reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+        }
     finally:
         signal.alarm(0)
     return found | {"seconds": time.monotonic() - started}
 
 
 def refusal(error: SJRobustError) -> dict[str, Any]:
-    """That a layer stays silent says something on random weights and few images, nothing on the architecture."""
-    return {"outcome": "failed" if "cannot balance" in str(error) else "refused", "reason": str(error)}
+    """That a layer stays silent says something on random weights and few images, nothing on the
+    architecture."""
+    return {
+        "outcome": "failed" if "cannot balance" in str(error) else "refused",
+        "reason": str(error),
+    }
 
 
 def _too_long(*_: Any) -> None:
@@ -137,7 +188,8 @@ def build(name: str) -> tuple[torch.nn.Module, int]:
     """The network, and the least of SIZES that it takes."""
     torch.manual_seed(0)
     network = timm.create_model(name, num_classes=CLASSES).eval()
-    for parameter_name, parameter in network.named_parameters():  # a branch that starts at zero, as no trained one is, passes nothing on
+    # a branch that starts at zero, as no trained one is, passes nothing on
+    for parameter_name, parameter in network.named_parameters():
         if not parameter_name.endswith("bias") and not parameter.any():
             torch.nn.init.ones_(parameter)
     for size in SIZES:
@@ -151,10 +203,18 @@ def build(name: str) -> tuple[torch.nn.Module, int]:
     raise AssertionError("SIZES is empty")
 
 
-def convert_and_train(name: str, network: torch.nn.Module, size: int, replace: Any) -> dict[str, Any]:
-    """Convert, one step of training, and rebuild from the settings; raise where something is not as it should be."""
+def convert_and_train(
+    name: str, network: torch.nn.Module, size: int, replace: Any
+) -> dict[str, Any]:
+    """Convert, one step of training, and rebuild from the settings; raise where something is not as
+    it should be."""
     images = torch.rand(2, 2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    settings = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "percentile": PERCENTILE, "calibration_timesteps": 4}
+    settings = {
+        "mean": (0.5,) * 3,
+        "std": (0.25,) * 3,
+        "percentile": PERCENTILE,
+        "calibration_timesteps": 4,
+    }
     snn = convert(network, images, 2, replace_activation=replace, **settings)
     with torch.no_grad():
         logits = snn(images[0])
@@ -166,11 +226,17 @@ def convert_and_train(name: str, network: torch.nn.Module, size: int, replace: A
     loss = F.cross_entropy(snn.train()(images[0]), torch.tensor([0, 1]))
     loss.backward()
     gradients = [node.v_threshold.grad for node in snn.nodes().values()]
-    if not torch.isfinite(loss) or any(grad is None or not torch.isfinite(grad).all() for grad in gradients):
+    if not torch.isfinite(loss) or any(
+        grad is None or not torch.isfinite(grad).all() for grad in gradients
+    ):
         raise ValueError("the loss or a threshold's gradient is missing or not finite")
     moved = sum(bool(grad.abs().sum() > 0) for grad in gradients if grad is not None)
     plan = snn.settings.get("plan") or {}
-    return {"nodes": len(gradients), "gradients": moved, "rewritten": len(plan.get("rewrites", {})) + len(plan.get("turns", {}))}
+    return {
+        "nodes": len(gradients),
+        "gradients": moved,
+        "rewritten": len(plan.get("rewrites", {})) + len(plan.get("turns", {})),
+    }
 
 
 def kinds(message: str) -> str:
@@ -180,27 +246,57 @@ def kinds(message: str) -> str:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    counts = {kind: sum(each["outcome"] == kind for each in results) for kind in ("converted", "converted as ReLU", "refused", "failed")}
+    counts = {
+        kind: sum(each["outcome"] == kind for each in results)
+        for kind in ("converted", "converted as ReLU", "refused", "failed")
+    }
     families = len({each["family"] for each in results})
     lines = [
         "# Which timm architectures convert",
         "",
-        f"Made by `scripts/timm_matrix.py` with timm {timm.__version__} and torch {torch.__version__}: {len(results)} architectures of",
-        f"{families} families with random weights, the smallest image of {', '.join(map(str, SIZES))} pixels that each takes, T = 2,",
-        "2 × 2 images to calibrate. Converted means: converted, run, rebuilt from its settings with the same logits, and trained for",
+        (
+            f"Made by `scripts/timm_matrix.py` with timm {timm.__version__} and torch"
+            f" {torch.__version__}: {len(results)} architectures of"
+        ),
+        (
+            f"{families} families with random weights, the smallest image of"
+            f" {', '.join(map(str, SIZES))} pixels that each takes, T = 2,"
+        ),
+        (
+            "2 × 2 images to calibrate. Converted means: converted, run, rebuilt from its settings"
+            " with the same logits, and trained for"
+        ),
         "a step with a finite gradient at every threshold. It says nothing about accuracy.",
         "",
         *(f"- {kind}: {count}" for kind, count in counts.items()),
         "",
-        '"Converted as ReLU": refused as it is, converted with `replace_activation="relu"`; the column names the activations.',
-        "Moved: nodes whose threshold's gradient was not zero in that step. Rewritten: modules whose forward pass was rewritten because an",
+        (
+            '"Converted as ReLU": refused as it is, converted with `replace_activation="relu"`; the'
+            " column names the activations."
+        ),
+        (
+            "Moved: nodes whose threshold's gradient was not zero in that step. Rewritten: modules"
+            " whose forward pass was rewritten because an"
+        ),
         "activation in it is a function call or is called again.",
         "",
         "| family | architecture | pixels | outcome | nodes | moved | rewritten | reason |",
         "| --- | --- | ---: | --- | ---: | ---: | ---: | --- |",
     ]
     for each in results:
-        cells = [each.get(key, "") for key in ("family", "architecture", "size", "outcome", "nodes", "gradients", "rewritten", "reason")]
+        cells = [
+            each.get(key, "")
+            for key in (
+                "family",
+                "architecture",
+                "size",
+                "outcome",
+                "nodes",
+                "gradients",
+                "rewritten",
+                "reason",
+            )
+        ]
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 

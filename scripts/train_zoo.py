@@ -1,10 +1,12 @@
-"""Make the zoo's models from their recipes, one after the other; what a run has finished is kept, so that it can be stopped at any time.
+"""Make the zoo's models from their recipes, one after the other; what a run has finished is kept,
+so that it can be stopped at any time.
 
-    python scripts/train_zoo.py --data PATH_OF_CIFAR10                      # every recipe in zoo/recipes, an entry a line
+    python scripts/train_zoo.py --data PATH_OF_CIFAR10                 # every recipe in zoo/recipes
     python scripts/train_zoo.py --data PATH_OF_CIFAR10 resnet20-snn-t4.cifar10_none_natural
 
-The finished ones enter the zoo with their cards (scripts/add_to_zoo.py). Recipes of another data set than --data are passed over, and on a
-CPU those that finetune for more than ten epochs, unless they are named.
+The finished ones enter the zoo with their cards (scripts/add_to_zoo.py). Recipes of another data
+set than --data are passed over, and on a CPU those that finetune for more than ten epochs, unless
+they are named.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ RECIPES = Path(__file__).parent.parent / "zoo" / "recipes"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="recipes by name; default: all")
     parser.add_argument("--data", required=True, help="a named data set or its path")
     parser.add_argument("--out", type=Path, default=Path("runs/zoo"))
@@ -40,12 +44,24 @@ def main() -> None:
             found = load_dataset(options.data, "test").name
             if found != recipe.dataset:
                 outcome = f"passed over: made for {recipe.dataset}, --data is {found}"
-            elif options.device == "cpu" and not options.names and recipe.finetune and recipe.finetune.epochs > 10:
-                outcome = f"passed over: {recipe.finetune.epochs:g} epochs of finetuning want a GPU, name it to run it here"
+            elif (
+                options.device == "cpu"
+                and not options.names
+                and recipe.finetune
+                and recipe.finetune.epochs > 10
+            ):
+                outcome = (
+                    f"passed over: {recipe.finetune.epochs:g} epochs of finetuning want a GPU, name"
+                    " it to run it here"
+                )
             else:
-                result = run(recipe, options.out / path.stem, data=options.data, device=options.device)
+                result = run(
+                    recipe, options.out / path.stem, data=options.data, device=options.device
+                )
                 add_to_zoo.main(options.out / path.stem)
-                outcome = f"clean {result.snn_report.clean}, " + ", ".join(str(joint.accuracy) for joint in result.snn_report.joint)
+                outcome = f"clean {result.snn_report.clean}, " + ", ".join(
+                    str(joint.accuracy) for joint in result.snn_report.joint
+                )
         except SJRobustError as error:
             outcome = f"failed: {error}"
         print(f"| {path.stem} | {outcome} | {time.monotonic() - started:.0f} |", flush=True)

@@ -78,7 +78,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'sj_robust' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'sj_robust' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     value = getattr(importlib.import_module(f"sj_robust.{_HOME[name]}"), name)
     globals()[name] = value
     return value
@@ -90,8 +92,9 @@ def __dir__() -> list[str]:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        # `convert` and `evaluate` are functions here and subpackages too. Importing a subpackage sets it on its parent,
-        # which would hide the function; `from sj_robust.convert import ...` does not need that.
+        # `convert` and `evaluate` are functions here and subpackages too. Importing a subpackage
+        # sets it on its parent, which would hide the function; `from sj_robust.convert import ...`
+        # does not need that.
         if not (name in _HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 

@@ -1,4 +1,5 @@
-"""Radii as people write them: 0.031, 8/255, "8/255", or a number of numpy or torch. Imports no torch."""
+"""Radii as people write them: 0.031, 8/255, "8/255", or a number of numpy or torch. Imports no
+torch."""
 
 from __future__ import annotations
 
@@ -42,8 +43,10 @@ def radius(value: Any, norm: str = "linf") -> float:
     if not (math.isfinite(eps) and eps >= 0):
         raise SJRobustError(f"eps is {value}: expected a number ≥ 0, such as 8/255")
     if norm == "linf" and eps > 1:
-        raise SJRobustError(f"eps is {value}: expected 0 to 1, in units of the image range "
-                            f"({eps:g}/255, not {eps:g})")  # fmt: skip
+        raise SJRobustError(
+            f"eps is {value}: expected 0 to 1, in units of the image range "
+            f"({eps:g}/255, not {eps:g})"
+        )
     return eps
 
 

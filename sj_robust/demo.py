@@ -18,14 +18,20 @@ NAME = "resnet20-snn-t4.sample_linf_pgd"
 
 
 def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:
-    """The demo as a recipe: small enough for 4 minutes on 2 cores, so few calibration images, one epoch of 29 steps, few views."""
+    """The demo as a recipe: small enough for 4 minutes on 2 cores, so few calibration images, one
+    epoch of 29 steps, few views."""
     return make_recipe(
         {
             "name": NAME,
             "dataset": "sample",
             "seed": seed,
             "ann": {"checkpoint": ann},
-            "convert": {"timesteps": 4, "calibration_timesteps": 32, "batches": 4, "batch_size": 32},
+            "convert": {
+                "timesteps": 4,
+                "calibration_timesteps": 32,
+                "batches": 4,
+                "batch_size": 32,
+            },
             "finetune": {"preset": "default", "epochs": 1, "validation": 100, "validate_every": 1},
             "evaluate": {
                 "eps": ["2/255", "4/255", "8/255"],
@@ -49,19 +55,33 @@ def demo(
     device: Any = "cpu",
     say: Callable[[str], None] = lambda line: None,
 ) -> RunResult:
-    """Run the demo recipe in `folder` (finished stages are kept). `ann`: a zoo name or the checkpoint folder of a CIFAR-10 ANN."""
+    """Run the demo recipe in `folder` (finished stages are kept). `ann`: a zoo name or the
+    checkpoint folder of a CIFAR-10 ANN."""
     return run(demo_recipe(ann, seed=seed), Path(folder), device=device, say=say)
 
 
 def table(result: RunResult) -> Table:
-    """Clean and robust accuracy of ANN, converted and finetuned SNN with their Wilson 95 % intervals."""
-    rows = {"robust ANN": result.ann_report, "SNN as converted": result.converted_report, "SNN finetuned": result.snn_report}
+    """Clean and robust accuracy of ANN, converted and finetuned SNN with their Wilson 95 %
+    intervals."""
+    rows = {
+        "robust ANN": result.ann_report,
+        "SNN as converted": result.converted_report,
+        "SNN finetuned": result.snn_report,
+    }
     found = Table(title="accuracy, [95 % interval]", title_justify="left")
-    for column in ("", "clean", *(f"eps {eps_name(joint.eps)}" for joint in result.snn_report.joint)):
+    for column in (
+        "",
+        "clean",
+        *(f"eps {eps_name(joint.eps)}" for joint in result.snn_report.joint),
+    ):
         found.add_column(column, no_wrap=True)
     for name, report in rows.items():
         if report is not None:
-            found.add_row(name, str(report.clean).replace("[", r"\["), *(str(joint.accuracy).replace("[", r"\[") for joint in report.joint))
+            found.add_row(
+                name,
+                str(report.clean).replace("[", r"\["),
+                *(str(joint.accuracy).replace("[", r"\[") for joint in report.joint),
+            )
     return found
 
 
@@ -69,8 +89,9 @@ def explain(report: Report) -> str:
     """What the table's numbers are and are not."""
     settings = report.settings
     return (
-        f"{report.dataset.evaluated} test images of the embedded sample of CIFAR-10; an image counts as robust only if it survives "
-        f"{' and '.join(settings.attacks)} through each of {len(settings.views)} gradient views ({', '.join(settings.views)}). "
-        "So few images leave wide intervals, and one short finetuning is a demonstration, not the method at its best: "
-        "`sj-robust list` has the models trained and measured at length."
+        f"{report.dataset.evaluated} test images of the embedded sample of CIFAR-10; an image"
+        f" counts as robust only if it survives {' and '.join(settings.attacks)} through each of"
+        f" {len(settings.views)} gradient views ({', '.join(settings.views)}). So few images leave"
+        " wide intervals, and one short finetuning is a demonstration, not the method at its best:"
+        " `sj-robust list` has the models trained and measured at length."
     )

@@ -29,7 +29,8 @@ _pooled: ContextVar[int] = ContextVar("pooled", default=1)
 class Team:
     """Process `rank` of `count`. Alone, every method gives back what it was given.
 
-    Each method is called by all processes in the same order, and raises SJRobustError with `advice` where another one has ended.
+    Each method is called by all processes in the same order, and raises SJRobustError with `advice`
+    where another one has ended.
     """
 
     rank: int = 0
@@ -42,13 +43,15 @@ class Team:
         return self.rank == 0
 
     def mine(self, total: int) -> Tensor:
-        """The images of this process among `total`, bool: every count-th, so that each has its share of hard ones."""
+        """The images of this process among `total`, bool: every count-th, so that each has its
+        share of hard ones."""
         return torch.arange(total) % self.count == self.rank
 
     def share(self, batch: Tensor) -> Tensor:
-        """The rows of this process among those of `batch`, whose number is a multiple of `count`."""
+        """The rows of this process among those of `batch`, whose number is a multiple of
+        `count`."""
         rows = len(batch) // self.count
-        return batch[self.rank * rows:(self.rank + 1) * rows]
+        return batch[self.rank * rows : (self.rank + 1) * rows]
 
     def gather(self, thing: Thing) -> list[Thing]:
         """What every process passed here, in order of rank."""
@@ -69,7 +72,8 @@ class Team:
         return found[0]
 
     def after_first(self, work: Callable[[], Thing]) -> Thing:
-        """`work()` by the first process, and only then by the others, which find what it left in the caches and on disk."""
+        """`work()` by the first process, and only then by the others, which find what it left in
+        the caches and on disk."""
         if self.first:
             done = work()
         self.from_first(None)
@@ -87,11 +91,16 @@ class Team:
         return self.total(torch.tensor(numbers, dtype=torch.float64)).tolist()  # type: ignore[no-any-return]
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each of `tensors` (of one device) by its mean over all processes, in one transfer."""
+        """Replace each of `tensors` (of one device) by its mean over all processes, in one
+        transfer."""
         if self.count == 1:
             return
-        flat = self.total(torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])).div_(self.count)
-        for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        flat = self.total(
+            torch.cat([tensor.detach().float().reshape(-1) for tensor in tensors])
+        ).div_(self.count)
+        for tensor, mean in zip(
+            tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+        ):
             tensor.detach().copy_(mean.view(tensor.shape))
 
     @contextmanager
@@ -99,7 +108,9 @@ class Team:
         try:
             yield
         except RuntimeError as error:
-            raise SJRobustError(f"another process has ended or does not answer: {self.advice} ({first_line(error)})") from error
+            raise SJRobustError(
+                f"another process has ended or does not answer: {self.advice} ({first_line(error)})"
+            ) from error
 
 
 ALONE = Team()
@@ -116,15 +127,20 @@ def rank() -> int:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """`device`; for "cuda" without a number in one of several processes, the one that is this process's by the environment."""
+    """`device`; for "cuda" without a number in one of several processes, the one that is this
+    process's by the environment."""
     if device.type != "cuda" or device.index is not None or process_count() == 1:
         return device
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
 
 
 def first_to_fail() -> bool:
-    """Whether no other process has called this before: the one that names the failure which ends them all. True where none can be asked."""
-    joined = _meeting_point.cache_info().currsize or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    """Whether no other process has called this before: the one that names the failure which ends
+    them all. True where none can be asked."""
+    joined = (
+        _meeting_point.cache_info().currsize
+        or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    )
     return _word_taken() if process_count() > 1 and joined else True
 
 
@@ -139,10 +155,14 @@ def _word_taken() -> bool:
 
 
 @contextmanager
-def processes(patience: timedelta, advice: str, device: torch.device | None = None) -> Iterator[Team]:
-    """The team of this process, by the environment that torchrun sets; joined for the block, unless they are joined already.
+def processes(
+    patience: timedelta, advice: str, device: torch.device | None = None
+) -> Iterator[Team]:
+    """The team of this process, by the environment that torchrun sets; joined for the block, unless
+    they are joined already.
 
-    One that waits longer than `patience` for another gives up. gloo carries tensors of the CPU, NCCL those of a CUDA `device`.
+    One that waits longer than `patience` for another gives up. gloo carries tensors of the CPU,
+    NCCL those of a CUDA `device`.
     """
     if process_count() == 1:
         yield ALONE
@@ -153,12 +173,20 @@ def processes(patience: timedelta, advice: str, device: torch.device | None = No
         try:
             store, own, count = _meeting_point()
             store.set_timeout(patience)
-            # a name of its own for each group: else one process may find in the store what another left there for an earlier group
-            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=patience, rank=own, world_size=count,
-                                    store=dist.PrefixStore(f"sj_robust/{next(_groups)}", store))
+            # a name of its own for each group: else one process may find in the store what another
+            # left there for an earlier group
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if cuda else "gloo",
+                timeout=patience,
+                rank=own,
+                world_size=count,
+                store=dist.PrefixStore(f"sj_robust/{next(_groups)}", store),
+            )
         except (RuntimeError, ValueError) as error:
-            raise SJRobustError("WORLD_SIZE says that there are several processes, but they cannot be joined: start them with torchrun "
-                                f"({first_line(error)})") from error
+            raise SJRobustError(
+                "WORLD_SIZE says that there are several processes, but they cannot be joined:"
+                f" start them with torchrun ({first_line(error)})"
+            ) from error
     try:
         yield Team(dist.get_rank(), dist.get_world_size(), advice)
     except BaseException:
@@ -180,11 +208,13 @@ def pooled(team: Team) -> Iterator[None]:
 
 
 def pooled_batches() -> int:
-    """How many processes' batches a batch norm in training mode sees as one: 1, but for a training on several processes."""
+    """How many processes' batches a batch norm in training mode sees as one: 1, but for a training
+    on several processes."""
     return _pooled.get()
 
 
 @cache
 def _meeting_point() -> tuple[dist.Store, int, int]:
-    """The store by which the processes find each other, this one's rank and their number; one for the life of the process."""
+    """The store by which the processes find each other, this one's rank and their number; one for
+    the life of the process."""
     return next(rendezvous("env://"))  # type: ignore[no-any-return, no-untyped-call]

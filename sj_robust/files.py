@@ -26,7 +26,8 @@ _begun: set[Path] = set()  # temporary files and folders that are being written
 
 
 def remove_begun() -> None:
-    """Remove what `atomic_path` and `atomic_folder` have not finished: for who ends the process with no exception to do it."""
+    """Remove what `atomic_path` and `atomic_folder` have not finished: for who ends the process
+    with no exception to do it."""
     for path in list(_begun):
         shutil.rmtree(path, ignore_errors=True)
         with suppress(OSError):
@@ -35,9 +36,11 @@ def remove_begun() -> None:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it over `path` when the block succeeds, delete it when not.
+    """Yield a temporary path beside `path`; rename it over `path` when the block succeeds, delete
+    it when not.
 
-    For one file that a library wants to write itself. The rename is atomic on POSIX file systems. `mode`: less the umask, as of open.
+    For one file that a library wants to write itself. The rename is atomic on POSIX file systems.
+    `mode`: less the umask, as of open.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,17 +65,25 @@ def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int =
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
-    """Raise SJRobustError, before the work, where its result could not be written to the file `path`; its folders need not exist."""
+    """Raise SJRobustError, before the work, where its result could not be written to the file
+    `path`; its folders need not exist."""
     target = Path(path)
     if os.path.isdir(target):  # of a name that is too long, pathlib's own would raise
-        raise SJRobustError(f"{target} is a folder, expected a file to write: name one in it, such as {target / 'result.json'}")
-    if os.path.exists(target) and not os.path.isfile(target):  # a rename would put a file in the place of /dev/null
-        raise SJRobustError(f"{target} is no regular file, which is what would be written: choose another path")
+        raise SJRobustError(
+            f"{target} is a folder, expected a file to write: name one in it, such as"
+            f" {target / 'result.json'}"
+        )
+    # a rename would put a file in the place of /dev/null
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise SJRobustError(
+            f"{target} is no regular file, which is what would be written: choose another path"
+        )
     check_within(target.parent, target.name)
 
 
 def check_within(path: str | os.PathLike[str], name: str = "file") -> None:
-    """The same where a file or folder `name` could not be written into the folder `path`, be it there or still to be made.
+    """The same where a file or folder `name` could not be written into the folder `path`, be it
+    there or still to be made.
 
     It is tried: permissions alone know nothing of full disks, read-only ones, or quotas.
     """
@@ -80,7 +91,9 @@ def check_within(path: str | os.PathLike[str], name: str = "file") -> None:
     while not os.path.lexists(there) and there != there.parent:
         there, name = there.parent, there.name
     if os.path.exists(there) and not os.path.isdir(there):
-        raise SJRobustError(f"{there} is a file, expected a folder to write into: choose another path")
+        raise SJRobustError(
+            f"{there} is a file, expected a folder to write into: choose another path"
+        )
     try:
         handle, probe = tempfile.mkstemp(dir=there, prefix=f".{name}.", suffix=".part")
         try:
@@ -97,11 +110,13 @@ def check_within(path: str | os.PathLike[str], name: str = "file") -> None:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; put it in place of `path` when the block succeeds, delete it when not.
+    """Yield a temporary folder beside `path`; put it in place of `path` when the block succeeds,
+    delete it when not.
 
-    On Linux the two folders are exchanged in one system call, so that `path` is complete at every moment. Elsewhere the
-    old one is moved aside first, under a name beginning with a dot, and removed last. Where `path` is a link, the folder behind it
-    is replaced and the link stays. What earlier calls left beside `path` when they were killed is removed.
+    On Linux the two folders are exchanged in one system call, so that `path` is complete at every
+    moment. Elsewhere the old one is moved aside first, under a name beginning with a dot, and
+    removed last. Where `path` is a link, the folder behind it is replaced and the link stays. What
+    earlier calls left beside `path` when they were killed is removed.
     """
     target = behind_links(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -128,8 +143,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def behind_links(folder: str | os.PathLike[str]) -> Path:
-    """Where a folder really lies, or will. A link may lead to nothing yet, but not into a folder that is not there: a disk that is not
-    mounted must not be made up. Raises SJRobustError for such a link, and for links in a circle."""
+    """Where a folder really lies, or will. A link may lead to nothing yet, but not into a folder
+    that is not there: a disk that is not mounted must not be made up. Raises SJRobustError for such
+    a link, and for links in a circle."""
     try:
         found = Path(os.path.realpath(folder))
     except ValueError as error:  # a path with a null character
@@ -142,7 +158,8 @@ def behind_links(folder: str | os.PathLike[str]) -> Path:
 
 
 def check_folder(folder: str | os.PathLike[str]) -> None:
-    """Raise SJRobustError where `atomic_folder` could not write, before there is any work to lose."""
+    """Raise SJRobustError where `atomic_folder` could not write, before there is any work to
+    lose."""
     target = behind_links(folder)
     if Path(folder).name in ("", "..") or os.path.ismount(target):
         raise SJRobustError(f"{folder} cannot be put in place as a whole: name a folder in it")
@@ -150,7 +167,8 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def _begin(target: Path) -> tuple[Path, int | None]:
-    """A temporary folder beside `target`, and a descriptor that tells other processes that it is at work."""
+    """A temporary folder beside `target`, and a descriptor that tells other processes that it is at
+    work."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
     temporary.chmod(0o777 & ~_umask())
     lock = _lock(temporary)
@@ -161,9 +179,14 @@ def _begin(target: Path) -> tuple[Path, int | None]:
 
 
 def _clear_left(target: Path) -> None:
-    """Remove the temporary folders of killed processes beside `target`, and put back an old version that was moved aside for nothing."""
+    """Remove the temporary folders of killed processes beside `target`, and put back an old version
+    that was moved aside for nothing."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
-        if path.suffix not in (".part", ".old") or path.is_symlink() or (lock := _lock(path)) is None:
+        if (
+            path.suffix not in (".part", ".old")
+            or path.is_symlink()
+            or (lock := _lock(path)) is None
+        ):
             continue
         try:
             if path.suffix == ".old" and not target.exists():
@@ -175,8 +198,8 @@ def _clear_left(target: Path) -> None:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds `folder` against other processes until it is closed, which the system does however this one ends; None
-    where another holds it, or where folders cannot be locked."""
+    """A descriptor that holds `folder` against other processes until it is closed, which the system
+    does however this one ends; None where another holds it, or where folders cannot be locked."""
     if fcntl is None:
         return None
     handle = None
@@ -192,9 +215,11 @@ def _lock(folder: Path) -> int | None:
 
 @contextmanager
 def only_one(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
-    """Hold `folder`, made where it is missing, against other processes while the block runs. A .lock left by a kill means nothing.
+    """Hold `folder`, made where it is missing, against other processes while the block runs. A
+    .lock left by a kill means nothing.
 
-    Raises SJRobustError, naming `what` is going on there, where another process holds it. Does nothing on Windows.
+    Raises SJRobustError, naming `what` is going on there, where another process holds it. Does
+    nothing on Windows.
     """
     if fcntl is None:
         yield
@@ -204,12 +229,16 @@ def only_one(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     with open(path / ".lock", "w", encoding="utf-8") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system however the process ends
+            # released by the system however the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):  # a file system without locks
                 yield
                 return
-            raise SJRobustError(f"another process has {what} in {path}: wait for it, stop it, or choose another folder") from None
+            raise SJRobustError(
+                f"another process has {what} in {path}: wait for it, stop it, or choose another"
+                " folder"
+            ) from None
         try:
             yield
         finally:
@@ -220,17 +249,28 @@ def only_one(folder: str | os.PathLike[str], what: str) -> Iterator[None]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two paths atomically (renameat2 with RENAME_EXCHANGE); False where the system or file system cannot."""
+    """Swap two paths atomically (renameat2 with RENAME_EXCHANGE); False where the system or file
+    system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (AttributeError, OSError, TypeError):
         return False
     at_cwd, rename_exchange = -100, 2
-    return bool(renameat2(at_cwd, os.fsencode(one.absolute()), at_cwd, os.fsencode(other.absolute()), rename_exchange) == 0)
+    return bool(
+        renameat2(
+            at_cwd,
+            os.fsencode(one.absolute()),
+            at_cwd,
+            os.fsencode(other.absolute()),
+            rename_exchange,
+        )
+        == 0
+    )
 
 
 def legible(name: str) -> str:
-    """A file name as text for a record: bytes that were no text, which Python holds as lone surrogates, as \\xNN."""
+    """A file name as text for a record: bytes that were no text, which Python holds as lone
+    surrogates, as \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -254,7 +294,8 @@ def _umask() -> int:
 def cache_folder(*, make: bool = True) -> Path:
     """$SJ_ROBUST_CACHE, else $XDG_CACHE_HOME/sj_robust, else ~/.cache/sj_robust.
 
-    With `make` it is made, for this user alone, where it is missing and can be. Raises RuntimeError for a user without a home.
+    With `make` it is made, for this user alone, where it is missing and can be. Raises RuntimeError
+    for a user without a home.
     """
     if named := os.environ.get("SJ_ROBUST_CACHE"):
         folder = Path(named).expanduser()
@@ -267,10 +308,12 @@ def cache_folder(*, make: bool = True) -> Path:
 
 
 def private_cache(name: str) -> Path:
-    """The folder `name` of the cache, for what this user alone may write, made (0700) where it is missing.
+    """The folder `name` of the cache, for what this user alone may write, made (0700) where it is
+    missing.
 
-    Raises SJRobustError where it or the cache is a link or open to other users, OSError where it cannot be made, and RuntimeError as
-    `cache_folder` does. The cache itself may be root's, or shared as /tmp is, where nobody can put one folder in place of another.
+    Raises SJRobustError where it or the cache is a link or open to other users, OSError where it
+    cannot be made, and RuntimeError as `cache_folder` does. The cache itself may be root's, or
+    shared as /tmp is, where nobody can put one folder in place of another.
     """
     cache = cache_folder()
     folder = cache / name
@@ -281,20 +324,32 @@ def private_cache(name: str) -> Path:
         owners = {os.geteuid(), 0} if path is cache else {os.geteuid()}
         shared = path is cache and found.st_mode & stat.S_ISVTX
         if stat.S_ISLNK(found.st_mode):
-            raise SJRobustError(f"{path} is a link: put a folder of your own there, or name one with SJ_ROBUST_CACHE")
+            raise SJRobustError(
+                f"{path} is a link: put a folder of your own there, or name one with"
+                " SJ_ROBUST_CACHE"
+            )
         if not stat.S_ISDIR(found.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         if found.st_uid not in owners:
-            raise SJRobustError(f"{path} belongs to another user: name a folder of your own with SJ_ROBUST_CACHE")
+            raise SJRobustError(
+                f"{path} belongs to another user: name a folder of your own with SJ_ROBUST_CACHE"
+            )
         if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not shared:
-            raise SJRobustError(f"other users may write into {path}: chmod go-w, or name another folder with SJ_ROBUST_CACHE")
+            raise SJRobustError(
+                f"other users may write into {path}: chmod go-w, or name another folder with"
+                " SJ_ROBUST_CACHE"
+            )
     return folder
 
 
 def zoo_root() -> Path:
-    """The zoo folder: inside the package in a wheel, beside it in a checkout. Raises SJRobustError where neither exists."""
+    """The zoo folder: inside the package in a wheel, beside it in a checkout. Raises SJRobustError
+    where neither exists."""
     package = Path(__file__).resolve().parent
     for folder in (package / "zoo", package.parent / "zoo"):
         if folder.is_dir():
             return folder
-    raise SJRobustError(f"no zoo folder in {package} or beside it: the installation is incomplete, install sj-robust again")
+    raise SJRobustError(
+        f"no zoo folder in {package} or beside it: the installation is incomplete, install"
+        " sj-robust again"
+    )

@@ -11,15 +11,17 @@ _VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _ADDRESSES = ("HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
 _given: set[str] = set()  # tokens passed to a function of ours
 
-# Each keeps its first group. All repetitions are bounded: the text may be a stranger's, made to be searched for ever. A token of the Hub
-# is told from words such as hf_transfer by its digits or its length.
+# Each keeps its first group. All repetitions are bounded: the text may be a stranger's, made to be
+# searched for ever. A token of the Hub is told from words such as hf_transfer by its digits or its
+# length.
 _PATTERNS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         r"(//)[^\s/?#\"'<>]{0,512}(?=@)",
         # a password may hold a slash; a port is followed by one too, and no name of a host
         r"(://)(?!\[)[^\s/:@\"'<>]{0,128}:(?!\d{1,5}(?:[/?#\s]|$))[^\s@\"'<>]{0,512}(?=@)",
-        r"((?<![\w/]))[\w.%+\-]{1,128}:[^\s/:@\"'<>]{1,512}(?=@[\w\[])",  # user:password@host without a scheme
+        # user:password@host without a scheme
+        r"((?<![\w/]))[\w.%+\-]{1,128}:[^\s/:@\"'<>]{1,512}(?=@[\w\[])",
         r"(\b)hf_(?:oauth_|jwt_|app_)[\w.\-]{6,}",
         r"(\b)(?:hf|api_org)_(?=[a-z]{0,64}\d)[a-z0-9]{6,}",
         r"(\b)(?:hf|api_org)_[a-z0-9]{16,}",
@@ -32,8 +34,10 @@ _PATTERNS = [
 
 
 def masked(text: str) -> str:
-    """`text` with *** for whatever is a secret: user:password@ of an address, a token of the Hub, the value of an Authorization header,
-    of a query's token or signature, and, word for word, the tokens and passwords that this process was given."""
+    """`text` with *** for whatever is a secret: user:password@ of an address, a token of the Hub,
+    the value of an Authorization header, of a query's token or signature, and, word for word, the
+    tokens and passwords that this process was given.
+    """
     for secret in sorted(_known(), key=len, reverse=True):
         text = text.replace(secret, MASK)
     for pattern in _PATTERNS:
@@ -47,13 +51,18 @@ def remember(token: str) -> None:
 
 
 def harmless(error: BaseException) -> BaseException | None:
-    """`error`, to be raised from; None where its own text, or that of an error behind it, holds a secret that a traceback would show,
-    or is too long to look."""
+    """`error`, to be raised from; None where its own text, or that of an error behind it, holds a
+    secret that a traceback would show, or is too long to look."""
     link: BaseException | None = error
     seen: set[int] = set()
-    while link is not None and id(link) not in seen:  # a cause that is raised again leads back to itself
+    # a cause that is raised again leads back to itself
+    while link is not None and id(link) not in seen:
         seen.add(id(link))
-        if len(str(link)) > 10_000 or masked(str(link)) != str(link) or masked(repr(link)) != repr(link):
+        if (
+            len(str(link)) > 10_000
+            or masked(str(link)) != str(link)
+            or masked(repr(link)) != repr(link)
+        ):
             return None
         link = link.__cause__ or link.__context__
     return error
@@ -66,12 +75,21 @@ def without_login(address: str) -> str:
 
 
 def _known() -> set[str]:
-    """Tokens and passwords of the environment, also in the pieces that an address breaks into. One of a few letters would mask half of
-    what is said."""
+    """Tokens and passwords of the environment, also in the pieces that an address breaks into. One
+    of a few letters would mask half of what is said."""
     tokens = {(os.environ.get(name) or "").strip() for name in _VARIABLES}
-    logins = {login for name in _ADDRESSES if (login := _login(os.environ.get(name) or os.environ.get(name.lower()) or ""))}
+    logins = {
+        login
+        for name in _ADDRESSES
+        if (login := _login(os.environ.get(name) or os.environ.get(name.lower()) or ""))
+    }
     passwords = {login.partition(":")[2] or login for login in logins}
-    pieces = {piece for word in passwords for text in (word, unquote(word)) for piece in (text, *re.split(r"[:/?#@]", text))}
+    pieces = {
+        piece
+        for word in passwords
+        for text in (word, unquote(word))
+        for piece in (text, *re.split(r"[:/?#@]", text))
+    }
     return {secret for secret in tokens | pieces | _given if len(secret) >= 6}
 
 

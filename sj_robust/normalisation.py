@@ -81,9 +81,12 @@ def normalisation(
     if settings.mean and settings.std:
         given, what = (settings.mean, settings.std), settings.model or settings.weights or name
         if len(given[0]) != channels:
-            raise SJRobustError(f"mean has {len(given[0])} values, and {what} takes images of "
-                                f"{channels} channels: give mean and std {_of(channels)}")  # fmt: skip
-        if settings.weights or settings.model or settings.brings_weights:  # random ones tell nothing
+            raise SJRobustError(
+                f"mean has {len(given[0])} values, and {what} takes images of "
+                f"{channels} channels: give mean and std {_of(channels)}"
+            )
+        # random ones tell nothing
+        if settings.weights or settings.model or settings.brings_weights:
             _doubt(what, backbone, seen, given, none)
         return given
     known = getattr(backbone, "pretrained_cfg", None) or {}
@@ -95,7 +98,8 @@ def normalisation(
     if settings.mean or settings.std or chosen is None or len(chosen[0]) != channels:
         what = settings.weights or name
         raise SJRobustError(
-            f"the mean and std that {what} was trained with are not known: give both, mean and std, {_of(channels)}"
+            f"the mean and std that {what} was trained with are not known: give both, mean and std,"
+            f" {_of(channels)}"
         )
     if settings.brings_weights or settings.scratch:
         return chosen
@@ -118,21 +122,28 @@ def _tested(
     trial = _Trial.of(backbone, seen, assumed, none)
     if trial and trial.clear and trial.better_without:
         warnings.warn(
-            f"{what} normalises the images itself: it is right on {trial.without:.0%} of {trial.images} images as they are, "
-            f"and on {trial.normalised:.0%} with {data}'s mean {mean} and std {std}, which are left out",
+            f"{what} normalises the images itself: it is right on {trial.without:.0%} of"
+            f" {trial.images} images as they are, and on {trial.normalised:.0%} with {data}'s mean"
+            f" {mean} and std {std}, which are left out",
             stacklevel=4,
         )
         return none
     if trial and not trial.clear and not trial.no_better_than_chance:
-        raise SJRobustError(f"whether {what} normalises the images itself cannot be told: it is right on {trial.without:.0%} of "
-                            f"{trial.images} images as they are, and on {trial.normalised:.0%} with {data}'s mean and std; give both, "
-                            "mean and std (0 and 1 if it does)")  # fmt: skip
+        raise SJRobustError(
+            f"whether {what} normalises the images itself cannot be told: it is right on"
+            f" {trial.without:.0%} of {trial.images} images as they are, and on"
+            f" {trial.normalised:.0%} with {data}'s mean and std; give both, mean and std (0 and 1"
+            " if it does)"
+        )
     if not (trial and trial.clear) and (settings.weights or not settings.train):
         found = (
             f" (it is right on no more of {trial.images} images than by chance)" if trial else ""
         )
-        warnings.warn(f"{what} does not say with which mean and std it was trained: {data}'s are taken, {mean} and {std}{found}; give both "
-                      "if it was others (0,0,0 and 1,1,1 for none)", stacklevel=4)  # fmt: skip
+        warnings.warn(
+            f"{what} does not say with which mean and std it was trained: {data}'s are taken,"
+            f" {mean} and {std}{found}; give both if it was others (0,0,0 and 1,1,1 for none)",
+            stacklevel=4,
+        )
     return assumed
 
 
@@ -152,8 +163,9 @@ def _doubt(
     )
     if trial and trial.clear and trial.better_without:
         warnings.warn(
-            f"{what} is right on {trial.without:.0%} of {trial.images} images as they are, and on {trial.normalised:.0%} with "
-            "the mean and std given: if it normalises them itself, give 0 and 1",
+            f"{what} is right on {trial.without:.0%} of {trial.images} images as they are, and on"
+            f" {trial.normalised:.0%} with the mean and std given: if it normalises them itself,"
+            " give 0 and 1",
             stacklevel=4,
         )
 

@@ -1,14 +1,17 @@
-"""All stages of one model, from its source to a measured checkpoint; a stage whose output is there and unchanged is skipped.
+"""All stages of one model, from its source to a measured checkpoint; a stage whose output is there
+and unchanged is skipped.
 
-FOLDER/ann            the ANN's checkpoint, trained where the recipe says so (state, log and curves in ann.training)
-FOLDER/converted      the spiking network as converted
-FOLDER/finetuned      the same after finetuning, where the recipe has it (finetuned.training)
-FOLDER/evaluated      the reports ann.json and snn.json (and converted.json), on the same images and eps
-FOLDER/NAME           the result: checkpoint, both evaluations, card and recipe
+FOLDER/ann         the ANN's checkpoint, trained where the recipe says so (log in ann.training)
+FOLDER/converted   the spiking network as converted
+FOLDER/finetuned   the same after finetuning, where the recipe has it (finetuned.training)
+FOLDER/evaluated   the reports ann.json and snn.json (and converted.json), on the same images
+FOLDER/NAME        the result: checkpoint, both evaluations, card and recipe
 
-Beside each lies NAME.stage.json: the settings and inputs it was made from, and the hashes of what was made.
+Beside each lies NAME.stage.json: the settings and inputs it was made from, and the hashes of what
+was made.
 
-Of several processes (torchrun, accelerate) all share training and evaluation; the first one decides, converts, writes and speaks.
+Of several processes (torchrun, accelerate) all share training and evaluation; the first one
+decides, converts, writes and speaks.
 """
 
 from __future__ import annotations
@@ -53,12 +56,14 @@ from sj_robust.train.config import FREE_FIELDS
 from sj_robust.train.loop import check_shares
 
 _RESERVED = {"ann", "converted", "finetuned", "evaluated"}
-_PATIENCE = timedelta(days=1)  # the first process may have much to convert; one that ends is noticed at once
+# the first process may have much to convert; one that ends is noticed at once
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where the outcome lies, the reports, and which stages ran ("made") or were skipped ("kept")."""
+    """Where the outcome lies, the reports, and which stages ran ("made") or were skipped
+    ("kept")."""
 
     checkpoint: Path
     ann: Path
@@ -79,9 +84,12 @@ def convert_with(
     show_progress: bool | None = None,
 ) -> SpikingClassifier:
     """`sj_robust.convert` with calibration images drawn from `dataset` by `seed`."""
-    arguments = settings.model_dump(exclude={"batches", "batch_size", "surrogate"}, exclude_none=True)
+    arguments = settings.model_dump(
+        exclude={"batches", "batch_size", "surrogate"}, exclude_none=True
+    )
     calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
-    layers = sum(module_kind(module) in ("relu", "other") for module in ann.modules())  # more where one is called several times
+    # more where one is called several times
+    layers = sum(module_kind(module) in ("relu", "other") for module in ann.modules())
     with bar("balancing thresholds", max(1, layers), unit="layers", show=show_progress) as progress:
         return convert(
             ann.to(device),
@@ -100,7 +108,8 @@ def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
 
 
 def check_out(folder: str | os.PathLike[str]) -> None:
-    """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as `folder`."""
+    """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as
+    `folder`."""
     check_folder(folder)
     check_replaceable(Path(folder))
 
@@ -112,7 +121,8 @@ def save_trained(
     result: TrainResult | dict[str, Any] | None = None,
     **facts: Any,
 ) -> None:
-    """Save a model made for the images of `dataset`, whose class names are the model's if it knows none."""
+    """Save a model made for the images of `dataset`, whose class names are the model's if it knows
+    none."""
     shape = tuple(dataset.images.shape[1:])
     classes = model.classes or dataset.classes
     hub.save(model, folder, training=result, classes=classes, input_size=shape, **facts)  # type: ignore[arg-type]
@@ -128,32 +138,45 @@ def run(
     show_progress: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunResult:
-    """Do all stages of `recipe` in `folder`, skipping those whose output is there and made from the same settings and inputs.
+    """Do all stages of `recipe` in `folder`, skipping those whose output is there and made from the
+    same settings and inputs.
 
-    A run that was interrupted, however, goes on when called again: finished stages are kept, training resumes from its last saved
-    state. A stage whose settings changed is made again; what was there before is kept once, as STAGE.previous.
+    A run that was interrupted, however, goes on when called again: finished stages are kept,
+    training resumes from its last saved state. A stage whose settings changed is made again; what
+    was there before is kept once, as STAGE.previous.
 
-    Started by torchrun or accelerate, the processes share training and evaluation: the outcome is that of one process up to rounding, and
-    a run may be resumed with another number of them. All have to see `folder`, which the first one writes, and each returns the result.
+    Started by torchrun or accelerate, the processes share training and evaluation: the outcome is
+    that of one process up to rounding, and a run may be resumed with another number of them. All
+    have to see `folder`, which the first one writes, and each returns the result.
 
-    data: name or path that takes the place of `recipe.dataset`. say: called with one line per stage, in the first process.
-    model: consent to the code that the recipe names as `ann.model`, by the same "module:function"; without it nothing of it is imported.
-    Raises SJRobustError as the stages do, where the recipe names code without that consent, and where `folder` holds files of these
-    names that no run made.
+    data: name or path that takes the place of `recipe.dataset`. say: called with one line per
+    stage, in the first process.
+    model: consent to the code that the recipe names as `ann.model`, by the same "module:function";
+    without it nothing of it is imported. Raises SJRobustError as the stages do, where the recipe
+    names code without that consent, and where `folder` holds files of these names that no run made.
     """
     check_consent(recipe.ann.model, model)
     if recipe.name in _RESERVED:
-        raise SJRobustError(f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use ARCH-snn-tT.DATASET_THREAT_METHOD")
+        raise SJRobustError(
+            f"a recipe cannot be named {recipe.name!r}: that folder is a stage's, use"
+            " ARCH-snn-tT.DATASET_THREAT_METHOD"
+        )
     for training in filter(None, (recipe.ann.train, recipe.finetune)):
         check_shares(training)
     _check_attacks(recipe.evaluate)
     Surrogate.parse(recipe.convert.surrogate)
     check_within(folder)
     device = own_device(torch.device(device))
-    with (processes(_PATIENCE, "start it again, it goes on from the last saved state", device) as team,
-          only_one(folder, "a run going on") if team.first else nullcontext()):  # fmt: skip
+    with (
+        processes(
+            _PATIENCE, "start it again, it goes on from the last saved state", device
+        ) as team,
+        only_one(folder, "a run going on") if team.first else nullcontext(),
+    ):
         show_progress = show_progress if team.first else False
-        return _Run(recipe, Path(folder), data or recipe.dataset, device, show_progress, say, team).all_stages()
+        return _Run(
+            recipe, Path(folder), data or recipe.dataset, device, show_progress, say, team
+        ).all_stages()
 
 
 @dataclass
@@ -169,9 +192,19 @@ class _Run:
 
     def all_stages(self) -> RunResult:
         recipe = self.recipe
-        self.train = self.team.after_first(lambda: load_dataset(self.data, "train", image_size=recipe.image_size, resize=recipe.resize))
-        self.test = self.team.after_first(lambda: load_dataset(self.data, "test", image_size=recipe.image_size, resize=recipe.resize))
-        calibration_indices(self.train, recipe.convert.batches, recipe.convert.batch_size, seed=recipe.seed)
+        self.train = self.team.after_first(
+            lambda: load_dataset(
+                self.data, "train", image_size=recipe.image_size, resize=recipe.resize
+            )
+        )
+        self.test = self.team.after_first(
+            lambda: load_dataset(
+                self.data, "test", image_size=recipe.image_size, resize=recipe.resize
+            )
+        )
+        calibration_indices(
+            self.train, recipe.convert.batches, recipe.convert.batch_size, seed=recipe.seed
+        )
         if recipe.finetune:  # more images than there are: said before the training, not after it
             self.train.split_off(recipe.finetune.validation, recipe.finetune.seed)
         image_count(self.test, recipe.evaluate.max_images)
@@ -192,8 +225,9 @@ class _Run:
         converted = snn = self.stage(
             "converted",
             {"convert": _settings(recipe.convert), "seed": recipe.seed, "ann": _identity(ann)},
-            self.make_converted, trains_on=self.train,
-        )  # fmt: skip
+            self.make_converted,
+            trains_on=self.train,
+        )
         if recipe.finetune:
             snn = self.stage(
                 "finetuned",
@@ -203,34 +237,73 @@ class _Run:
                 shared=True,
             )
         ann_report = self.report("ann", ann, None)
-        converted_report = self.report("converted", converted, ann) if recipe.evaluate.converted and recipe.finetune else None
+        converted_report = (
+            self.report("converted", converted, ann)
+            if recipe.evaluate.converted and recipe.finetune
+            else None
+        )
         snn_report = self.report("snn", snn, ann)
-        further = {kind: [self.report(kind, checkpoint, source, protocol) for protocol in recipe.evaluate.further or ()]
-                   for kind, checkpoint, source in (("ann", ann, None), ("snn", snn, ann))}  # fmt: skip
+        further = {
+            kind: [
+                self.report(kind, checkpoint, source, protocol)
+                for protocol in recipe.evaluate.further or ()
+            ]
+            for kind, checkpoint, source in (("ann", ann, None), ("snn", snn, ann))
+        }
         made_from = {
             "recipe": recipe.to_yaml(),
             "snn": _identity(snn),
-            "reports": [sha256(self.folder / name) for name in self.stages if name.startswith("evaluated/") and "converted" not in name],
+            "reports": [
+                sha256(self.folder / name)
+                for name in self.stages
+                if name.startswith("evaluated/") and "converted" not in name
+            ],
         }
-        result = self.stage(recipe.name, made_from, lambda path: self.make_result(path, ann, snn, ann_report, snn_report, further))
+        result = self.stage(
+            recipe.name,
+            made_from,
+            lambda path: self.make_result(path, ann, snn, ann_report, snn_report, further),
+        )
         return RunResult(result, ann, ann_report, snn_report, converted_report, self.stages)
 
     def make_ann(self, path: Path) -> None:
         settings = self.recipe.ann
         ann = self.team.after_first(lambda: open_ann(settings, self.train, seed=self.recipe.seed))
         train = self.train.in_channels(len(ann.mean))
-        result: Any = read_config(zoo.resolve(settings.checkpoint)).training if settings.checkpoint else None
+        result: Any = (
+            read_config(zoo.resolve(settings.checkpoint)).training if settings.checkpoint else None
+        )
         if settings.train:
             result = train_ann(
-                ann, train, settings.train, training_folder(path), resume=True, device=self.device, show_progress=self.show
+                ann,
+                train,
+                settings.train,
+                training_folder(path),
+                resume=True,
+                device=self.device,
+                show_progress=self.show,
             )
         if settings.checkpoint and settings.train:
             begun = read_config(zoo.resolve(settings.checkpoint))
-            ann.source = {"initial_weights": begun.name or settings.checkpoint, "initial_weights_sha256": begun.weights.sha256}
+            ann.source = {
+                "initial_weights": begun.name or settings.checkpoint,
+                "initial_weights_sha256": begun.weights.sha256,
+            }
         if settings.weights:  # whose weights these were before training: the card names them
-            ann.source = {"initial_weights": Path(settings.weights).name, "initial_weights_sha256": sha256(settings.weights)}
+            ann.source = {
+                "initial_weights": Path(settings.weights).name,
+                "initial_weights_sha256": sha256(settings.weights),
+            }
         if self.team.first:
-            save_trained(ann, path, train, result, name=settings.name, builder=settings.model, license=self.recipe.license)
+            save_trained(
+                ann,
+                path,
+                train,
+                result,
+                name=settings.name,
+                builder=settings.model,
+                license=self.recipe.license,
+            )
 
     def make_converted(self, path: Path) -> None:
         ann = self.load(self.folder / "ann")
@@ -250,22 +323,37 @@ class _Run:
         snn = self.load(self.folder / "converted")
         assert isinstance(snn, SpikingClassifier)
         result = finetune(
-            snn, self.train, self.recipe.finetune, training_folder(path), resume=True, device=self.device, show_progress=self.show
+            snn,
+            self.train,
+            self.recipe.finetune,
+            training_folder(path),
+            resume=True,
+            device=self.device,
+            show_progress=self.show,
         )
         if self.team.first:
-            save_trained(snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model)
+            save_trained(
+                snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model
+            )
 
-    def report(self, kind: str, checkpoint: Path, source: Path | None, further: str | None = None) -> Report:
-        """The evaluation of `checkpoint`, under the protocol `further` if given. `source`: the ANN of a spiking network, whose gradients
-        a protocol may try."""
+    def report(
+        self, kind: str, checkpoint: Path, source: Path | None, further: str | None = None
+    ) -> Report:
+        """The evaluation of `checkpoint`, under the protocol `further` if given. `source`: the ANN
+        of a spiking network, whose gradients a protocol may try."""
         settings = self.recipe.evaluate.model_dump(exclude={"views", "converted", "further"})
-        views = None if kind == "ann" or further else self.recipe.evaluate.views  # an ANN has its exact gradient only
+        # an ANN has its exact gradient only
+        views = None if kind == "ann" or further else self.recipe.evaluate.views
         if kind == "converted":
             settings["check_images"] = 0
         if further:
             settings["protocol"] = further
         named = settings["protocol"]
-        path = self.folder / "evaluated" / f"{kind}-{further}.json" if further else self.folder / "evaluated" / f"{kind}.json"
+        path = (
+            self.folder / "evaluated" / f"{kind}-{further}.json"
+            if further
+            else self.folder / "evaluated" / f"{kind}.json"
+        )
         journal = path.with_suffix(".partial")
 
         def work(_: Path) -> None:
@@ -273,7 +361,11 @@ class _Run:
                 self.load(checkpoint),
                 self.test,
                 views=views,
-                transfer={"ann": self.load(source)} if source and named and find_protocol(named).transfers else None,
+                transfer=(
+                    {"ann": self.load(source)}
+                    if source and named and find_protocol(named).transfers
+                    else None
+                ),
                 seed=self.recipe.seed,
                 journal=journal,
                 device=self.device,
@@ -287,7 +379,11 @@ class _Run:
         protocol = find_protocol(named) if named else None
         made_from = {
             # of a protocol that was changed: what an earlier version left is measured again
-            "settings": {**settings, "protocol": str(protocol)} if protocol and protocol.version > 1 else settings,
+            "settings": (
+                {**settings, "protocol": str(protocol)}
+                if protocol and protocol.version > 1
+                else settings
+            ),
             "views": views,
             "seed": self.recipe.seed,
             "model": _identity(checkpoint),
@@ -298,7 +394,13 @@ class _Run:
         return Report.from_json(path.read_text(encoding="utf-8"))
 
     def make_result(
-        self, path: Path, ann: Path, snn: Path, ann_report: Report, snn_report: Report, further: dict[str, list[Report]]
+        self,
+        path: Path,
+        ann: Path,
+        snn: Path,
+        ann_report: Report,
+        snn_report: Report,
+        further: dict[str, list[Report]],
     ) -> None:
         model, config = self.load(snn), read_config(snn)
         save_trained(
@@ -321,7 +423,9 @@ class _Run:
 
     def load(self, checkpoint: Path) -> NormalizedClassifier | SpikingClassifier:
         builder = self.recipe.ann.model
-        return hub.load(checkpoint, model=call_builder(builder, dict(self.recipe.ann.args)) if builder else None)
+        return hub.load(
+            checkpoint, model=call_builder(builder, dict(self.recipe.ann.args)) if builder else None
+        )
 
     def stage(
         self,
@@ -332,15 +436,23 @@ class _Run:
         trains_on: ImageDataset | None = None,
         shared: bool = False,
     ) -> Path:
-        """Let `work` make `name` in the folder, unless it is there and was made from the same; the path of it.
+        """Let `work` make `name` in the folder, unless it is there and was made from the same; the
+        path of it.
 
         `shared`: by all processes, of which the first one writes; else by that one alone.
         """
         path = self.folder / name
         record_path = path.with_name(path.name + ".stage.json")
-        made_from = json.loads(json.dumps({**made_from, "data": trains_on.fingerprint if trains_on else None}))
-        record = {"key": hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest(), "made_from": made_from}
-        state = self.team.from_first(self._begin(path, record_path, record) if self.team.first else "")
+        made_from = json.loads(
+            json.dumps({**made_from, "data": trains_on.fingerprint if trains_on else None})
+        )
+        record = {
+            "key": hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest(),
+            "made_from": made_from,
+        }
+        state = self.team.from_first(
+            self._begin(path, record_path, record) if self.team.first else ""
+        )
         self.stages[name] = state
         if self.team.first:
             self.say(f"{name}: {'making' if state == 'made' else state}")
@@ -353,7 +465,8 @@ class _Run:
         return path
 
     def _begin(self, path: Path, record_path: Path, record: dict[str, Any]) -> str:
-        """Whether the stage is "kept" or has to be "made", and then what other settings made is out of its way."""
+        """Whether the stage is "kept" or has to be "made", and then what other settings made is out
+        of its way."""
         earlier = read_record(record_path)
         same = earlier.get("key") == record["key"]
         if same and intact(self.folder, earlier.get("outputs")):
@@ -365,18 +478,24 @@ class _Run:
 
 
 def check_consent(named: str | None, model: str | None) -> None:
-    """A recipe may be a stranger's: code runs on the word of whoever runs it, not on the recipe's."""
+    """A recipe may be a stranger's: code runs on the word of whoever runs it, not on the
+    recipe's."""
     if named == model:
         return
     if named is None:
-        raise SJRobustError(f"model {model!r} was given, but the recipe names no code (ann.model): leave it away")
+        raise SJRobustError(
+            f"model {model!r} was given, but the recipe names no code (ann.model): leave it away"
+        )
     given = "was not given" if model is None else f"{model!r} was given"
-    raise SJRobustError(f"the recipe runs the code {named!r} (ann.model), and consent to it {given}: look at it, and if you trust it say "
-                        f"so with --model {named} (model={named!r})")
+    raise SJRobustError(
+        f"the recipe runs the code {named!r} (ann.model), and consent to it {given}: look at it,"
+        f" and if you trust it say so with --model {named} (model={named!r})"
+    )
 
 
 def _check_attacks(settings: EvaluateSettings) -> None:
-    """Raise SJRobustError for a protocol, attack or view that is none: before the training, not after it."""
+    """Raise SJRobustError for a protocol, attack or view that is none: before the training, not
+    after it."""
     for protocol in filter(None, (settings.protocol, *(settings.further or ()))):
         find_protocol(protocol)
     for attack in settings.attacks:
@@ -388,11 +507,13 @@ def _check_attacks(settings: EvaluateSettings) -> None:
 
 
 def _settings(part: BaseModel, labels: Any = None) -> dict[str, Any]:
-    """What of the settings decides a stage's outcome: not `labels`, nor a setting that is not there (a later version may add some)."""
+    """What of the settings decides a stage's outcome: not `labels`, nor a setting that is not there
+    (a later version may add some)."""
     return part.model_dump(mode="json", exclude=labels, exclude_none=True)
 
 
 def _identity(checkpoint: Path) -> dict[str, Any]:
-    """What a stage that starts from `checkpoint` depends on: its weights and structure, not its timings or versions."""
+    """What a stage that starts from `checkpoint` depends on: its weights and structure, not its
+    timings or versions."""
     config = read_config(checkpoint)
     return {"weights": config.weights.sha256, "settings": config.settings}

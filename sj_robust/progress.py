@@ -13,7 +13,9 @@ from rich.text import Text
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        return Text("" if not task.speed else f"{task.speed:.0f} {task.fields['unit']}/s", style="cyan")
+        return Text(
+            "" if not task.speed else f"{task.speed:.0f} {task.fields['unit']}/s", style="cyan"
+        )
 
 
 class Bar:
@@ -32,13 +34,26 @@ class Bar:
 
 
 @contextmanager
-def bar(description: str, total: float, *, unit: str = "images", done: float = 0, show: bool | None = None) -> Iterator[Bar]:
+def bar(
+    description: str,
+    total: float,
+    *,
+    unit: str = "images",
+    done: float = 0,
+    show: bool | None = None,
+) -> Iterator[Bar]:
     """Show a bar while the block runs. `show=None` shows it only on a terminal."""
     if not (sys.stderr.isatty() if show is None else show):
         yield Bar()
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), _Rate(),
-               TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(description, total=total, completed=int(done), unit=unit, note="")
         yield Bar(progress, task)

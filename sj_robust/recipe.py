@@ -6,7 +6,15 @@ import os
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from sj_robust.convert import Pooling, Replace, Scale
 from sj_robust.errors import SJRobustError
@@ -20,7 +28,8 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$"
 
 
 def _training(kind: Kind) -> BeforeValidator:
-    """Let `preset:` name what the other settings change; without it they change the preset "default"."""
+    """Let `preset:` name what the other settings change; without it they change the preset
+    "default"."""
 
     def complete(value: Any) -> Any:
         if not isinstance(value, dict):
@@ -41,18 +50,26 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class AnnSettings(_Strict):
-    """The source network: exactly one of `architecture` (a timm name), `model` (module:function) and `checkpoint` (a folder, a zoo name
-    or owner/name[@revision] on the Hub); the checkpoint of a network that timm cannot build needs the `model` that builds it. `args` go
-    to architecture or model. timm's `hf-hub:owner/name[@revision]` and `local-dir:PATH` are architectures that bring their weights.
+    """The source network: exactly one of `architecture` (a timm name), `model` (module:function)
+    and `checkpoint` (a folder, a zoo name or owner/name[@revision] on the Hub); the checkpoint of a
+    network that timm cannot build needs the `model` that builds it. `args` go to architecture or
+    model. timm's `hf-hub:owner/name[@revision]` and `local-dir:PATH` are architectures that bring
+    their weights.
 
-    `weights` are loaded before any training; `mean` and `std` are those stored in them, else default to the data set's where it is a
-    named one, else (for random weights) to those of the network's pretrained_cfg; pretrained weights bring theirs. `train` is a preset
-    and what it changes (a network of other classes than the data's then gets a fresh classifier layer); without it the network is taken
+    `weights` are loaded before any training; `mean` and `std` are those stored in them, else
+    default to the data set's where it is a named one, else (for random weights) to those of the
+    network's pretrained_cfg; pretrained weights bring theirs. `train` is a preset and what it
+    changes (a network of other classes than the data's then gets a fresh classifier layer); without
+    it the network is taken
     as it is. `scratch`: keep the random weights of an architecture, for a spiking
     network trained from end to end.
     """
 
-    name: str | None = Field(None, pattern=_NAME, description="what its checkpoint calls itself: ARCH.DATASET_THREAT_METHOD")
+    name: str | None = Field(
+        None,
+        pattern=_NAME,
+        description="what its checkpoint calls itself: ARCH.DATASET_THREAT_METHOD",
+    )
     architecture: str | None = None
     model: str | None = None
     checkpoint: str | None = None
@@ -69,17 +86,32 @@ class AnnSettings(_Strict):
     def _one_source(self) -> AnnSettings:
         given = [name for name in ("architecture", "model", "checkpoint") if getattr(self, name)]
         if len(given) != 1 and given != ["model", "checkpoint"]:
-            raise ValueError(f"give exactly one of architecture, model and checkpoint, not {' and '.join(given) or 'none'}")
+            raise ValueError(
+                "give exactly one of architecture, model and checkpoint, not"
+                f" {' and '.join(given) or 'none'}"
+            )
         begun = bool(self.weights or self.brings_weights or self.train)
         if self.architecture and not (begun or self.scratch):
-            raise ValueError(f"{self.architecture} would keep its random weights: give weights, pretrained: true, train, or scratch: true")
+            raise ValueError(
+                f"{self.architecture} would keep its random weights: give weights, pretrained:"
+                " true, train, or scratch: true"
+            )
         if self.scratch and (begun or not self.architecture):
-            raise ValueError("scratch keeps the random weights of an architecture: leave weights, pretrained, train and checkpoint away")
+            raise ValueError(
+                "scratch keeps the random weights of an architecture: leave weights, pretrained,"
+                " train and checkpoint away"
+            )
         if self.checkpoint and (self.weights or self.pretrained):
-            raise ValueError("a checkpoint brings its own weights: leave weights and pretrained away")
-        if self.architecture and (odd := next((key for key in self.args if key in TIMM_RUNTIME), None)):
-            raise ValueError(f"args may not set {odd!r}, which is no argument of the architecture: there are weights, pretrained and "
-                             "num_classes")
+            raise ValueError(
+                "a checkpoint brings its own weights: leave weights and pretrained away"
+            )
+        if self.architecture and (
+            odd := next((key for key in self.args if key in TIMM_RUNTIME), None)
+        ):
+            raise ValueError(
+                f"args may not set {odd!r}, which is no argument of the architecture: there are"
+                " weights, pretrained and num_classes"
+            )
         if self.checkpoint and self.args and not self.model:
             raise ValueError("a checkpoint brings its own args: leave args away")
         return self
@@ -91,7 +123,8 @@ class AnnSettings(_Strict):
 
 
 class ConvertSettings(_Strict):
-    """Arguments of `sj_robust.convert`; calibration images are `batches` × `batch_size` training images drawn by the recipe's seed."""
+    """Arguments of `sj_robust.convert`; calibration images are `batches` × `batch_size` training
+    images drawn by the recipe's seed."""
 
     timesteps: int = Field(8, ge=1, le=1024)
     percentile: float = Field(99.7, gt=0, le=100)
@@ -103,19 +136,22 @@ class ConvertSettings(_Strict):
     norm_statistics: Literal["calibrate", "reset"] = "calibrate"
     per_channel: bool = False
     replace_activation: Replace | None = None
-    pooling: Pooling | None = None  # None: max; as a default "max" would change the key of stages made before it could be set
+    # None: max; as a default "max" would change the key of stages made before it could be set
+    pooling: Pooling | None = None
     surrogate: str = "PCW:1"
     batches: int = Field(11, ge=1)
     batch_size: int = Field(64, ge=1)
 
 
 class EvaluateSettings(_Strict):
-    """Arguments of `sj_robust.evaluate`; `views` null: all 19 for an SNN. The ANN is measured on the same images and eps.
+    """Arguments of `sj_robust.evaluate`; `views` null: all 19 for an SNN. The ANN is measured on
+    the same images and eps.
 
-    `protocol` stands in place of `attacks` and `views`; a spiking network is then also attacked with the gradients of its ANN.
-    `further`: protocols that both networks are measured under besides; their reports lie beside the first in the checkpoints.
-    `check_images`: for the reliability checks. `converted`: measure the network as converted too, which tells what finetuning is
-    worth (without checks).
+    `protocol` stands in place of `attacks` and `views`; a spiking network is then also attacked
+    with the gradients of its ANN. `further`: protocols that both networks are measured under
+    besides; their reports lie beside the first in the checkpoints. `check_images`: for the
+    reliability checks. `converted`: measure the network as converted too, which tells what
+    finetuning is worth (without checks).
     """
 
     eps: list[Budget] = [2 / 255, 4 / 255, 8 / 255]
@@ -131,15 +167,21 @@ class EvaluateSettings(_Strict):
     @model_validator(mode="after")
     def _one_choice(self) -> EvaluateSettings:
         if self.protocol and self.attacks != EvaluateSettings.model_fields["attacks"].default:
-            raise ValueError(f"protocol {self.protocol} says which attacks run: leave attacks out, or the protocol")
+            raise ValueError(
+                f"protocol {self.protocol} says which attacks run: leave attacks out, or the"
+                " protocol"
+            )
         return self
 
 
 class Recipe(_Strict):
-    """One model from source to measured checkpoint. Paths in it are relative to the working directory."""
+    """One model from source to measured checkpoint. Paths in it are relative to the working
+    directory."""
 
     name: str = Field(pattern=_NAME, description="ARCH-snn-tT.DATASET_THREAT_METHOD")
-    license: str | None = Field(None, max_length=200, description="of the weights, for the card: mit, bsd-2-clause, ...")
+    license: str | None = Field(
+        None, max_length=200, description="of the weights, for the card: mit, bsd-2-clause, ..."
+    )
     dataset: str
     image_size: int | None = Field(None, ge=1)
     resize: int | None = Field(None, ge=1)
@@ -164,12 +206,16 @@ class Recipe(_Strict):
         return fields
 
     def to_yaml(self) -> str:
-        """The recipe with every default and preset written out, so that it stays what it was when those change."""
-        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+        """The recipe with every default and preset written out, so that it stays what it was when
+        those change."""
+        return yaml.safe_dump(
+            self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+        )
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read and validate a YAML recipe. Raises SJRobustError naming the file and the first thing wrong with it."""
+    """Read and validate a YAML recipe. Raises SJRobustError naming the file and the first thing
+    wrong with it."""
     origin = f"recipe {path}"
     try:
         text = read_text(path, MAX_RECIPE_BYTES)
@@ -179,12 +225,14 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def make_recipe(fields: Any, origin: str = "recipe") -> Recipe:
-    """A Recipe from plain fields. Raises SJRobustError naming `origin` and the first thing wrong with them."""
+    """A Recipe from plain fields. Raises SJRobustError naming `origin` and the first thing wrong
+    with them."""
     return checked(Recipe, fields, f"{origin}: ")
 
 
 def checked(model: type[Settings], fields: Any, origin: str = "") -> Settings:
-    """`fields` validated as one of the models here. Raises SJRobustError with the first thing wrong, in one line."""
+    """`fields` validated as one of the models here. Raises SJRobustError with the first thing
+    wrong, in one line."""
     try:
         return model.model_validate(fields)
     except ValidationError as error:

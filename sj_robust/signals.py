@@ -1,4 +1,5 @@
-"""Ctrl-C, and what a scheduler (SIGTERM) or a terminal that closes (SIGHUP) sends to end a process."""
+"""Ctrl-C, and what a scheduler (SIGTERM) or a terminal that closes (SIGHUP) sends to end a
+process."""
 
 from __future__ import annotations
 
@@ -15,12 +16,16 @@ from typing import Any
 
 from sj_robust.files import remove_begun
 
-ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+# Windows has no SIGHUP
+ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 _TWINS = 2.0  # seconds: torchrun passes on what the terminal has sent to its processes already
 
 
 class Ended(SystemExit):
-    """A signal other than Ctrl-C asks for the end. Where nobody catches it, the exit status is a shell's, 143 for SIGTERM."""
+    """A signal other than Ctrl-C asks for the end. Where nobody catches it, the exit status is a
+    shell's, 143 for SIGTERM."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
@@ -29,7 +34,8 @@ class Ended(SystemExit):
 
 @contextmanager
 def deferred_signals(*, patient: bool = False) -> Iterator[Callable[[], bool]]:
-    """While the block runs these signals only ask, which the callable tells; at its end the first is delivered.
+    """While the block runs these signals only ask, which the callable tells; at its end the first
+    is delivered.
 
     A second one is delivered at once, or with `patient` waits for the end as well.
     """
@@ -55,11 +61,13 @@ def deferred_signals(*, patient: bool = False) -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
-    """For a command: SIGTERM and SIGHUP raise Ended where they would kill, as Ctrl-C raises KeyboardInterrupt.
+    """For a command: SIGTERM and SIGHUP raise Ended where they would kill, as Ctrl-C raises
+    KeyboardInterrupt.
 
-    During an import all three end the process at once, after a word to `say` and without the files that were begun: an exception could
-    be swallowed there, or come out as another one. So does a second one, if it is not an echo of the first; while the interpreter is
-    taken down they do nothing.
+    During an import all three end the process at once, after a word to `say` and without the files
+    that were begun: an exception could be swallowed there, or come out as another one. So does a
+    second one, if it is not an echo of the first; while the interpreter is taken down they do
+    nothing.
     """
     first: list[float] = []
 
@@ -80,7 +88,8 @@ def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
             os.kill(os.getpid(), number)
 
     def lost(unraisable: Any) -> None:
-        """The handler ran where Python drops exceptions, in a finalizer or a callback: the signal is sent again."""
+        """The handler ran where Python drops exceptions, in a finalizer or a callback: the signal
+        is sent again."""
         number = signal.SIGINT if isinstance(unraisable.exc_value, KeyboardInterrupt) else None
         if isinstance(unraisable.exc_value, Ended):
             number = int(unraisable.exc_value.code or 0) - 128  # type: ignore[assignment, arg-type]
@@ -91,7 +100,14 @@ def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
 
     atexit.register(_ignore_all)
     hook, sys.unraisablehook = sys.unraisablehook, lost
-    before = _handle([number for number in ENDING if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)], handler)
+    before = _handle(
+        [
+            number
+            for number in ENDING
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+        ],
+        handler,
+    )
     try:
         yield
     finally:
@@ -100,10 +116,15 @@ def ending_signals(say: Callable[[str], object]) -> Iterator[None]:
 
 
 def _handle(numbers: list[int], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Set the handler for those that are not ignored (nohup, a job in the background); the handlers before. Only the main thread may."""
+    """Set the handler for those that are not ignored (nohup, a job in the background); the handlers
+    before. Only the main thread may."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handler) for number in numbers if signal.getsignal(number) not in (signal.SIG_IGN, None)}
+    return {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if signal.getsignal(number) not in (signal.SIG_IGN, None)
+    }
 
 
 def _ignore_all() -> None:

@@ -1,4 +1,5 @@
-"""Opening an ANN from wherever it comes: a timm name, a weight file, a checkpoint here or on the Hub, or a user's own function."""
+"""Opening an ANN from wherever it comes: a timm name, a weight file, a checkpoint here or on the
+Hub, or a user's own function."""
 
 from __future__ import annotations
 
@@ -27,13 +28,16 @@ from sj_robust.traffic import limited
 def open_ann(
     settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0, same_classes: bool = False
 ) -> Any:
-    """The NormalizedClassifier that `settings` describe, for the images and classes of `dataset`; random weights are drawn by `seed`.
+    """The NormalizedClassifier that `settings` describe, for the images and classes of `dataset`;
+    random weights are drawn by `seed`.
 
-    Its images have `len(network.mean)` channels, which `dataset.in_channels` brings them to. A network of other classes (another
-    number, or no name in common) that is to be trained on the data gets a fresh classifier layer. `same_classes`: those of the
-    data are the network's, whatever their names.
-    Raises SJRobustError: no such network, weights that do not fit it or are of other classes than the images, a checkpoint that is
-    spiking already, no known mean and std, or others than the given ones.
+    Its images have `len(network.mean)` channels, which `dataset.in_channels` brings them to. A
+    network of other classes (another number, or no name in common) that is to be trained on the
+    data gets a fresh classifier layer. `same_classes`: those of the data are the network's,
+    whatever their names.
+    Raises SJRobustError: no such network, weights that do not fit it or are of other classes than
+    the images, a checkpoint that is spiking already, no known mean and std, or others than the
+    given ones.
     """
     from sj_robust.hub import load
     from sj_robust.model import NormalizedClassifier, SpikingModel, expose, load_weights
@@ -63,7 +67,12 @@ def open_ann(
     check_convertible(network)
     network, seen = as_float32(network), look_at(network, dataset)
     if isinstance(network, NormalizedClassifier):
-        check_normalisation(str(name), (network.mean.flatten().tolist(), network.std.flatten().tolist()), settings.mean, settings.std)
+        check_normalisation(
+            str(name),
+            (network.mean.flatten().tolist(), network.std.flatten().tolist()),
+            settings.mean,
+            settings.std,
+        )
     else:
         network = NormalizedClassifier(network, *normalisation(settings, network, seen, stored))
     network.num_classes = seen.num_classes or network.num_classes
@@ -72,8 +81,12 @@ def open_ann(
     others = not same_classes and nothing_in_common(network, dataset)
     if found != wanted or (others and settings.train and reset):
         if not (settings.train and reset):
-            advice = "give data of its classes, or train it on these first (train, sj-robust train-ann)"
-            raise SJRobustError(f"{name} tells {found} classes apart, {dataset.name} has {wanted}: {advice}")
+            advice = (
+                "give data of its classes, or train it on these first (train, sj-robust train-ann)"
+            )
+            raise SJRobustError(
+                f"{name} tells {found} classes apart, {dataset.name} has {wanted}: {advice}"
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             reset(wanted)
@@ -87,68 +100,95 @@ def open_ann(
 
 
 def _create(settings: AnnSettings, dataset: ImageDataset) -> nn.Module:
-    """The network of a timm name. Weights that come with the name have to be of as many classes as the data, unless trained on."""
+    """The network of a timm name. Weights that come with the name have to be of as many classes as
+    the data, unless trained on."""
     from sj_robust.model import create_ann
 
     assert settings.architecture is not None
     name, classes = settings.architecture, settings.num_classes or len(dataset.classes)
-    args: dict[str, Any] = {**settings.args, "pretrained": True} if settings.brings_weights else dict(settings.args)
+    args: dict[str, Any] = (
+        {**settings.args, "pretrained": True} if settings.brings_weights else dict(settings.args)
+    )
     hub_name = parse_name(name.removeprefix("hf-hub:")) if name.startswith("hf-hub:") else None
     with explained(hub_name) if hub_name else limited():
         try:
             network = create_ann(name, classes, **args)
         except SJRobustError as error:
             cause = error.__cause__
-            if hub_name and isinstance(cause, Exception) and (isinstance(cause, OSError) or unreachable(cause)):
+            if (
+                hub_name
+                and isinstance(cause, Exception)
+                and (isinstance(cause, OSError) or unreachable(cause))
+            ):
                 raise cause from None
             raise
     theirs = (getattr(network, "pretrained_cfg", None) or {}).get("num_classes") or classes
     if settings.brings_weights and not settings.train and theirs != classes:
         raise SJRobustError(
-            f"the weights of {name} tell {theirs} classes apart, {dataset.name} has {classes}: give data of their classes, "
-            "or train the network on these first (train, sj-robust train-ann)"
+            f"the weights of {name} tell {theirs} classes apart, {dataset.name} has {classes}: give"
+            " data of their classes, or train the network on these first (train, sj-robust"
+            " train-ann)"
         )
     return network
 
 
 def from_text(text: str | None, **fields: Any) -> AnnSettings:
-    """Settings for what a command line names: a checkpoint (a folder, a zoo model, owner/name[@revision] on the Hub), or else an
-    architecture of timm (also its own hf-hub:owner/name and local-dir:PATH)."""
+    """Settings for what a command line names: a checkpoint (a folder, a zoo model,
+    owner/name[@revision] on the Hub), or else an architecture of timm (also its own
+    hf-hub:owner/name and local-dir:PATH)."""
     from sj_robust.hub import list_models
 
     if text is not None:
         names = {entry.name for entry in list_models()}
-        known = os.path.isdir(text) or text in names or parse_name(text) or ("/" in text and ":" not in text)
+        known = (
+            os.path.isdir(text)
+            or text in names
+            or parse_name(text)
+            or ("/" in text and ":" not in text)
+        )
         if not (known or ":" in text or timm.is_model(text.split(".")[0])):
-            near = did_you_mean(text, [*names, *timm.list_models()]) or "timm.list_models() and `sj-robust list` show the names"
+            near = (
+                did_you_mean(text, [*names, *timm.list_models()])
+                or "timm.list_models() and `sj-robust list` show the names"
+            )
             raise SJRobustError(
-                f"unknown architecture {text!r}: it is neither a name of timm, a zoo model nor a folder in {Path.cwd()}: {near}"
+                f"unknown architecture {text!r}: it is neither a name of timm, a zoo model nor a"
+                f" folder in {Path.cwd()}: {near}"
             )
         fields["checkpoint" if known else "architecture"] = text
     return checked(AnnSettings, fields)
 
 
 def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
-    """The network that a user's own `module:function` returns; the working directory is on the import path."""
+    """The network that a user's own `module:function` returns; the working directory is on the
+    import path."""
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise SJRobustError(f"{name!r} is not module:function: write my_networks:make_resnet for make_resnet() in my_networks.py")
+        raise SJRobustError(
+            f"{name!r} is not module:function: write my_networks:make_resnet for make_resnet() in"
+            " my_networks.py"
+        )
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
-        raise SJRobustError(f"{name!r}: {error}; it has to be installed or lie in the working directory") from None
+        raise SJRobustError(
+            f"{name!r}: {error}; it has to be installed or lie in the working directory"
+        ) from None
     except AttributeError:
         raise SJRobustError(f"{name!r}: module {module_name} has no {attribute}") from None
     network = function(**args)
     if not isinstance(network, nn.Module):
-        raise SJRobustError(f"{name!r} returned a {type(network).__name__}: expected a torch.nn.Module")
+        raise SJRobustError(
+            f"{name!r} returned a {type(network).__name__}: expected a torch.nn.Module"
+        )
     return network
 
 
 def fingerprint(settings: AnnSettings) -> dict[str, Any]:
-    """What `settings` point to, as content hashes: a stage made from it is made again when that changes."""
+    """What `settings` point to, as content hashes: a stage made from it is made again when that
+    changes."""
     from sj_robust.hub import zoo
 
     found: dict[str, Any] = {}
@@ -158,7 +198,11 @@ def fingerprint(settings: AnnSettings) -> dict[str, Any]:
         found["weights"] = sha256(settings.weights)
     if settings.architecture and settings.architecture.startswith("local-dir:"):
         folder = Path(settings.architecture.removeprefix("local-dir:"))
-        files = [path for path in sorted(folder.glob("*")) if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".pth")]
+        files = [
+            path
+            for path in sorted(folder.glob("*"))
+            if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".pth")
+        ]
         found["files"] = {path.name: sha256(path) for path in files}
     if settings.checkpoint:
         config = read_config(zoo.resolve(settings.checkpoint))
@@ -170,7 +214,8 @@ def fingerprint(settings: AnnSettings) -> dict[str, Any]:
 
 
 def facts_of(config: Config) -> dict[str, Any]:
-    """What a spiking network records of the ANN checkpoint it was converted from: flat, for its card."""
+    """What a spiking network records of the ANN checkpoint it was converted from: flat, for its
+    card."""
     training: dict[str, Any] = config.training or {}
     settings = training.get("config") or {}
     found = {

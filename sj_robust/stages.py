@@ -1,4 +1,5 @@
-"""What the stages of `sj-robust run` leave beside their outputs: from what each was made, and the hashes of what it made."""
+"""What the stages of `sj-robust run` leave beside their outputs: from what each was made, and the
+hashes of what it made."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from sj_robust.files import sha256, write_atomic
 
 
 def outputs(folder: Path, path: Path) -> dict[str, str]:
-    """Hashes of what a stage made: the file `path`, or the checkpoint there; by names relative to `folder`."""
+    """Hashes of what a stage made: the file `path`, or the checkpoint there; by names relative to
+    `folder`."""
     files = [path] if path.is_file() else [path / "config.json", path / "model.safetensors"]
     return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
 
@@ -22,7 +24,8 @@ def outputs(folder: Path, path: Path) -> dict[str, str]:
 def intact(folder: Path, recorded: dict[str, str] | None) -> bool:
     """Whether all recorded outputs are there as they were made."""
     return bool(recorded) and all(
-        (folder / name).is_file() and sha256(folder / name) == digest for name, digest in (recorded or {}).items()
+        (folder / name).is_file() and sha256(folder / name) == digest
+        for name, digest in (recorded or {}).items()
     )
 
 
@@ -41,11 +44,15 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def set_aside(paths: Sequence[Path], *, known: bool) -> None:
-    """Rename what an earlier run with other settings made to NAME.previous, in place of an older one."""
+    """Rename what an earlier run with other settings made to NAME.previous, in place of an older
+    one."""
     for path in paths:
         if path.exists():
             if not known:
-                raise SJRobustError(f"{path} exists and was not made by `sj-robust run`: use another folder, or move it away")
+                raise SJRobustError(
+                    f"{path} exists and was not made by `sj-robust run`: use another folder, or"
+                    " move it away"
+                )
             previous = path.with_name(path.name + ".previous")
             if previous.is_dir():
                 shutil.rmtree(previous)

@@ -22,7 +22,8 @@ def faults():
         torch.ones(40 * 2**20 // 4)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 def resident():
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    lines = open("/proc/self/status")
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 print(faults())
 with suppress(ZeroDivisionError), keep_large_blocks():
     with keep_large_blocks():
@@ -35,13 +36,18 @@ print(before - resident())
 
 
 def test_blocks_are_kept_inside_and_handed_back_at_the_end_even_after_an_error() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
     outside, inside, given_back = map(int, done.stdout.split())
-    assert inside < outside / 2  # page faults; a few blocks are lost to fragmentation before it settles
+    # page faults; a few blocks are lost to fragmentation before it settles
+    assert inside < outside / 2
     assert given_back > 30 * 1024  # KiB
 
 
-def test_a_user_who_tunes_the_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_user_who_tunes_the_allocator_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     allocator._glibc.cache_clear()
     assert allocator._glibc() is None

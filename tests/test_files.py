@@ -23,20 +23,25 @@ from sj_robust.files import (
     write_atomic,
 )
 
-HOLDER = '''
+HOLDER = """
 import sys, time
 from sj_robust.files import only_one
 with only_one(sys.argv[1], "a run going on"):
     print("held", flush=True)
     time.sleep(600)
-'''
+"""
 
 
 def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(SJRobustError, match="another process has a run going on"), only_one(tmp_path, "a run going on"):
+        with (
+            pytest.raises(SJRobustError, match="another process has a run going on"),
+            only_one(tmp_path, "a run going on"),
+        ):
             pass
         holder.kill()
     with only_one(tmp_path, "a run going on"):
@@ -64,9 +69,12 @@ def test_folder_replaces_folder_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the exchange of folders is a Linux system call")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the exchange of folders is a Linux system call"
+)
 def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path) -> None:
-    """A process replaces a folder in a loop until it is killed; whenever one looks, a complete version is there."""
+    """A process replaces a folder in a loop until it is killed; whenever one looks, a complete
+    version is there."""
     target = tmp_path / "model"
     code = (
         "import sys; from sj_robust.files import atomic_folder\n"
@@ -87,18 +95,20 @@ def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path) -> None:
     assert sorted(path.name for path in target.iterdir()) == ["a", "b", "c"]
 
 
-WRITER = '''
+WRITER = """
 import sys, time
 from sj_robust.files import atomic_folder
 with atomic_folder(sys.argv[1]) as folder:
     (folder / "half").write_text("half")
     print(folder, flush=True)
     time.sleep(600)
-'''
+"""
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
-def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_makes_is_not(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_makes_is_not(
+    tmp_path: Path,
+) -> None:
     target, other = tmp_path / "model", tmp_path / ".model.x.abcdefgh.part"
     other.mkdir()  # of a folder called model.x
     command = [sys.executable, "-c", WRITER, str(target)]
@@ -139,8 +149,13 @@ def test_a_folder_is_written_behind_a_link(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["new", "real"]
 
 
-@pytest.mark.parametrize(("target", "fragment"), [("gone/new", "is no folder"), ("loop", "to itself"), ("file/new", "is no folder")])
-def test_a_link_that_leads_nowhere_is_refused_before_the_work(tmp_path: Path, target: str, fragment: str) -> None:
+@pytest.mark.parametrize(
+    ("target", "fragment"),
+    [("gone/new", "is no folder"), ("loop", "to itself"), ("file/new", "is no folder")],
+)
+def test_a_link_that_leads_nowhere_is_refused_before_the_work(
+    tmp_path: Path, target: str, fragment: str
+) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to(target)
     for write in (check_folder, lambda folder: atomic_folder(folder).__enter__()):
@@ -158,21 +173,39 @@ def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path, na
 
 def test_sha256_of_a_known_file(tmp_path: Path) -> None:
     write_atomic(tmp_path / "abc", b"abc")
-    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        sha256(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_what_cannot_be_written_is_known_beforehand(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "to_nowhere").symlink_to(tmp_path / "missing")
     os.mkfifo(tmp_path / "pipe")
-    bad = [tmp_path, tmp_path / "file" / "x.json", tmp_path / "file" / "deep" / "x.json", Path("/proc/x.json"), Path("/sys/x.json"),
-           Path("/dev/null"), Path("/dev/full"), tmp_path / "pipe", tmp_path / "to_nowhere" / "x.json",
-           tmp_path / ("x" * 300), tmp_path / ("x" * 300) / "x.json"]  # fmt: skip
+    bad = [
+        tmp_path,
+        tmp_path / "file" / "x.json",
+        tmp_path / "file" / "deep" / "x.json",
+        Path("/proc/x.json"),
+        Path("/sys/x.json"),
+        Path("/dev/null"),
+        Path("/dev/full"),
+        tmp_path / "pipe",
+        tmp_path / "to_nowhere" / "x.json",
+        tmp_path / ("x" * 300),
+        tmp_path / ("x" * 300) / "x.json",
+    ]
     for path in bad:
         with pytest.raises(SJRobustError, match=re.escape(str(path.parent)[:60])) as error:
             check_file(path)
         assert "\n" not in str(error.value)
-    for good in (tmp_path / "x.json", tmp_path / "new" / "deeper" / "x.json", tmp_path / "file", tmp_path / "to_nowhere"):
+    for good in (
+        tmp_path / "x.json",
+        tmp_path / "new" / "deeper" / "x.json",
+        tmp_path / "file",
+        tmp_path / "to_nowhere",
+    ):
         check_file(good)
     check_within(tmp_path / "new" / "figures")
     with pytest.raises(SJRobustError, match="is a file, expected a folder"):

@@ -1,4 +1,5 @@
-"""A slice of what scripts/fuzz.py does by the thousand: damaged files end in one line, or change nothing."""
+"""A slice of what scripts/fuzz.py does by the thousand: damaged files end in one line, or change
+nothing."""
 
 from __future__ import annotations
 

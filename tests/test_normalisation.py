@@ -160,7 +160,10 @@ def test_a_network_that_normalises_itself_is_known_by_what_it_gets_right(
 ) -> None:
     with pytest.warns(
         UserWarning,
-        match=r"normalises the images itself: it is right on \d+% of 128 images as they are, and on \d+% with",
+        match=(
+            r"normalises the images itself: it is right on \d+% of 128 images as they are, and on"
+            r" \d+% with"
+        ),
     ):
         assert statistics(opened(module, THEMSELVES[name](body), dataset)) == (NONE, ONE)
     with pytest.warns(UserWarning, match="if it normalises them itself, give 0 and 1"):
@@ -206,7 +209,10 @@ def test_what_cannot_be_told_is_asked_for(
     indifferent = By(body, lambda net, x: (x - x.mean((2, 3), True)) / x.std((2, 3), keepdim=True))
     with pytest.raises(
         SJRobustError,
-        match=r"whether .*make normalises the images itself cannot be told: it is right on .*; give both",
+        match=(
+            r"whether .*make normalises the images itself cannot be told: it is right on .*; give"
+            r" both"
+        ),
     ):
         opened(module, indifferent, dataset)
     assert statistics(opened(module, indifferent, dataset, mean=NONE, std=ONE)) == (NONE, ONE)
@@ -229,7 +235,7 @@ def test_random_weights_say_nothing_and_take_the_data_sets(
         assert statistics(opened(module, network, dataset))[0] == pytest.approx(MEAN)
 
 
-# --- what is a mean, what a std -------------------------------------------------------------------------------------------
+# --- what is a mean, what a std -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -278,11 +284,23 @@ def test_those_of_images_up_to_1_are_taken(mean: Any, std: Any) -> None:
 @pytest.mark.parametrize(
     ("mean", "std"),
     [
-        ((0.5,), (0.0,)), ((0.5,), (-0.25,)), ((-0.1,), (0.5,)), ((300.0,), (60.0,)), ((125.3,), (0.25,)), ((0.5,), (63.0,)),
-        ((float("nan"),), (0.5,)), ((0.5,), (float("inf"),)), ((0.5, 0.5), (0.25,)), ((), ()), (("0.5",), (0.25,)), ("0.5", 0.25),
-        (None, 0.25), ((0.5, 0.5, 0.5), (0.25, 0.25, 0.0)), ((0.0,), (255.0,)),
+        ((0.5,), (0.0,)),
+        ((0.5,), (-0.25,)),
+        ((-0.1,), (0.5,)),
+        ((300.0,), (60.0,)),
+        ((125.3,), (0.25,)),
+        ((0.5,), (63.0,)),
+        ((float("nan"),), (0.5,)),
+        ((0.5,), (float("inf"),)),
+        ((0.5, 0.5), (0.25,)),
+        ((), ()),
+        (("0.5",), (0.25,)),
+        ("0.5", 0.25),
+        (None, 0.25),
+        ((0.5, 0.5, 0.5), (0.25, 0.25, 0.0)),
+        ((0.0,), (255.0,)),
     ],
-)  # fmt: skip
+)
 def test_what_no_images_have_is_refused(mean: Any, std: Any) -> None:
     with pytest.raises(SJRobustError, match=r"mean|std") as refusal:
         NormalizedClassifier(nn.Flatten(), mean, std)
@@ -339,7 +357,7 @@ def test_the_report_tells_both_accuracies(body: nn.Sequential, dataset: ImageDat
     )
     assert right.ann_accuracy > 0.8 and right.ann_accuracy > twice.ann_accuracy + 0.1
     assert (
-        f"Right on these images: the ANN {right.ann_accuracy:.1%}, the spiking network {right.accuracy:.1%}"
-        in right.summary()
+        f"Right on these images: the ANN {right.ann_accuracy:.1%}, the spiking network"
+        f" {right.accuracy:.1%}" in right.summary()
     )
     assert "Right on" not in inspect_conversion(snn, x).summary()

@@ -18,7 +18,9 @@ def run_python(code: str) -> str:
 
 
 def test_importing_package_and_command_line_imports_no_torch() -> None:
-    assert run_python("import sj_robust, sj_robust.cli, sys; print('torch' in sys.modules)") == "False"
+    assert (
+        run_python("import sj_robust, sj_robust.cli, sys; print('torch' in sys.modules)") == "False"
+    )
 
 
 def test_every_public_name_exists_and_is_what_it_says() -> None:

@@ -1,4 +1,5 @@
-"""The table of models in README.md is what the zoo's index says, and the script that writes it touches nothing else."""
+"""The table of models in README.md is what the zoo's index says, and the script that writes it
+touches nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "scripts" / "readme_table.py")
+    spec = importlib.util.spec_from_file_location(
+        "readme_table", ROOT / "scripts" / "readme_table.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -44,7 +47,10 @@ def test_each_model_has_a_row_with_its_figures(script: Any, readme: Path) -> Non
         for results in entry.results:
             (row,) = [row for row in rows if f"| {results.n:,} of {results.dataset} |" in row]
             for point in (results.clean, *(() if results.named == "strong@1" else results.robust)):
-                assert f"| {100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}] |" in row
+                assert (
+                    f"| {100 * point.value:.1f} % [{100 * point.low:.1f}, {100 * point.high:.1f}] |"
+                    in row
+                )
     script.main([str(readme), "--check"])
 
 
@@ -65,20 +71,39 @@ def test_protocols_are_columns_and_what_was_not_measured_is_a_dash(script: Any) 
     def with_results(*found: Any) -> Any:
         return entry.model_copy(update={"results": list(found)})
 
-    header, _, both, one, none, other, other_images = script.table([
-        with_results(results, paper), with_results(paper), with_results(), with_results(results, paper.model_copy(update={"n": 64})),
-    ]).splitlines()  # fmt: skip
+    header, _, both, one, none, other, other_images = script.table(
+        [
+            with_results(results, paper),
+            with_results(paper),
+            with_results(),
+            with_results(results, paper.model_copy(update={"n": 64})),
+        ]
+    ).splitlines()
     radius, measured = f"{255 * paper.robust[0].eps:g}/255", len(results.robust)
     assert header.endswith(f"| {radius}, strong@2 | {radius}, paper@1 | images |")
     assert len({row.count("|") for row in (header, both, one, none, other, other_images)}) == 1
-    assert [row.count(" – ") for row in (both, one, none, other, other_images)] == [0, measured, measured + 2, 1, measured]
+    assert [row.count(" – ") for row in (both, one, none, other, other_images)] == [
+        0,
+        measured,
+        measured + 2,
+        1,
+        measured,
+    ]
     assert other_images.endswith("| 64 of " + results.dataset + " |")
-    broken = with_results(results.model_copy(update={"named": "strong@1"}))  # a version that others have broken
+    # a version that others have broken
+    broken = with_results(results.model_copy(update={"named": "strong@1"}))
     assert script.table([broken]).splitlines()[0] == "| model | clean | images |"
 
 
-@pytest.mark.parametrize("text", ["no markers", "<!-- zoo table -->\n", "<!-- /zoo table -->\n<!-- zoo table -->\n",
-                                  "<!-- zoo table -->\n<!-- zoo table -->\n<!-- /zoo table -->\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no markers",
+        "<!-- zoo table -->\n",
+        "<!-- /zoo table -->\n<!-- zoo table -->\n",
+        "<!-- zoo table -->\n<!-- zoo table -->\n<!-- /zoo table -->\n",
+    ],
+)
 def test_missing_markers_are_named(script: Any, tmp_path: Path, text: str) -> None:
     path = tmp_path / "README.md"
     path.write_text(text)

@@ -1,4 +1,5 @@
-"""Every recipe of the zoo can be run as it stands: it parses, its network is there for its data, its protocol exists, its name is true."""
+"""Every recipe of the zoo can be run as it stands: it parses, its network is there for its data,
+its protocol exists, its name is true."""
 
 from __future__ import annotations
 
@@ -18,8 +19,16 @@ from sj_robust.model import create_ann
 from sj_robust.recipe import Recipe, read_recipe
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "zoo" / "recipes").glob("*.yaml"))
-CLASSES_AND_SIZE = {"cifar10": (10, 32), "cifar100": (100, 32), "svhn": (10, 32), "tiny-imagenet": (200, 64), "imagenet": (1000, 224)}
-ANN_NAME = re.compile(r"(?P<arch>[a-z0-9_]+)\.(?P<dataset>[a-z0-9-]+)_(?P<threat>none|linf)_(?P<method>[a-z0-9_]+)")
+CLASSES_AND_SIZE = {
+    "cifar10": (10, 32),
+    "cifar100": (100, 32),
+    "svhn": (10, 32),
+    "tiny-imagenet": (200, 64),
+    "imagenet": (1000, 224),
+}
+ANN_NAME = re.compile(
+    r"(?P<arch>[a-z0-9_]+)\.(?P<dataset>[a-z0-9-]+)_(?P<threat>none|linf)_(?P<method>[a-z0-9_]+)"
+)
 SNN_NAME = re.compile(ANN_NAME.pattern.replace(r"\.", r"-snn-t(?P<timesteps>[0-9]+)\.", 1))
 
 
@@ -77,10 +86,15 @@ def test_what_it_asks_for_exists(recipe: Recipe) -> None:
         find_protocol(settings.protocol)
     else:
         assert all(parse_attack(attack, eps=settings.eps[0]) for attack in settings.attacks)
-    assert not (recipe.ann.train and recipe.ann.train.checkpointing)  # which finds blocks by their spiking nodes
+    # which finds blocks by their spiking nodes
+    assert not (recipe.ann.train and recipe.ann.train.checkpointing)
     assert recipe.license
 
 
 def test_its_comment_has_the_command(path: Path) -> None:
-    comment = "".join(line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.startswith("#"))
+    comment = "".join(
+        line
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.startswith("#")
+    )
     assert f"sj-robust run zoo/recipes/{path.name} --data PATH_OF_" in comment

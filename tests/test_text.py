@@ -9,8 +9,26 @@ import pytest
 from sj_robust import SJRobustError
 from sj_robust.text import LONGEST, visible, visible_json, visible_lines
 
-RAW = ["\x1b]0;owned\x07", "\x1b[2J", "a\nsj-robust: verified", "a\r\nb", "\x9b31m", "\x85", "\u2028line", "\u202etxt.exe", "\u2066x\u2069",
-       "\u200bhidden", "\x00", "\x7f", "\x08\x08", "\ud800", "\udcff", "\ufeff", "\U000e0041tag", "\t"]  # fmt: skip
+RAW = [
+    "\x1b]0;owned\x07",
+    "\x1b[2J",
+    "a\nsj-robust: verified",
+    "a\r\nb",
+    "\x9b31m",
+    "\x85",
+    "\u2028line",
+    "\u202etxt.exe",
+    "\u2066x\u2069",
+    "\u200bhidden",
+    "\x00",
+    "\x7f",
+    "\x08\x08",
+    "\ud800",
+    "\udcff",
+    "\ufeff",
+    "\U000e0041tag",
+    "\t",
+]
 
 
 @pytest.mark.parametrize("raw", RAW, ids=ascii)
@@ -26,7 +44,9 @@ def test_what_is_not_simply_printed_is_seen(raw: str) -> None:
     assert json.loads(document) == {raw: [raw]}
 
 
-@pytest.mark.parametrize("plain", ["resnet20", "l∞ 8/255, µJ – naïve 模型 ", "[red]x[/red]", "a|b <c> `d` \\n", ""])
+@pytest.mark.parametrize(
+    "plain", ["resnet20", "l∞ 8/255, µJ – naïve 模型 ", "[red]x[/red]", "a|b <c> `d` \\n", ""]
+)
 def test_other_text_stays_as_it_is(plain: str) -> None:
     assert visible(plain) == visible_json(plain) == plain
 

@@ -11,5 +11,22 @@ from sj_robust.attack.square import Square
 from sj_robust.attack.uniform import UniformNoise
 from sj_robust.attack.view import GradientView, Sources
 
-__all__ = ["APGD", "FAB", "FGSM", "PGD", "RFGSM", "SAPGD", "Attack", "GradientAttack", "GradientView",
-           "Norm", "Rotating", "Rounds", "Sources", "Square", "UniformNoise", "evaluation_mode", "parse_attack"]
+__all__ = [
+    "APGD",
+    "FAB",
+    "FGSM",
+    "PGD",
+    "RFGSM",
+    "SAPGD",
+    "Attack",
+    "GradientAttack",
+    "GradientView",
+    "Norm",
+    "Rotating",
+    "Rounds",
+    "Sources",
+    "Square",
+    "UniformNoise",
+    "evaluation_mode",
+    "parse_attack",
+]

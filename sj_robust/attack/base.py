@@ -24,16 +24,19 @@ BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1]. Use one of its subclasses.
+    """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1]. Use one of its
+    subclasses.
 
     eps is in units of the image range [0, 1], under the norm "linf" or "l2", and may be written
-    "8/255". Calling it, `attack(model, x, y, seed=0, ids=None, start=None)`,
-    takes images x float32 [N, C, H, W] in [0, 1] and labels y int64 [N] and returns x_adv of the same shape and memory format:
-    each image's best, by the margin of the true forward pass, over all iterations and restarts. With `targeted`, y are classes
-    to reach instead. The model runs in eval mode; its training flags, its parameters' requires_grad and the global random
-    state are as before afterwards, whatever happens. `ids` int64 [N] (default 0…N−1) name the images: noise depends on
-    (seed, id, restart) alone, never on batch or order. `start` [N, C, H, W] are images inside the ball to go on from, for
-    attacks that `takes_start`; what comes back is never worse. Raises SJRobustError on settings or images out of range.
+    "8/255". Calling it, `attack(model, x, y, seed=0, ids=None, start=None)`, takes images x float32
+    [N, C, H, W] in [0, 1] and labels y int64 [N] and returns x_adv of the same shape and memory
+    format: each image's best, by the margin of the true forward pass, over all iterations and
+    restarts. With `targeted`, y are classes to reach instead. The model runs in eval mode; its
+    training flags, its parameters' requires_grad and the global random state are as before
+    afterwards, whatever happens. `ids` int64 [N] (default 0…N−1) name the images: noise depends on
+    (seed, id, restart) alone, never on batch or order. `start` [N, C, H, W] are images inside the
+    ball to go on from, for attacks that `takes_start`; what comes back is never worse. Raises
+    SJRobustError on settings or images out of range.
     """
 
     eps: float
@@ -83,7 +86,8 @@ class Attack:
 
     @property
     def one_sign(self) -> bool:
-        """Whether it goes from x by eps along signs that are the same at every eps, so that they need be found once."""
+        """Whether it goes from x by eps along signs that are the same at every eps, so that they
+        need be found once."""
         return False
 
     @property
@@ -96,11 +100,23 @@ class Attack:
         """Everything that defines the attack, defaults resolved, JSON-able, for reports."""
         return {"name": self.name, **asdict(self)}
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0,
-                 ids: Tensor | None = None, start: Tensor | None = None) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        seed: int = 0,
+        ids: Tensor | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
         _check_images(x)
         if start is not None:
-            require(self.takes_start, f"{self.name} begins at places of its own: leave start out, or use rotating or square")
+            require(
+                self.takes_start,
+                f"{self.name} begins at places of its own: leave start out, or use rotating or"
+                " square",
+            )
             _check_start(start, x, self.eps, self.norm)
         if y is not None:
             known = None
@@ -124,8 +140,10 @@ class Attack:
             except IndexError as error:  # of a model that does not say how many classes it has
                 if y is None or "out of bounds" not in str(error):
                     raise
-                raise SJRobustError(f"an image has the label {int(y.max())}, the model has fewer classes: "
-                                    "expected labels from 0, below the number of logits") from error  # fmt: skip
+                raise SJRobustError(
+                    f"an image has the label {int(y.max())}, the model has fewer classes: "
+                    "expected labels from 0, below the number of logits"
+                ) from error
 
     def labelled(self, y: Tensor | None) -> Tensor:
         """y, for an attack that cannot do without. Raises SJRobustError where there is none."""
@@ -133,8 +151,15 @@ class Attack:
             raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
         return y
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
-            start: Tensor | None = None) -> Tensor:  # fmt: skip
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
         """The attack itself, on checked inputs, in eval mode, with gradients on."""
         raise NotImplementedError
 
@@ -148,10 +173,16 @@ class Best:
         self.margin = torch.full((len(x),), torch.inf, device=x.device)
 
     @torch.no_grad()
-    def offer(self, x_adv: Tensor, shown: Tensor | None = None, at: Tensor | None = None, drift: bool = False) -> None:
-        """Take those of `x_adv` [n, ...] that are better, or as good where they may `drift`; `shown`: the model's logits for them,
-        if known; `at` int64 [n]: whose they are, default all. Logits that are not finite count as a success, so that they come to
-        light."""
+    def offer(
+        self,
+        x_adv: Tensor,
+        shown: Tensor | None = None,
+        at: Tensor | None = None,
+        drift: bool = False,
+    ) -> None:
+        """Take those of `x_adv` [n, ...] that are better, or as good where they may `drift`;
+        `shown`: the model's logits for them, if known; `at` int64 [n]: whose they are, default all.
+        Logits that are not finite count as a success, so that they come to light."""
         at = torch.arange(len(self.y), device=x_adv.device) if at is None else at
         logits = true_logits(self.model, x_adv, shown)
         found = torch.nan_to_num(margin(logits, self.y[at]), nan=-torch.inf)
@@ -167,7 +198,8 @@ class Best:
 
 
 def project(x_adv: Tensor, x: Tensor, eps: float, norm: Norm = "linf") -> Tensor:
-    """Into the eps ball around `x` and into [0, 1]: the nearest such image under linf; under l2 scaled, then clipped."""
+    """Into the eps ball around `x` and into [0, 1]: the nearest such image under linf; under l2
+    scaled, then clipped."""
     if norm == "linf":
         return torch.clamp(torch.minimum(torch.maximum(x_adv, x - eps), x + eps), 0, 1)
     offset = x_adv - x
@@ -203,17 +235,29 @@ def _check_images(x: Tensor) -> None:
     if x.numel():
         low, high = torch.stack(x.detach().aminmax()).tolist()
         inside = low >= 0 and high <= 1  # False for NaN
-        require(inside, f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation "
-                        "belongs inside the model)")  # fmt: skip
+        require(
+            inside,
+            f"images lie in [{low:.3g}, {high:.3g}]: expected [0, 1] (normalisation "
+            "belongs inside the model)",
+        )
 
 
 def _check_start(start: Tensor, x: Tensor, eps: float, norm: Norm) -> None:
-    kind = f"{start.dtype} {list(start.shape)}" if isinstance(start, Tensor) else f"of type {type(start).__name__}"
-    require(isinstance(start, Tensor) and start.dtype == x.dtype and start.shape == x.shape,
-            f"the images to start from are {kind}: expected {x.dtype} {list(x.shape)}, one per image")  # fmt: skip
+    kind = (
+        f"{start.dtype} {list(start.shape)}"
+        if isinstance(start, Tensor)
+        else f"of type {type(start).__name__}"
+    )
+    require(
+        isinstance(start, Tensor) and start.dtype == x.dtype and start.shape == x.shape,
+        f"the images to start from are {kind}: expected {x.dtype} {list(x.shape)}, one per image",
+    )
     if x.numel():
         size = float(sizes(start.detach().to(x.device) - x.detach(), norm).max())
         low, high = torch.stack(start.detach().aminmax()).tolist()
         inside = size <= eps + BALL_TOLERANCE and low >= 0 and high <= 1  # False for NaN
-        require(inside, f"the images to start from lie in [{low:.3g}, {high:.3g}], up to {size:.4g} from their images under "
-                        f"{norm}: expected [0, 1], and at most eps = {eps:.4g}")  # fmt: skip
+        require(
+            inside,
+            f"the images to start from lie in [{low:.3g}, {high:.3g}], up to {size:.4g} from their"
+            f" images under {norm}: expected [0, 1], and at most eps = {eps:.4g}",
+        )

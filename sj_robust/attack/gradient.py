@@ -1,4 +1,5 @@
-"""FGSM, RFGSM, PGD and SA-PGD: one loop of start, step and projection (after Foolbox's gradient_descent_base)."""
+"""FGSM, RFGSM, PGD and SA-PGD: one loop of start, step and projection (after Foolbox's
+gradient_descent_base)."""
 
 from __future__ import annotations
 
@@ -17,14 +18,20 @@ from sj_robust.attack.view import forget
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
-    """Steepest ascent on a loss: "ce", "dlr" or "kl" (which needs no labels). Targeted attacks descend on "ce"."""
+    """Steepest ascent on a loss: "ce", "dlr" or "kl" (which needs no labels). Targeted attacks
+    descend on "ce"."""
 
     loss: Loss = "ce"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.loss in ("ce", "kl", "dlr"), f'loss is {self.loss!r}: expected "ce", "dlr" or "kl"')
-        require(self.loss == "ce" or not self.targeted, f'a targeted attack descends on the loss "ce", not on "{self.loss}"')
+        require(
+            self.loss in ("ce", "kl", "dlr"), f'loss is {self.loss!r}: expected "ce", "dlr" or "kl"'
+        )
+        require(
+            self.loss == "ce" or not self.targeted,
+            f'a targeted attack descends on the loss "ce", not on "{self.loss}"',
+        )
 
     @property
     def least_classes(self) -> int:
@@ -48,10 +55,18 @@ class GradientAttack(Attack):
         """Where the ascent begins, [N, ...]."""
         return x
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
-            start: Tensor | None = None) -> Tensor:  # fmt: skip
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
         goal = self.goal(model, x, y)
-        only = self.last or self.iterations * self.restarts == 1  # then there is one image to return, and nothing to compare
+        # then there is one image to return, and nothing to compare
+        only = self.last or self.iterations * self.restarts == 1
         best = None if only else Best(model, x, _labels(model, x, y), self.targeted)
         x_adv = x
         for restart in range(self.restarts):
@@ -61,7 +76,9 @@ class GradientAttack(Attack):
                 gradient, logits, _ = input_gradient(model, goal, x_adv)
                 if best:
                     best.offer(x_adv, logits)
-                x_adv = project(x_adv + self.stride * steepest(gradient, self.norm), x, self.eps, self.norm)
+                x_adv = project(
+                    x_adv + self.stride * steepest(gradient, self.norm), x, self.eps, self.norm
+                )
             if best:
                 best.offer(x_adv)
         return best.x_adv if best else x_adv
@@ -74,11 +91,15 @@ class GradientAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(GradientAttack):
-    """One step of length eps from x (Goodfellow et al., ICLR 2015). Not on "kl": the gradient of KL at x itself is 0."""
+    """One step of length eps from x (Goodfellow et al., ICLR 2015). Not on "kl": the gradient of KL
+    at x itself is 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.loss != "kl", 'FGSM with loss="kl" goes nowhere (its gradient at x is 0): use RFGSM or PGD')
+        require(
+            self.loss != "kl",
+            'FGSM with loss="kl" goes nowhere (its gradient at x is 0): use RFGSM or PGD',
+        )
         require(self.restarts == 1, "FGSM always starts at x: restarts find nothing new, use PGD")
 
     @property
@@ -92,14 +113,18 @@ class FGSM(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class RFGSM(GradientAttack):
-    """x' = clip(x + alpha·sign(N(0, 1))), then one step of eps − alpha (Tramèr et al., ICLR 2018). alpha defaults to eps/2."""
+    """x' = clip(x + alpha·sign(N(0, 1))), then one step of eps − alpha (Tramèr et al., ICLR 2018).
+    alpha defaults to eps/2."""
 
     alpha: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.norm == "linf", "RFGSM is defined under linf: use PGD under l2")
-        require(self.alpha is None or 0 <= self.alpha <= self.eps, f"alpha is {self.alpha}: expected 0 ≤ alpha ≤ eps = {self.eps}")
+        require(
+            self.alpha is None or 0 <= self.alpha <= self.eps,
+            f"alpha is {self.alpha}: expected 0 ≤ alpha ≤ eps = {self.eps}",
+        )
 
     @property
     def jump(self) -> float:
@@ -120,9 +145,11 @@ class RFGSM(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(GradientAttack):
-    """`steps` steps of step_size (default 2.5·eps/steps) from a uniform point of the ball, or from x (Madry et al., ICLR 2018).
+    """`steps` steps of step_size (default 2.5·eps/steps) from a uniform point of the ball, or from
+    x (Madry et al., ICLR 2018).
 
-    keep="last" returns the last image instead of the best, at one forward pass less: what training calls for.
+    keep="last" returns the last image instead of the best, at one forward pass less: what training
+    calls for.
     """
 
     steps: int = 10
@@ -133,12 +160,23 @@ class PGD(GradientAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.steps >= 1, f"steps is {self.steps}: expected at least 1")
-        require(self.step_size is None or (math.isfinite(self.step_size) and self.step_size >= 0),
-                f"step_size is {self.step_size}: expected a number ≥ 0, or None for 2.5·eps/steps")
-        require(self.random_start or self.loss != "kl", 'PGD with loss="kl" needs random_start=True: the gradient of KL at x itself is 0')
-        require(self.random_start or self.restarts == 1, "restarts without a random start all do the same: use random_start=True")
+        require(
+            self.step_size is None or (math.isfinite(self.step_size) and self.step_size >= 0),
+            f"step_size is {self.step_size}: expected a number ≥ 0, or None for 2.5·eps/steps",
+        )
+        require(
+            self.random_start or self.loss != "kl",
+            'PGD with loss="kl" needs random_start=True: the gradient of KL at x itself is 0',
+        )
+        require(
+            self.random_start or self.restarts == 1,
+            "restarts without a random start all do the same: use random_start=True",
+        )
         require(self.keep in ("best", "last"), f'keep is {self.keep!r}: expected "best" or "last"')
-        require(self.keep == "best" or self.restarts == 1, 'keep="last" with restarts would waste all but one: use keep="best"')
+        require(
+            self.keep == "best" or self.restarts == 1,
+            'keep="last" with restarts would waste all but one: use keep="best"',
+        )
 
     @property
     def name(self) -> str:
@@ -166,12 +204,14 @@ class PGD(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class SAPGD(GradientAttack):
-    """Stable adaptive PGD, made for the ragged gradients of spiking networks; best through the ASSG view.
+    """Stable adaptive PGD, made for the ragged gradients of spiking networks; best through the ASSG
+    view.
 
         m ← 0.5·m + g/mean|g|      w ← 0.8·w + g²/mean(g²)      x ← project(x + clip(η·m/√w, −η, η))
 
-    from a uniform point of the ball. η starts at eps and is halved, going on from the image of highest loss, at the
-    check-points of APGD. Source: Wang et al., arXiv 2512.22522, section 5 (whose code halves without going back).
+    from a uniform point of the ball. η starts at eps and is halved, going on from the image of
+    highest loss, at the check-points of APGD. Source: Wang et al., arXiv 2512.22522, section 5
+    (whose code halves without going back).
     """
 
     steps: int = 100
@@ -190,8 +230,15 @@ class SAPGD(GradientAttack):
     def iterations(self) -> int:
         return self.steps
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
-            start: Tensor | None = None) -> Tensor:  # fmt: skip
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
         goal = self.goal(model, x, y)
         best = Best(model, x, _labels(model, x, y), self.targeted)
         for restart in range(self.restarts):
@@ -199,7 +246,9 @@ class SAPGD(GradientAttack):
             self._ascend(model, goal, best, x, random_start(x, self, seed, ids, restart))
         return best.x_adv
 
-    def _ascend(self, model: nn.Module, goal: Objective, best: Best, x: Tensor, x_adv: Tensor) -> None:
+    def _ascend(
+        self, model: nn.Module, goal: Objective, best: Best, x: Tensor, x_adv: Tensor
+    ) -> None:
         m, w = torch.zeros_like(x), torch.zeros_like(x)
         top, top_gradient = x_adv.clone(), torch.zeros_like(x)
         top_value = torch.full((len(x),), -torch.inf, device=x.device)
@@ -208,7 +257,11 @@ class SAPGD(GradientAttack):
             gradient, logits, values = input_gradient(model, goal, x_adv)
             best.offer(x_adv, logits)
             higher = values > top_value
-            top[higher], top_gradient[higher], top_value[higher] = x_adv[higher], gradient[higher], values[higher]
+            top[higher], top_gradient[higher], top_value[higher] = (
+                x_adv[higher],
+                gradient[higher],
+                values[higher],
+            )
             if step in checks:
                 eta, x_adv, gradient = eta / 2, top, top_gradient
             relative = gradient / _mean(gradient.abs()).clamp_min(1e-30)
@@ -219,8 +272,8 @@ class SAPGD(GradientAttack):
 
 
 def checkpoints(steps: int) -> frozenset[int]:
-    """The iterations at which APGD looks back: the first after 22 % of them, later ones at gaps 3 % shorter each, at least 6 %
-    (Croce & Hein, ICML 2020, section 3)."""
+    """The iterations at which APGD looks back: the first after 22 % of them, later ones at gaps 3 %
+    shorter each, at least 6 % (Croce & Hein, ICML 2020, section 3)."""
     gap, at, found = max(int(0.22 * steps), 1), 0, []
     while at + gap < steps:
         at += gap
@@ -235,7 +288,9 @@ def random_start(x: Tensor, attack: Attack, seed: int, ids: Tensor, restart: int
         offset = attack.eps * (2 * uniform_like(x, seed, ids, restart) - 1)
     else:
         direction = normal_like(x, seed, ids, restart)
-        share = uniform_like(x.flatten(1)[:, :1], seed, ids, restart + (1 << 20)) ** (1 / x[0].numel())
+        share = uniform_like(x.flatten(1)[:, :1], seed, ids, restart + (1 << 20)) ** (
+            1 / x[0].numel()
+        )
         offset = attack.eps * direction / l2_norm(direction) * share.view(-1, *(1,) * (x.dim() - 1))
     return project(x + offset, x, attack.eps, attack.norm)
 

@@ -12,8 +12,8 @@ from sj_robust.attack.gradient import random_start
 
 @dataclass(frozen=True, kw_only=True)
 class UniformNoise(Attack):
-    """`restarts` uniform points of the ball, the best of which is kept. Black-box, and no attack at all: if it breaks what
-    gradients do not, the gradients are masked."""
+    """`restarts` uniform points of the ball, the best of which is kept. Black-box, and no attack at
+    all: if it breaks what gradients do not, the gradients are masked."""
 
     restarts: int = 10
 
@@ -37,8 +37,15 @@ class UniformNoise(Attack):
     def black_box(self) -> bool:
         return True
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor,
-            start: Tensor | None = None) -> Tensor:  # fmt: skip
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor | None,
+        seed: int,
+        ids: Tensor,
+        start: Tensor | None = None,
+    ) -> Tensor:
         y = self.labelled(y)
         best = Best(model, x, y, targeted=False)
         for restart in range(self.restarts):

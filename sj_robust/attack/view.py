@@ -17,15 +17,18 @@ if TYPE_CHECKING:
 
 
 class GradientView(nn.Module):
-    """`snn` as seen by an attack: images [N, C, H, W] in [0, 1] → logits [N, K], gradients by `view`.
+    """`snn` as seen by an attack: images [N, C, H, W] in [0, 1] → logits [N, K], gradients by
+    `view`.
 
-    A Surrogate keeps the true spikes and changes the backward pass only, and so do "rate" (BPTR), "rate-temporal" (HART) and
-    an AdaptiveSharpness (ASSG); "activation" (Act) replaces the nodes by ReLU in both directions. The nodes capture the view
-    while running forward, so backward may come later. `snn` itself is shared, not copied, and shows no trace of the view
-    outside of the call. ASSG gathers statistics over the iterations of an attack: foreign attack code makes a GradientView per
-    attack and batch, or calls `forget` before each.
+    A Surrogate keeps the true spikes and changes the backward pass only, and so do "rate" (BPTR),
+    "rate-temporal" (HART) and an AdaptiveSharpness (ASSG); "activation" (Act) replaces the nodes by
+    ReLU in both directions. The nodes capture the view while running forward, so backward may come
+    later. `snn` itself is shared, not copied, and shows no trace of the view outside of the call.
+    ASSG gathers statistics over the iterations of an attack: foreign attack code makes a
+    GradientView per attack and batch, or calls `forget` before each.
 
-    A wrapped network (DataParallel, torch.compile) is taken out of its wrapper. Raises SJRobustError for one that is not spiking.
+    A wrapped network (DataParallel, torch.compile) is taken out of its wrapper. Raises
+    SJRobustError for one that is not spiking.
     """
 
     def __init__(self, snn: SpikingModel | nn.Module, view: View | str) -> None:
@@ -59,10 +62,12 @@ class GradientView(nn.Module):
 
 
 class Sources(nn.Module):
-    """`model` for an attack that takes its gradients from each of `sources`: views of it, other models.
+    """`model` for an attack that takes its gradients from each of `sources`: views of it, other
+    models.
 
-    Images [N, C, H, W] in [0, 1] → logits [N, K] of `model`, which alone decides about them. Being in it, all of the
-    sources are in eval mode and without gradients of their parameters during an attack, and as they were afterwards.
+    Images [N, C, H, W] in [0, 1] → logits [N, K] of `model`, which alone decides about them. Being
+    in it, all of the sources are in eval mode and without gradients of their parameters during an
+    attack, and as they were afterwards.
 
     Raises SJRobustError where there is no source.
     """
@@ -72,7 +77,9 @@ class Sources(nn.Module):
         self.model = model
         self.sources = nn.ModuleList(sources)
         if not len(self.sources):
-            raise SJRobustError("no source of gradients: give at least one, such as the model itself")
+            raise SJRobustError(
+                "no source of gradients: give at least one, such as the model itself"
+            )
 
     @property
     def num_classes(self) -> int | None:
@@ -87,7 +94,8 @@ class Sources(nn.Module):
             forget(source)
 
     def decides(self, source: nn.Module) -> bool:
-        """Whether `source` is a view of `model`, or `model` itself: then a pass through it decides as well."""
+        """Whether `source` is a view of `model`, or `model` itself: then a pass through it decides
+        as well."""
         return _network(source) is _network(self.model)
 
 
@@ -102,7 +110,8 @@ def forget(model: nn.Module) -> None:
 
 
 def true_logits(model: nn.Module, x: Tensor, shown: Tensor | None = None) -> Tensor:
-    """The logits [N, K] that decide about images x, by the true spikes if `model` is a view of a spiking network.
+    """The logits [N, K] that decide about images x, by the true spikes if `model` is a view of a
+    spiking network.
 
     `shown`: the logits that `model` itself gave for x, if known: the true ones, where the view's
     forward pass is.

@@ -1,4 +1,5 @@
-"""`sj-robust bench`: what a spiking network costs, as ratios to T times its ANN, against other ways of writing the node."""
+"""`sj-robust bench`: what a spiking network costs, as ratios to T times its ANN, against other ways
+of writing the node."""
 
 from sj_robust.benchmark.report import BenchReport, BenchSettings, Measurement
 from sj_robust.benchmark.run import bench

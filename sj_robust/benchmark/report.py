@@ -31,12 +31,15 @@ class BenchSettings(_Strict):
 
 
 class Measurement(_Strict):
-    """One side on one task. `peak_bytes`: the most memory during the task above what the idle process held, worst of the repeats."""
+    """One side on one task. `peak_bytes`: the most memory during the task above what the idle
+    process held, worst of the repeats."""
 
     side: str
     task: str
     seconds: tuple[float, ...]
-    unit_seconds: float | None = Field(description="T times the median of the ANN; for balance the ANN's time for as many images")
+    unit_seconds: float | None = Field(
+        description="T times the median of the ANN; for balance the ANN's time for as many images"
+    )
     images: int
     peak_bytes: int | None
 
@@ -55,7 +58,9 @@ class BenchReport(_Strict):
 
     settings: BenchSettings
     measurements: tuple[Measurement, ...]
-    threshold_difference: float | None = Field(description="largest relative difference between the thresholds that sides balanced to")
+    threshold_difference: float | None = Field(
+        description="largest relative difference between the thresholds that sides balanced to"
+    )
     machine: dict[str, str | int]
     versions: dict[str, str]
 
@@ -66,14 +71,25 @@ class BenchReport(_Strict):
         return next((m for m in self.measurements if (m.side, m.task) == (side, task)), None)
 
     def rows(self) -> list[list[str]]:
-        """Table cells: task, side, median, spread, images/s, × (T × ANN), × faster than the loop, peak memory."""
+        """Table cells: task, side, median, spread, images/s, × (T × ANN), × faster than the loop,
+        peak memory."""
         table = []
         for m in self.measurements:
             loop = self.get("loop", m.task)
-            table.append([
-                m.task, m.side, f"{m.median:.3g} s", f"{min(m.seconds):.3g}–{max(m.seconds):.3g}", f"{m.images / m.median:.1f}",
-                "" if m.ratio is None else f"{m.ratio:.2f}",
-                "" if loop is None or m.side in (UNIT, "loop") else f"{loop.median / m.median:.1f}×",
-                "" if m.peak_bytes is None else f"{m.peak_bytes / 2**30:.2f} GiB",
-            ])  # fmt: skip
+            table.append(
+                [
+                    m.task,
+                    m.side,
+                    f"{m.median:.3g} s",
+                    f"{min(m.seconds):.3g}–{max(m.seconds):.3g}",
+                    f"{m.images / m.median:.1f}",
+                    "" if m.ratio is None else f"{m.ratio:.2f}",
+                    (
+                        ""
+                        if loop is None or m.side in (UNIT, "loop")
+                        else f"{loop.median / m.median:.1f}×"
+                    ),
+                    "" if m.peak_bytes is None else f"{m.peak_bytes / 2**30:.2f} GiB",
+                ]
+            )
         return table

@@ -1,4 +1,5 @@
-"""The benchmark itself: one process per side, taking turns, so that slow drifts of the machine hit all sides alike."""
+"""The benchmark itself: one process per side, taking turns, so that slow drifts of the machine hit
+all sides alike."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from sj_robust.evaluate.facts import versions
 from sj_robust.neuron.compiler import cpu_kernel_status
 from sj_robust.progress import bar
 
-Times = dict[tuple[str, str], list[tuple[float, int | None]]]  # (side, task) → seconds and peak bytes of each repeat
+# (side, task) → seconds and peak bytes of each repeat
+Times = dict[tuple[str, str], list[tuple[float, int | None]]]
 
 
 def bench(
@@ -37,9 +39,11 @@ def bench(
     so_far: Callable[[BenchReport], object] = lambda report: None,
     **settings: Any,
 ) -> BenchReport:
-    """Time every task on every side, `repeats` times in turn after one untimed round; see BenchSettings for the keywords.
+    """Time every task on every side, `repeats` times in turn after one untimed round; see
+    BenchSettings for the keywords.
 
-    say: called with a line on how long it will take, by the first round, and with one for each side whenever a task is done.
+    say: called with a line on how long it will take, by the first round, and with one for each side
+    whenever a task is done.
     so_far: called with all that is known after each timed step, for whoever may be stopped.
 
     Raises SJRobustError for unknown sides, tasks or settings, and when a side fails.
@@ -50,12 +54,19 @@ def bench(
     thresholds: dict[str, dict[str, float]] = {}
     jobs = [(task, side) for task in chosen.tasks for side in chosen.sides if can(side, task)]
     steps = len(jobs) * (chosen.repeats + 1)
-    with _workers(chosen) as (pipes, threads), bar("benchmark", steps, unit="steps", show=show_progress) as status:
+    with (
+        _workers(chosen) as (pipes, threads),
+        bar("benchmark", steps, unit="steps", show=show_progress) as status,
+    ):
 
         def known() -> BenchReport:
             return BenchReport(
                 settings=chosen,
-                measurements=tuple(_measurement(task, side, times, chosen) for task, side in jobs if (side, task) in times),
+                measurements=tuple(
+                    _measurement(task, side, times, chosen)
+                    for task, side in jobs
+                    if (side, task) in times
+                ),
                 threshold_difference=_difference(list(thresholds.values())),
                 machine=_machine(threads),
                 versions=versions(),
@@ -65,9 +76,16 @@ def bench(
         for number, task in enumerate(chosen.tasks):
             for turn in range(chosen.repeats + 1):
                 if turn == 1 and not number:
-                    seconds = (time.monotonic() - ready) * (chosen.repeats + 1) * sum(COSTS[each] for each in chosen.tasks) / COSTS[task]
-                    say(f"about {_spoken(seconds + ready - started)} in all, by the first round of {task}; stopped before, it shows what "
-                        "is known by then")
+                    seconds = (
+                        (time.monotonic() - ready)
+                        * (chosen.repeats + 1)
+                        * sum(COSTS[each] for each in chosen.tasks)
+                        / COSTS[task]
+                    )
+                    say(
+                        f"about {_spoken(seconds + ready - started)} in all, by the first round of"
+                        f" {task}; stopped before, it shows what is known by then"
+                    )
                 for side in (side for side in chosen.sides if can(side, task)):
                     status.note(f"{task} {side}")
                     pipes[side].send(task)
@@ -81,7 +99,18 @@ def bench(
                         so_far(known())
             for row in known().rows():
                 if row[0] == task:
-                    say("  ".join(filter(None, [*row[:4], f"{row[4]} images/s", row[5] and f"{row[5]} × (T × ANN)"])))
+                    say(
+                        "  ".join(
+                            filter(
+                                None,
+                                [
+                                    *row[:4],
+                                    f"{row[4]} images/s",
+                                    row[5] and f"{row[5]} × (T × ANN)",
+                                ],
+                            )
+                        )
+                    )
         return known()
 
 
@@ -94,14 +123,28 @@ def _settings(given: dict[str, Any]) -> BenchSettings:
         chosen = BenchSettings(**given)
     except ValidationError as error:
         problem = error.errors()[0]
-        raise SJRobustError(f"benchmark setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got {problem['input']!r}") from None
-    usable = [side for side in SIDES if not (side == "cpu" and (chosen.device != "cpu" or cpu_kernel_status() != "fused"))
-              and not (side == "cupy" and not chosen.device.startswith("cuda"))]  # fmt: skip
+        raise SJRobustError(
+            f"benchmark setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got"
+            f" {problem['input']!r}"
+        ) from None
+    usable = [
+        side
+        for side in SIDES
+        if not (side == "cpu" and (chosen.device != "cpu" or cpu_kernel_status() != "fused"))
+        and not (side == "cupy" and not chosen.device.startswith("cuda"))
+    ]
     sides = chosen.sides or tuple(usable)
-    for name, known, what in [*((side, usable, "side") for side in sides), *((task, list(TASKS), "task") for task in chosen.tasks)]:
+    for name, known, what in [
+        *((side, usable, "side") for side in sides),
+        *((task, list(TASKS), "task") for task in chosen.tasks),
+    ]:
         if name not in known:
-            raise SJRobustError(f"unknown {what} {name!r} for a benchmark here: expected some of {', '.join(known)}")
-    return chosen.model_copy(update={"sides": tuple(dict.fromkeys(sides)), "tasks": tuple(dict.fromkeys(chosen.tasks))})
+            raise SJRobustError(
+                f"unknown {what} {name!r} for a benchmark here: expected some of {', '.join(known)}"
+            )
+    return chosen.model_copy(
+        update={"sides": tuple(dict.fromkeys(sides)), "tasks": tuple(dict.fromkeys(chosen.tasks))}
+    )
 
 
 @contextmanager
@@ -126,7 +169,8 @@ def _workers(settings: BenchSettings) -> Iterator[tuple[dict[str, Connection], i
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Processes started meanwhile get no Ctrl-C, which a terminal sends to all of them: this one tells them when to end."""
+    """Processes started meanwhile get no Ctrl-C, which a terminal sends to all of them: this one
+    tells them when to end."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -139,7 +183,8 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
 
 
 def _context() -> Any:
-    """Fresh processes, which wait for the imports once where they can be forked off one that did nothing else."""
+    """Fresh processes, which wait for the imports once where they can be forked off one that did
+    nothing else."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -151,7 +196,10 @@ def _answer(pipe: Connection, side: str) -> Any:
     try:
         value, error = pipe.recv()
     except EOFError:
-        raise SJRobustError(f"the process of side {side} ended: out of memory? Try a smaller --batch-size or fewer --timesteps") from None
+        raise SJRobustError(
+            f"the process of side {side} ended: out of memory? Try a smaller --batch-size or fewer"
+            " --timesteps"
+        ) from None
     if error is not None:
         raise SJRobustError(f"side {side}: {error}")
     return value
@@ -166,7 +214,11 @@ def _measurement(task: str, side: str, times: Times, settings: BenchSettings) ->
         task=task,
         seconds=tuple(seconds for seconds, _ in times[side, task]),
         unit_seconds=factor * median(seconds for seconds, _ in unit) if unit else None,
-        images=settings.calibration_batches * settings.calibration_batch_size if task == "balance" else settings.batch_size,
+        images=(
+            settings.calibration_batches * settings.calibration_batch_size
+            if task == "balance"
+            else settings.batch_size
+        ),
         peak_bytes=max(peaks, default=None),
     )
 
@@ -181,7 +233,11 @@ def _difference(found: list[dict[str, float]]) -> float | None:
 def _machine(threads: int) -> dict[str, str | int]:
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        ),
         "threads": threads,
         "system": platform.platform(),
         "allocator": allocator_name(),
@@ -191,6 +247,8 @@ def _machine(threads: int) -> dict[str, str | int]:
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -14,20 +14,29 @@ from sj_robust.neuron import Surrogate, available_backends
 UNIT = "ann"
 SIDES: dict[str, str] = {
     UNIT: "the ReLU network; T times its step is the unit",
-    "spikingjelly": "SpikingJelly's LIFNode in the same network, fixed threshold, the whole network repeated T times",
-    "loop": "a node written as a loop over time with a learnable threshold, the whole network repeated T times",
+    "spikingjelly": (
+        "SpikingJelly's LIFNode in the same network, fixed threshold, the whole network repeated T"
+        " times"
+    ),
+    "loop": (
+        "a node written as a loop over time with a learnable threshold, the whole network repeated"
+        " T times"
+    ),
     **{name: f"ThresholdLIF, {name} backend" for name in available_backends()},
 }
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def make(side: str, architecture: str, timesteps: int, images: Tensor) -> nn.Module:
-    """The network of `side`, the same weights and thresholds on every side; thresholds are calibrated on a few of `images`."""
+    """The network of `side`, the same weights and thresholds on every side; thresholds are
+    calibrated on a few of `images`."""
     torch.manual_seed(0)
     backbone = timm.create_model(architecture, num_classes=10)
     if side == UNIT:
         return NormalizedClassifier(backbone, MEAN, STD)
-    snn = convert(backbone, images[None, :8], timesteps, mean=MEAN, std=STD, calibration_timesteps=4)
+    snn = convert(
+        backbone, images[None, :8], timesteps, mean=MEAN, std=STD, calibration_timesteps=4
+    )
     if side in available_backends():
         for node in snn.nodes().values():
             node.backend = side
@@ -40,7 +49,8 @@ def make(side: str, architecture: str, timesteps: int, images: Tensor) -> nn.Mod
 
 
 class RepeatedClassifier(nn.Module):
-    """[N,C,H,W] → T copies → backbone → mean of the logits, with nothing shared between the copies."""
+    """[N,C,H,W] → T copies → backbone → mean of the logits, with nothing shared between the
+    copies."""
 
     def __init__(self, snn: SpikingClassifier) -> None:
         super().__init__()
@@ -67,9 +77,13 @@ class SpikingJellyNode(nn.Module):
 
     def __init__(self, v_threshold: float) -> None:
         super().__init__()
-        no_leak = dict(tau=1e8, decay_input=False)  # to float32 the same dynamics as the other sides'
+        # to float32 the same dynamics as the other sides'
+        no_leak = dict(tau=1e8, decay_input=False)
         self.node = neuron.LIFNode(
-            v_threshold=v_threshold, surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0), step_mode="m", **no_leak
+            v_threshold=v_threshold,
+            surrogate_function=surrogate.PiecewiseQuadratic(alpha=1.0),
+            step_mode="m",
+            **no_leak,
         )
 
     def forward(self, x: Tensor) -> Tensor:

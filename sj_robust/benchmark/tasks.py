@@ -24,7 +24,8 @@ Q = 99.7
 
 @dataclass(frozen=True)
 class Work:
-    """One side's network and its data: images [N,C,H,W] with labels, and calibration batches with the T they are run at."""
+    """One side's network and its data: images [N,C,H,W] with labels, and calibration batches with
+    the T they are run at."""
 
     model: nn.Module
     x: Tensor
@@ -48,7 +49,9 @@ def finetune(work: Work) -> None:
     """A TRADES-RFGSM step: attack, loss on clean and adversarial images, backward."""
     work.model.train().zero_grad(set_to_none=True)
     config = preset("finetune", "paper", eps=EPS)
-    LOSSES[config.method](work.model, work.x, work.y, torch.arange(len(work.x), device=work.x.device), config, 0).total.backward()  # type: ignore[no-untyped-call]
+    LOSSES[config.method](
+        work.model, work.x, work.y, torch.arange(len(work.x), device=work.x.device), config, 0
+    ).total.backward()  # type: ignore[no-untyped-call]
 
 
 def pgd10(work: Work) -> None:
@@ -60,11 +63,16 @@ def pgd10(work: Work) -> None:
 
 
 def balance(work: Work) -> dict[str, float] | None:
-    """Threshold balancing. The ANN's own side: as many forward passes as one pass at that T is worth; a side whose node has a
-    fixed threshold has none; the plain loop computes all layers up to l anew for every l."""
+    """Threshold balancing. The ANN's own side: as many forward passes as one pass at that T is
+    worth; a side whose node has a fixed threshold has none; the plain loop computes all layers up
+    to l anew for every l."""
     if isinstance(work.model, SpikingClassifier):
-        return balance_thresholds(work.model, work.calibration, q=Q, timesteps=work.calibration_timesteps)
-    nodes = {name: module for name, module in work.model.named_modules() if isinstance(module, Merged)}
+        return balance_thresholds(
+            work.model, work.calibration, q=Q, timesteps=work.calibration_timesteps
+        )
+    nodes = {
+        name: module for name, module in work.model.named_modules() if isinstance(module, Merged)
+    }
     work.model.train()
     with torch.no_grad():
         if not nodes:
@@ -87,7 +95,9 @@ def _balance_layer_by_layer(work: Work, nodes: dict[str, Merged]) -> dict[str, f
     for name, module in nodes.items():
         values: list[float] = []
 
-        def at_node(module: nn.Module, inputs: tuple[Tensor, ...], values: list[float] = values) -> None:
+        def at_node(
+            module: nn.Module, inputs: tuple[Tensor, ...], values: list[float] = values
+        ) -> None:
             values.append(percentile(inputs[0], Q))
             raise _Reached
 
@@ -108,8 +118,15 @@ def _balance_layer_by_layer(work: Work, nodes: dict[str, Merged]) -> dict[str, f
     return found
 
 
-TASKS: dict[str, Callable[[Work], Any]] = {"train": train, "rfgsm": rfgsm, "finetune": finetune, "pgd10": pgd10, "balance": balance}
-COSTS = {"train": 1.0, "rfgsm": 1.4, "finetune": 3.5, "pgd10": 11.0, "balance": 3.0}  # roughly, of a step, for the time all will take
+TASKS: dict[str, Callable[[Work], Any]] = {
+    "train": train,
+    "rfgsm": rfgsm,
+    "finetune": finetune,
+    "pgd10": pgd10,
+    "balance": balance,
+}
+# roughly, of a step, for the time all will take
+COSTS = {"train": 1.0, "rfgsm": 1.4, "finetune": 3.5, "pgd10": 11.0, "balance": 3.0}
 
 
 def can(side: str, task: str) -> bool:

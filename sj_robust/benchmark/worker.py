@@ -21,7 +21,8 @@ from sj_robust.errors import SJRobustError
 
 
 def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
-    """Make the side's network, then run each task whose name comes through the pipe; answers are (value, error text)."""
+    """Make the side's network, then run each task whose name comes through the pipe; answers are
+    (value, error text)."""
     try:
         if settings.threads:
             torch.set_num_threads(settings.threads)
@@ -31,12 +32,23 @@ def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
         while task := pipe.recv():
             # as the package itself does: loops keep their blocks, a conversion needs its memory
             with nullcontext() if task == "balance" else keep_large_blocks():
-                pipe.send((_timed(partial(TASKS[task], work), base, torch.device(settings.device)), None))
+                pipe.send(
+                    (_timed(partial(TASKS[task], work), base, torch.device(settings.device)), None)
+                )
     except (EOFError, BrokenPipeError):  # whoever asked has ended
         pass
     except Exception as error:
         with suppress(BrokenPipeError):
-            pipe.send((None, str(error) if isinstance(error, SJRobustError) else f"{type(error).__name__}: {error}"))
+            pipe.send(
+                (
+                    None,
+                    (
+                        str(error)
+                        if isinstance(error, SJRobustError)
+                        else f"{type(error).__name__}: {error}"
+                    ),
+                )
+            )
 
 
 def _work(side: str, settings: BenchSettings) -> Work:
@@ -45,18 +57,31 @@ def _work(side: str, settings: BenchSettings) -> Work:
     device = torch.device(settings.device)
 
     def images(start: int, count: int) -> torch.Tensor:
-        return data.floats(torch.arange(start, start + count) % len(data)).to(device, memory_format=memory)
+        return data.floats(torch.arange(start, start + count) % len(data)).to(
+            device, memory_format=memory
+        )
 
-    model = make(side, settings.architecture, settings.timesteps, images(0, 8).cpu()).to(device).to(memory_format=memory)
+    model = (
+        make(side, settings.architecture, settings.timesteps, images(0, 8).cpu())
+        .to(device)
+        .to(memory_format=memory)
+    )
     count = settings.calibration_batch_size
     if side == UNIT:  # T images of the ANN for each image
         count *= settings.calibration_timesteps
-    calibration = [images(batch * settings.calibration_batch_size, count) for batch in range(settings.calibration_batches)]
+    calibration = [
+        images(batch * settings.calibration_batch_size, count)
+        for batch in range(settings.calibration_batches)
+    ]
     labels = data.labels[torch.arange(settings.batch_size) % len(data)].to(device)
-    return Work(model, images(0, settings.batch_size), labels, calibration, settings.calibration_timesteps)
+    return Work(
+        model, images(0, settings.batch_size), labels, calibration, settings.calibration_timesteps
+    )
 
 
-def _timed(job: Callable[[], Any], base: int | None, device: torch.device) -> tuple[float, int | None, Any]:
+def _timed(
+    job: Callable[[], Any], base: int | None, device: torch.device
+) -> tuple[float, int | None, Any]:
     """Seconds, peak bytes above `base`, and what the job returned."""
     on_gpu = device.type == "cuda"
     if on_gpu:

@@ -19,14 +19,19 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 success, 1 a failure named in one line on stderr, or Ctrl-C, 2 wrong usage, 143 SIGTERM and 129 SIGHUP.
+    Exit codes: 0 success, 1 a failure named in one line on stderr, or Ctrl-C, 2 wrong usage, 143
+    SIGTERM and 129 SIGHUP.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us: nobody wants to see it
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="replace")  # a terminal that has no ε shows ?, and no result is lost over it
-    format_before, warnings.formatwarning = warnings.formatwarning, _unsaid if _another_speaks() else _one_line
+            # a terminal that has no ε shows ?, and no result is lost over it
+            getattr(sys, name).reconfigure(errors="replace")
+    format_before, warnings.formatwarning = (
+        warnings.formatwarning,
+        (_unsaid if _another_speaks() else _one_line),
+    )
     try:
         try:
             with ending_signals(_say):
@@ -39,7 +44,11 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:
         _drop_output()
-        print(f"sj-robust: the output cannot be written ({error.strerror or error}): make room, or send it elsewhere", file=sys.stderr)
+        print(
+            f"sj-robust: the output cannot be written ({error.strerror or error}): make room, or"
+            " send it elsewhere",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except KeyboardInterrupt:  # these two: no command was running yet, or none any more
         _say("interrupted")
@@ -50,7 +59,8 @@ def main() -> None:
 
 
 def _drop_output() -> None:
-    """The reader (head, less) has gone, or the disk is full. Whatever is still buffered must not raise again when Python closes stdout."""
+    """The reader (head, less) has gone, or the disk is full. Whatever is still buffered must not
+    raise again when Python closes stdout."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -67,7 +77,8 @@ def __getattr__(name: str) -> Any:
 
 
 def _say(message: str) -> None:
-    os.write(2, f"sj-robust: {message}\n".encode())  # Python's own stream may be in use at this moment
+    # Python's own stream may be in use at this moment
+    os.write(2, f"sj-robust: {message}\n".encode())
 
 
 def _one_line(message: Warning | str, *details: Any, **more: Any) -> str:

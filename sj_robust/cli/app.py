@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from sj_robust import __version__
-from sj_robust.cli import bench, certify, compare, convert, corruptions, demo, doctor, energy, evaluate, export, hub, models, run, train
+from sj_robust.cli import (
+    bench,
+    certify,
+    compare,
+    convert,
+    corruptions,
+    demo,
+    doctor,
+    energy,
+    evaluate,
+    export,
+    hub,
+    models,
+    run,
+    train,
+)
 
 app = typer.Typer(
     name="sj-robust",
@@ -15,8 +30,14 @@ app = typer.Typer(
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Adversarially robust spiking networks for SpikingJelly: convert a robust ANN, finetune, measure.",
-    epilog="Exit codes: 0 success, 1 a failure named in one line, 2 wrong usage. Results go to stdout, progress to stderr.",
+    help=(
+        "Adversarially robust spiking networks for SpikingJelly: convert a robust ANN, finetune,"
+        " measure."
+    ),
+    epilog=(
+        "Exit codes: 0 success, 1 a failure named in one line, 2 wrong usage. Results go to stdout,"
+        " progress to stderr."
+    ),
 )
 
 
@@ -28,10 +49,27 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Options of `sj-robust` itself."""
 
 
-for _group in (models, hub, compare, train, convert, evaluate, energy, certify, corruptions, export, run, bench, demo, doctor):
+for _group in (
+    models,
+    hub,
+    compare,
+    train,
+    convert,
+    evaluate,
+    energy,
+    certify,
+    corruptions,
+    export,
+    run,
+    bench,
+    demo,
+    doctor,
+):
     _group.add_to(app)

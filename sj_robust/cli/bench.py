@@ -17,31 +17,57 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "bench", "sj-robust bench --arch cifar_resnet20 --timesteps 8 --tasks train,pgd10 --out bench.json")(bench)
+    command(
+        app,
+        "bench",
+        "sj-robust bench --arch cifar_resnet20 --timesteps 8 --tasks train,pgd10 --out bench.json",
+    )(bench)
 
 
 def bench(
     *,
-    arch: Annotated[str, typer.Option("--arch", help="A timm architecture for 3-channel images.")] = "cifar_resnet20",
+    arch: Annotated[
+        str, typer.Option("--arch", help="A timm architecture for 3-channel images.")
+    ] = "cifar_resnet20",
     timesteps: Annotated[int, typer.Option("--timesteps", min=1)] = 8,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 64,
-    tasks: Annotated[str, typer.Option("--tasks", metavar="T,T", help="Some of train, rfgsm, finetune, pgd10, balance.")] = (
-        "train,rfgsm,finetune,pgd10,balance"
-    ),
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks", metavar="T,T", help="Some of train, rfgsm, finetune, pgd10, balance."
+        ),
+    ] = "train,rfgsm,finetune,pgd10,balance",
     sides: Annotated[
-        str, typer.Option("--sides", metavar="S,S", help="Some of ann, spikingjelly, loop, torch, cpu, cupy; default all that work here.")
+        str,
+        typer.Option(
+            "--sides",
+            metavar="S,S",
+            help="Some of ann, spikingjelly, loop, torch, cpu, cupy; default all that work here.",
+        ),
     ] = "",
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Timed rounds, after one that warms up.")] = 5,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Of torch; 0 is its own choice.")] = 0,
-    contiguous: Annotated[bool, typer.Option("--contiguous", help="NCHW memory on all sides; the default is channels_last.")] = False,
+    repeats: Annotated[
+        int, typer.Option("--repeats", min=1, help="Timed rounds, after one that warms up.")
+    ] = 5,
+    threads: Annotated[
+        int, typer.Option("--threads", min=0, help="Of torch; 0 is its own choice.")
+    ] = 0,
+    contiguous: Annotated[
+        bool,
+        typer.Option(
+            "--contiguous", help="NCHW memory on all sides; the default is channels_last."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option("--device")] = "cpu",
-    out: Annotated[Path | None, typer.Option("--out", help="Also write the report, as JSON, to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also write the report, as JSON, to this file.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time training, attacks and threshold balancing of a spiking network against T times its ANN and against plainer nodes.
+    """Time training, attacks and threshold balancing of a spiking network against T times its ANN
+    and against plainer nodes.
 
-    The sides take turns, one process each. Leave the machine alone meanwhile. It says how long it will take, and each row as it comes;
-    stopped before the end, it shows and writes what is known.
+    The sides take turns, one process each. Leave the machine alone meanwhile. It says how long it
+    will take, and each row as it comes; stopped before the end, it shows and writes what is known.
     """
     from sj_robust.benchmark import bench as measure
 
@@ -83,13 +109,26 @@ def _show(report: BenchReport, out: Path | None, as_json: bool) -> None:
         return
     settings, machine = report.settings, report.machine
     what = f"{settings.architecture}, T={settings.timesteps}, batch {settings.batch_size}"
-    columns = ["task", "side", "median", "range", "images/s", "× (T × ANN)", "faster than loop", "peak memory"]
-    print_table(f"{what}, {machine['threads']} threads, {machine['processor']}", columns, report.rows())
+    columns = [
+        "task",
+        "side",
+        "median",
+        "range",
+        "images/s",
+        "× (T × ANN)",
+        "faster than loop",
+        "peak memory",
+    ]
+    print_table(
+        f"{what}, {machine['threads']} threads, {machine['processor']}", columns, report.rows()
+    )
     for side in settings.sides:
         print(f"{side}: {SIDES[side]}")
     if report.threshold_difference is not None:
         print(f"balance: the sides' thresholds differ by at most {report.threshold_difference:.1e}")
     rounds = min(len(measured.seconds) for measured in report.measurements)
     stopped = "" if rounds == settings.repeats else f" (stopped: {rounds} at least)"
-    print(f"median and range of {settings.repeats} interleaved rounds{stopped}; "
-          f"torch {report.versions['torch']}, allocator {machine['allocator']}")  # fmt: skip
+    print(
+        f"median and range of {settings.repeats} interleaved rounds{stopped}; "
+        f"torch {report.versions['torch']}, allocator {machine['allocator']}"
+    )

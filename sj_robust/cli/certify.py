@@ -7,13 +7,26 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pick_device
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_report_file, load_both, shown, write
+from sj_robust.cli.measure import (
+    BatchSize,
+    MaxImages,
+    MaybeCheckpoint,
+    Model,
+    Out,
+    SplitName,
+    check_report_file,
+    load_both,
+    shown,
+    write,
+)
 from sj_robust.cli.options import Args, Resize, SameClasses, Size
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "certify", "sj-robust certify runs/snn --data cifar10 --sigma 0.25 --max-images 100")(certify)
+    command(
+        app, "certify", "sj-robust certify runs/snn --data cifar10 --sigma 0.25 --max-images 100"
+    )(certify)
 
 
 def certify(
@@ -21,11 +34,24 @@ def certify(
     *,
     data: Data,
     sigma: Annotated[
-        float, typer.Option("--sigma", parser=fraction, metavar="SIGMA", help="Standard deviation of the noise, on images in [0,1].")
+        float,
+        typer.Option(
+            "--sigma",
+            parser=fraction,
+            metavar="SIGMA",
+            help="Standard deviation of the noise, on images in [0,1].",
+        ),
     ],
-    n0: Annotated[int, typer.Option("--n0", min=1, help="Noisy copies of an image that choose its class.")] = 100,
-    n: Annotated[int, typer.Option("--n", min=1, help="Fresh noisy copies that test it; more give larger radii.")] = 1000,
-    alpha: Annotated[float, typer.Option("--alpha", help="Probability, per image, that its radius is wrong.")] = 0.001,
+    n0: Annotated[
+        int, typer.Option("--n0", min=1, help="Noisy copies of an image that choose its class.")
+    ] = 100,
+    n: Annotated[
+        int,
+        typer.Option("--n", min=1, help="Fresh noisy copies that test it; more give larger radii."),
+    ] = 1000,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Probability, per image, that its radius is wrong.")
+    ] = 0.001,
     max_images: MaxImages = None,
     batch_size: BatchSize = 256,
     split: SplitName = "test",
@@ -41,8 +67,9 @@ def certify(
 ) -> None:
     """Certify l2 radii by randomised smoothing (Cohen, Rosenfeld & Kolter, 2019).
 
-    The radii hold for the smoothed classifier, which answers by a vote over noisy copies of an image, and not for the network
-    itself. A network that was not trained with Gaussian noise gets small ones.
+    The radii hold for the smoothed classifier, which answers by a vote over noisy copies of an
+    image, and not for the network itself. A network that was not trained with Gaussian noise gets
+    small ones.
     """
     from sj_robust.evaluate.certificate import certify as measure
 

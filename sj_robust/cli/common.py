@@ -52,7 +52,9 @@ def distance(text: str) -> float:
 def within_linf(value: float, text: str) -> None:
     """Wrong usage where an l-infinity distance is above 1."""
     if value > 1:
-        raise typer.BadParameter(f"{text!r} is not at most 1: images lie in [0,1], so write 8/255, not 8")
+        raise typer.BadParameter(
+            f"{text!r} is not at most 1: images lie in [0,1], so write 8/255, not 8"
+        )
 
 
 def words(text: str) -> list[str]:
@@ -67,21 +69,30 @@ def numbers(text: str | None) -> list[float] | None:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program instead of text.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda or cuda:1; the default is cuda where there is one.")]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda or cuda:1; the default is cuda where there is one."),
+]
 Data = Annotated[
     str,
     typer.Option(
         "--data",
-        help="cifar10, cifar100, svhn, tiny-imagenet, imagenet, sample, or the path of parquet files or of a folder of images by class.",
+        help=(
+            "cifar10, cifar100, svhn, tiny-imagenet, imagenet, sample, or the path of parquet files"
+            " or of a folder of images by class."
+        ),
     ),
 ]
 Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 
 
-def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(
+    app: typer.Typer, name: str, example: str, *, again: str = ""
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as the command `name`, with `example` under its help.
 
-    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1; so is SIGTERM, with 143.
+    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1;
+    so is SIGTERM, with 143.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -95,11 +106,17 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
             except KeyboardInterrupt:
                 fail("interrupted" + (f"; {again}" if again else ""))
             except Ended as end:
-                fail(f"ended by {end.signal}" + (f"; {again}" if again else ""), code=int(end.code or 1))
+                fail(
+                    f"ended by {end.signal}" + (f"; {again}" if again else ""),
+                    code=int(end.code or 1),
+                )
             except SJRobustError as error:
                 fail(str(error), error)
             except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF) and error.filename is None:
+                if (
+                    error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
+                    and error.filename is None
+                ):
                     raise  # of stdout, which main gives up
                 fail(_system(error), error)
             except Exception as error:
@@ -111,21 +128,29 @@ def command(app: typer.Typer, name: str, example: str, *, again: str = "") -> Ca
 
 
 def _check_endpoint() -> None:
-    """Raise SJRobustError for a Hub's address that huggingface_hub cannot even be imported with: a slash in a password ends the host."""
+    """Raise SJRobustError for a Hub's address that huggingface_hub cannot even be imported with: a
+    slash in a password ends the host."""
     try:
         _ = urlsplit(os.environ.get("HF_ENDPOINT", "")).port
     except ValueError:
-        raise SJRobustError("HF_ENDPOINT (not shown) is not an address, as its host or port cannot be read: set it to one such as "
-                            "https://huggingface.co, with %2F, %3F, %23 and %40 for / ? # @ in a password, or unset it") from None
+        raise SJRobustError(
+            "HF_ENDPOINT (not shown) is not an address, as its host or port cannot be read: set it"
+            " to one such as https://huggingface.co, with %2F, %3F, %23 and %40 for / ? # @ in a"
+            " password, or unset it"
+        ) from None
 
 
 def _unexpected(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1 for the traceback)"
+    return (
+        f"{type(error).__name__}: {' '.join(str(error).split())} (unexpected; set SJ_ROBUST_DEBUG=1"
+        " for the traceback)"
+    )
 
 
 def _system(error: OSError) -> str:
     """What the system said, about which file: a full disk, a missing permission."""
-    file = error.filename if error.filename2 is None else error.filename2  # of a renaming: what it should have become
+    # of a renaming: what it should have become
+    file = error.filename if error.filename2 is None else error.filename2
     if error.errno and (error.errno == errno.ENOSPC or isinstance(file, str | bytes | os.PathLike)):
         where = "" if file is None else f"{legible(os.fsdecode(file))}: "
         return f"{where}{os.strerror(error.errno)}"
@@ -133,7 +158,8 @@ def _system(error: OSError) -> str:
 
 
 def fail(message: str, error: BaseException | None = None, code: int = 1) -> NoReturn:
-    """End with `message` on one line of stderr and this exit code; with SJ_ROBUST_DEBUG set, after the traceback of `error`.
+    """End with `message` on one line of stderr and this exit code; with SJ_ROBUST_DEBUG set, after
+    the traceback of `error`.
 
     Of several processes that end together, the first one to fail speaks.
     """
@@ -143,7 +169,9 @@ def fail(message: str, error: BaseException | None = None, code: int = 1) -> NoR
         if not first_to_fail():
             raise typer.Exit(code)
     if error is not None and os.environ.get("SJ_ROBUST_DEBUG"):
-        print(visible_lines("".join(traceback.format_exception(error)).rstrip("\n")), file=sys.stderr)
+        print(
+            visible_lines("".join(traceback.format_exception(error)).rstrip("\n")), file=sys.stderr
+        )
     print(f"sj-robust: {visible(message)}", file=sys.stderr)
     raise typer.Exit(code)
 
@@ -169,7 +197,8 @@ def show(line: str, longest: int = LONGEST) -> None:
 
 
 def show_text(text: str) -> None:
-    """A result of several lines on stdout; its text is laid out by us, names of others in it are one line already."""
+    """A result of several lines on stdout; its text is laid out by us, names of others in it are
+    one line already."""
     print(visible_lines(text))
 
 
@@ -179,14 +208,18 @@ def print_json(value: Any) -> None:
 
 
 def show_json(text: str) -> None:
-    """JSON on stdout; what a terminal would not simply print, or has no sign for, is escaped in it."""
+    """JSON on stdout; what a terminal would not simply print, or has no sign for, is escaped in
+    it."""
     narrow = (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
     sys.stdout.write(visible_json(text.rstrip(), ascii_only=narrow) + "\n")
 
 
 def print_table(title: str | None, columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout; wide enough for its content where stdout is not a terminal. Cells are plain text, no markup."""
-    table = Table(title=None if title is None else Text(visible(title), "table.title"), title_justify="left")
+    """A table on stdout; wide enough for its content where stdout is not a terminal. Cells are
+    plain text, no markup."""
+    table = Table(
+        title=None if title is None else Text(visible(title), "table.title"), title_justify="left"
+    )
     for column in columns:
         table.add_column(Text(visible(column)), overflow="fold")
     for row in rows:
@@ -211,5 +244,7 @@ def pick_device(device: str | None) -> Any:
         chosen = own_device(torch.device(device))
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise SJRobustError(f"device {device!r} cannot be used here ({first_line(error)}): try --device cpu") from None
+        raise SJRobustError(
+            f"device {device!r} cannot be used here ({first_line(error)}): try --device cpu"
+        ) from None
     return chosen

@@ -20,33 +20,62 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     again = "run it again: what arrived is not fetched twice"
-    command(app, "compare", "sj-robust compare resnet20-snn-t4.cifar10_linf_pgd runs/snn --html compare.html", again=again)(compare)
+    command(
+        app,
+        "compare",
+        "sj-robust compare resnet20-snn-t4.cifar10_linf_pgd runs/snn --html compare.html",
+        again=again,
+    )(compare)
 
 
 def compare(
     names: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Checkpoint folders, zoo names, Hub ids (owner/name), or reports (.json) of evaluate --out.",
+            help=(
+                "Checkpoint folders, zoo names, Hub ids (owner/name), or reports (.json) of"
+                " evaluate --out."
+            ),
             metavar="NAME",
             autocompletion=zoo_names,
         ),
     ] = None,
-    hub: Annotated[bool, typer.Option("--hub", help="Add every model on the Hub that is tagged sj-robust.")] = False,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Of the Hub, only models for this data set, such as cifar10.")] = None,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Add every model on the Hub that is tagged sj-robust.")
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            "--dataset", help="Of the Hub, only models for this data set, such as cifar10."
+        ),
+    ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option("--protocol", help="Which of a model's evaluations: strong (first by default), autoattack, paper, quick, custom."),
+        typer.Option(
+            "--protocol",
+            help=(
+                "Which of a model's evaluations: strong (first by default), autoattack, paper,"
+                " quick, custom."
+            ),
+        ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")
+    ] = False,
     as_json: Json = False,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write one self-contained page with charts.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            "--html", metavar="FILE", help="Also write one self-contained page with charts."
+        ),
+    ] = None,
 ) -> None:
     """Compare models by their recorded evaluations; nothing is measured.
 
-    Models evaluated alike (same images, norm, attacks and views, or the same named protocol) are ranked. Where anything differs,
-    the figure carries a footnote that says what. Of the Hub's models only the evaluation is fetched, and verified; one that cannot be
-    read is named on stderr and left out.
+    Models evaluated alike (same images, norm, attacks and views, or the same named protocol) are
+    ranked. Where anything differs, the figure carries a footnote that says what. Of the Hub's
+    models only the evaluation is fetched, and verified; one that cannot be read is named on stderr
+    and left out.
     """
     from sj_robust.hub import list_hub
     from sj_robust.hub.compare import compare as compare_models
@@ -76,11 +105,18 @@ def compare(
 
 
 def _print(comparison: Comparison) -> None:
-    """As much as fits the terminal; protocol and images of the ranked models are told once below, those of others in their footnotes."""
+    """As much as fits the terminal; protocol and images of the ranked models are told once below,
+    those of others in their footnotes."""
     wide = console().width
     for extent in ("all", "fewer columns", "no intervals"):
         table = _table(comparison, extent)
-        if sum(max(len(line) for row in table for line in row[at].split("\n")) + 3 for at in range(len(table[0]))) < wide:
+        if (
+            sum(
+                max(len(line) for row in table for line in row[at].split("\n")) + 3
+                for at in range(len(table[0]))
+            )
+            < wide
+        ):
             break
     columns, *rows = table
     print_table(None, columns, rows)
@@ -96,13 +132,43 @@ def _table(comparison: Comparison, extent: str) -> list[list[str]]:
 
     details = extent == "all"
     radii = [f"{eps.label} {eps.sign}" for eps in comparison.columns]
-    table = [["rank", "model", *["architecture"] * details, "T", *["parameters"] * details, "clean", *radii, "µJ", "checks"]]
+    table = [
+        [
+            "rank",
+            "model",
+            *["architecture"] * details,
+            "T",
+            *["parameters"] * details,
+            "clean",
+            *radii,
+            "µJ",
+            "checks",
+        ]
+    ]
     for row in comparison.rows:
-        architecture, parameters = [row.architecture or "own network"] * details, [f"{row.parameters:,}"] * details
-        cells = [(row.clean, row.marks.clean), *((row.at(eps), row.marks.robust) for eps in comparison.columns)]
-        accuracies = [_cell(cell, marks, interval=extent != "no intervals") for cell, marks in cells]
-        table.append(["–" if row.rank is None else str(row.rank), row.name, *architecture, str(row.timesteps or ""), *parameters,
-                      *accuracies, "–" if row.microjoules is None else energy(row), checks_word(row)])  # fmt: skip
+        architecture, parameters = (
+            [row.architecture or "own network"] * details,
+            [f"{row.parameters:,}"] * details,
+        )
+        cells = [
+            (row.clean, row.marks.clean),
+            *((row.at(eps), row.marks.robust) for eps in comparison.columns),
+        ]
+        accuracies = [
+            _cell(cell, marks, interval=extent != "no intervals") for cell, marks in cells
+        ]
+        table.append(
+            [
+                "–" if row.rank is None else str(row.rank),
+                row.name,
+                *architecture,
+                str(row.timesteps or ""),
+                *parameters,
+                *accuracies,
+                "–" if row.microjoules is None else energy(row),
+                checks_word(row),
+            ]
+        )
     return table
 
 
@@ -110,8 +176,12 @@ def _cell(cell: Cell | None, marks: list[int], *, interval: bool) -> str:
     """The accuracy, and its interval below it."""
     if cell is None:
         return "not measured"
-    return f"{100 * cell.value:.1f} %{_raised(marks)}" + (f"\n[{100 * cell.low:.1f}, {100 * cell.high:.1f}]" if interval else "")
+    return f"{100 * cell.value:.1f} %{_raised(marks)}" + (
+        f"\n[{100 * cell.low:.1f}, {100 * cell.high:.1f}]" if interval else ""
+    )
 
 
 def _raised(marks: list[int]) -> str:
-    return ",".join(str(mark) for mark in marks).translate(str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒"))
+    return ",".join(str(mark) for mark in marks).translate(
+        str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒")
+    )

@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, numbers, pick_device, print_json, say
+from sj_robust.cli.common import (
+    Data,
+    Device,
+    Json,
+    Out,
+    Seed,
+    command,
+    numbers,
+    pick_device,
+    print_json,
+    say,
+)
 from sj_robust.cli.options import (
     Args,
     Builder,
@@ -40,13 +51,18 @@ class Pooling(StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "convert", "sj-robust convert runs/ann --data cifar10 --timesteps 4 --out runs/snn")(convert)
+    command(
+        app, "convert", "sj-robust convert runs/ann --data cifar10 --timesteps 4 --out runs/snn"
+    )(convert)
 
 
 def convert(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SOURCE", help="A checkpoint folder, zoo name, owner/name of the Hub, or timm name."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A checkpoint folder, zoo name, owner/name of the Hub, or timm name.",
+        ),
     ] = None,
     *,
     data: Data,
@@ -57,27 +73,56 @@ def convert(
     pretrained: Pretrained = False,
     mean: Mean = None,
     std: Std = None,
-    timesteps: Annotated[int, typer.Option("--timesteps", "-T", min=1, help="T, the steps of one inference.")] = 8,
-    percentile: Annotated[float, typer.Option("--percentile", min=0, max=100, help="Of a node's input, becomes its threshold.")] = 99.7,
+    timesteps: Annotated[
+        int, typer.Option("--timesteps", "-T", min=1, help="T, the steps of one inference.")
+    ] = 8,
+    percentile: Annotated[
+        float,
+        typer.Option(
+            "--percentile", min=0, max=100, help="Of a node's input, becomes its threshold."
+        ),
+    ] = 99.7,
     scale: Annotated[
         str,
-        typer.Option("--scale", metavar="FACTOR", help="On all thresholds, or auto: each layer's own."),
+        typer.Option(
+            "--scale", metavar="FACTOR", help="On all thresholds, or auto: each layer's own."
+        ),
     ] = "0.3",
     calibration_timesteps: Annotated[int, typer.Option("--calibration-timesteps", min=1)] = 100,
     batches: Annotated[int, typer.Option("--batches", min=1, help="Calibration batches.")] = 11,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in each.")] = 64,
     norm: Annotated[
-        Norm, typer.Option("--norm", help="Batch norm: kept as a layer, folded into the layer before, or left out.")
+        Norm,
+        typer.Option(
+            "--norm", help="Batch norm: kept as a layer, folded into the layer before, or left out."
+        ),
     ] = Norm.integrate,
-    reset: Annotated[Reset, typer.Option("--reset", help="To zero, or by subtracting the threshold.")] = Reset.hard,
-    leak: Annotated[float, typer.Option("--leak", min=0, max=1, help="Factor on the potential from step to step; 1 is no leak.")] = 1.0,
-    per_channel: Annotated[bool, typer.Option("--per-channel", help="One threshold per channel.")] = False,
+    reset: Annotated[
+        Reset, typer.Option("--reset", help="To zero, or by subtracting the threshold.")
+    ] = Reset.hard,
+    leak: Annotated[
+        float,
+        typer.Option(
+            "--leak", min=0, max=1, help="Factor on the potential from step to step; 1 is no leak."
+        ),
+    ] = 1.0,
+    per_channel: Annotated[
+        bool, typer.Option("--per-channel", help="One threshold per channel.")
+    ] = False,
     replace_activation: Annotated[
         Replace | None,
-        typer.Option("--replace-activation", help="Convert activations other than ReLU (ReLU6, SiLU, GELU, ...) as if they were ReLU."),
+        typer.Option(
+            "--replace-activation",
+            help=(
+                "Convert activations other than ReLU (ReLU6, SiLU, GELU, ...) as if they were ReLU."
+            ),
+        ),
     ] = None,
     pooling: Annotated[
-        Pooling, typer.Option("--pooling", help="Max pooling: kept (an OR of spikes), or made average pooling.")
+        Pooling,
+        typer.Option(
+            "--pooling", help="Max pooling: kept (an OR of spikes), or made average pooling."
+        ),
     ] = Pooling.max,
     image_size: Size = None,
     resize: Resize = None,
@@ -86,9 +131,11 @@ def convert(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Convert an ANN into a spiking network: its weights, batch norms and calibrated firing thresholds. OUT becomes the checkpoint.
+    """Convert an ANN into a spiking network: its weights, batch norms and calibrated firing
+    thresholds. OUT becomes the checkpoint.
 
-    A report tells which layers spike and how much, what stays analogue, and how far the logits are from the ANN's.
+    A report tells which layers spike and how much, what stays analogue, and how far the logits are
+    from the ANN's.
     """
     one_of(source, model)
     from sj_robust.convert import inspect_conversion
@@ -129,19 +176,34 @@ def convert(
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     ann = open_ann(ann_settings, dataset, seed=seed, same_classes=same_classes)
-    dataset = in_order_of(ann, under_its_names(dataset, ann, same_classes)).in_channels(len(ann.mean))
+    dataset = in_order_of(ann, under_its_names(dataset, ann, same_classes)).in_channels(
+        len(ann.mean)
+    )
     facts: dict[str, Any] = (
         facts_of(read_config(zoo.resolve(ann_settings.checkpoint)))
         if ann_settings.checkpoint
-        else {key: value for key, value in ann_settings.model_dump(include={"architecture", "model", "weights"}).items() if value}
+        else {
+            key: value
+            for key, value in ann_settings.model_dump(
+                include={"architecture", "model", "weights"}
+            ).items()
+            if value
+        }
     )
-    snn = convert_with(ann, dataset, settings, seed=seed, source={**facts, "command": command_line()}, device=where)
+    snn = convert_with(
+        ann, dataset, settings, seed=seed, source={**facts, "command": command_line()}, device=where
+    )
     save_trained(snn, out, dataset, builder=model)
-    some = calibration_indices(dataset, settings.batches, settings.batch_size, seed=seed)[:INSPECTED]
+    some = calibration_indices(dataset, settings.batches, settings.batch_size, seed=seed)[
+        :INSPECTED
+    ]
     report = inspect_conversion(snn, dataset.floats(some).to(where), ann, dataset.labels[some])
     if json:
         print_json({"checkpoint": str(out), "report": report.model_dump(mode="json")})
         return
     say(report.summary())
-    say(f"{out}: spiking, T={snn.timesteps}, thresholds {min(snn.thresholds().values()):.3g} to {max(snn.thresholds().values()):.3g}")
+    say(
+        f"{out}: spiking, T={snn.timesteps}, thresholds {min(snn.thresholds().values()):.3g} to"
+        f" {max(snn.thresholds().values()):.3g}"
+    )
     print(out)

@@ -7,13 +7,28 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, usage, words
-from sj_robust.cli.measure import BatchSize, MaxImages, MaybeCheckpoint, Model, Out, SplitName, check_report_file, load_both, shown, write
+from sj_robust.cli.measure import (
+    BatchSize,
+    MaxImages,
+    MaybeCheckpoint,
+    Model,
+    Out,
+    SplitName,
+    check_report_file,
+    load_both,
+    shown,
+    write,
+)
 from sj_robust.cli.options import Args, Resize, SameClasses, Size
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "corruptions", "sj-robust corruptions runs/snn --data cifar10 --severities 1,3,5 --max-images 1000")(corruptions)
+    command(
+        app,
+        "corruptions",
+        "sj-robust corruptions runs/snn --data cifar10 --severities 1,3,5 --max-images 1000",
+    )(corruptions)
 
 
 def corruptions(
@@ -21,9 +36,16 @@ def corruptions(
     *,
     data: Data,
     names: Annotated[
-        str, typer.Option("--names", metavar="N,N", help="Corruptions such as gaussian_noise,fog,jpeg_compression, or all (14).")
+        str,
+        typer.Option(
+            "--names",
+            metavar="N,N",
+            help="Corruptions such as gaussian_noise,fog,jpeg_compression, or all (14).",
+        ),
     ] = "all",
-    severities: Annotated[str, typer.Option("--severities", metavar="S,S", help="1 (mild) to 5.")] = "1,2,3,4,5",
+    severities: Annotated[
+        str, typer.Option("--severities", metavar="S,S", help="1 (mild) to 5.")
+    ] = "1,2,3,4,5",
     max_images: MaxImages = None,
     batch_size: BatchSize = 128,
     split: SplitName = "test",
@@ -39,14 +61,17 @@ def corruptions(
 ) -> None:
     """Measure accuracy under common corruptions at five severities (Hendrycks & Dietterich, 2019).
 
-    The images are made from the clean ones as CIFAR-10-C was, with its constants; they are not its published files. Frost,
-    which needs photographs, is left out.
+    The images are made from the clean ones as CIFAR-10-C was, with its constants; they are not its
+    published files. Frost, which needs photographs, is left out.
     """
     from sj_robust.evaluate.corrupted import evaluate_corruptions
 
     check_report_file(out)
     where = pick_device(device)
-    levels = [int(word) if word.isdecimal() else usage(f"--severities {word!r} is not a whole number") for word in words(severities)]
+    levels = [
+        int(word) if word.isdecimal() else usage(f"--severities {word!r} is not a whole number")
+        for word in words(severities)
+    ]
     classifier, dataset = load_both(
         checkpoint, data, split, image_size, resize, model, arg, same_classes
     )

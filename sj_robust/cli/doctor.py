@@ -39,7 +39,8 @@ def add_to(app: typer.Typer) -> None:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show versions, devices, neuron backends, zoo, caches, and whether the Hub answers and as whom: what a bug report needs.
+    """Show versions, devices, neuron backends, zoo, caches, and whether the Hub answers and as
+    whom: what a bug report needs.
 
     It never shows a token, and never fails: what cannot be found out is said in its line.
     """
@@ -47,7 +48,10 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         print_json(facts)
         return
-    flat = {**{key: value for key, value in facts.items() if key != "packages"}, **facts["packages"]}
+    flat = {
+        **{key: value for key, value in facts.items() if key != "packages"},
+        **facts["packages"],
+    }
     width = max(map(len, flat))
     for key, value in flat.items():
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
@@ -64,7 +68,10 @@ def _facts() -> dict[str, Any]:
     from sj_robust.neuron.cupy_backend import cupy_status
 
     hub = identity()
-    devices = ["cpu", *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count()))]
+    devices = [
+        "cpu",
+        *(f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())),
+    ]
     return {
         "python": platform.python_version(),
         "system": platform.platform(),

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
-from sj_robust.cli.measure import BatchSize, MaybeCheckpoint, Model, Out, SplitName, check_report_file, load_both, recorded_in, shown, write
+from sj_robust.cli.measure import (
+    BatchSize,
+    MaybeCheckpoint,
+    Model,
+    Out,
+    SplitName,
+    check_report_file,
+    load_both,
+    recorded_in,
+    shown,
+    write,
+)
 from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
@@ -18,8 +29,15 @@ if TYPE_CHECKING:
     from sj_robust.evaluate.energy import Energy
     from sj_robust.evaluate.report import Report
 
-Spiking = Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)]
-Images = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images; by default 256, or all there are.")]
+Spiking = Annotated[
+    str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)
+]
+Images = Annotated[
+    int | None,
+    typer.Option(
+        "--max-images", min=1, help="The first so many images; by default 256, or all there are."
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -40,14 +58,20 @@ def energy(
     model: Model = None,
     arg: Args = None,
     out: Out = None,
-    record: Annotated[bool, typer.Option("--record", help="Put the estimate into the evaluation recorded in the checkpoint.")] = False,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Put the estimate into the evaluation recorded in the checkpoint."
+        ),
+    ] = False,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Count the additions and multiplications of one inference, and estimate their energy beside the ANN's.
+    """Count the additions and multiplications of one inference, and estimate their energy beside
+    the ANN's.
 
-    A layer that sees spikes adds (AC), one that sees anything else multiplies (MAC). The estimate is for 32-bit floats in 45 nm
-    CMOS and leaves out memory traffic.
+    A layer that sees spikes adds (AC), one that sees anything else multiplies (MAC). The estimate
+    is for 32-bit floats in 45 nm CMOS and leaves out memory traffic.
     """
     from sj_robust.evaluate.energy import measure_energy
 
@@ -56,7 +80,9 @@ def energy(
     where = pick_device(device)
     classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
     report = _evaluation_on(dataset, classifier, target) if target else None
-    measured = measure_energy(classifier, dataset, max_images=max_images, batch_size=batch_size, device=where)
+    measured = measure_energy(
+        classifier, dataset, max_images=max_images, batch_size=batch_size, device=where
+    )
     with shown(measured, as_json):
         write(measured, out)
         if target and report:
@@ -79,9 +105,15 @@ def _evaluation_on(dataset: ImageDataset, model: Any, folder: Path) -> Report:
         warnings.simplefilter("ignore")  # energy asks for no labels
         same.add(in_order_of(model, dataset).fingerprint)
     if report is None or report.dataset.fingerprint not in same:
-        found = "no evaluation" if report is None else f"one on {report.dataset.name} {report.dataset.split}"
-        raise SJRobustError(f"{folder} holds {found}, expected one on {dataset.name} {dataset.split}: "
-                            "run sj-robust evaluate --record on the same data first")  # fmt: skip
+        found = (
+            "no evaluation"
+            if report is None
+            else f"one on {report.dataset.name} {report.dataset.split}"
+        )
+        raise SJRobustError(
+            f"{folder} holds {found}, expected one on {dataset.name} {dataset.split}: "
+            "run sj-robust evaluate --record on the same data first"
+        )
     return report
 
 
@@ -99,17 +131,28 @@ def latency(
     data: Data,
     eps: Annotated[
         list[float] | None,
-        typer.Option("--eps", parser=budget, metavar="EPS", help="Radius of attacks, once or several times; without it none."),
+        typer.Option(
+            "--eps",
+            parser=budget,
+            metavar="EPS",
+            help="Radius of attacks, once or several times; without it none.",
+        ),
     ] = None,
     attack: Annotated[
         str | None, typer.Option("--attack", help="As in --attacks of evaluate.  [default: pgd10]")
     ] = None,
     view: Annotated[
-        str | None, typer.Option("--view", help="The gradient view it runs through.  [default: PCW:1]")
+        str | None,
+        typer.Option("--view", help="The gradient view it runs through.  [default: PCW:1]"),
     ] = None,
     max_images: Images = None,
     robust_images: Annotated[
-        int | None, typer.Option("--robust-images", min=1, help="The first so many of these are attacked; by default 64, or all.")
+        int | None,
+        typer.Option(
+            "--robust-images",
+            min=1,
+            help="The first so many of these are attacked; by default 64, or all.",
+        ),
     ] = None,
     batch_size: BatchSize = 64,
     split: SplitName = "test",
@@ -125,7 +168,8 @@ def latency(
 ) -> None:
     """Measure clean and robust accuracy after each time step.
 
-    With --eps the network truncated to t steps is attacked for every t, each with its own gradients, and judged by its own spikes.
+    With --eps the network truncated to t steps is attacked for every t, each with its own
+    gradients, and judged by its own spikes.
     """
     from sj_robust.evaluate.latency import measure_latency
 

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, command, distance, pick_device, say, within_linf, words
+from sj_robust.cli.common import (
+    Data,
+    Device,
+    Json,
+    Seed,
+    command,
+    distance,
+    pick_device,
+    say,
+    within_linf,
+    words,
+)
 from sj_robust.cli.measure import (
     BatchSize,
     MaxImages,
@@ -32,7 +43,12 @@ AGAIN = "the same command goes on where it stopped if it has --out or --record"
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    command(app, "evaluate", "sj-robust evaluate runs/snn --data cifar10 --protocol strong --eps 8/255 --record", again=AGAIN)(evaluate)
+    command(
+        app,
+        "evaluate",
+        "sj-robust evaluate runs/snn --data cifar10 --protocol strong --eps 8/255 --record",
+        again=AGAIN,
+    )(evaluate)
     command(app, "card", "sj-robust card runs/snn")(card)
 
 
@@ -42,22 +58,39 @@ def evaluate(
     data: Data,
     eps: Annotated[
         list[float] | None,
-        typer.Option("--eps", parser=distance, metavar="EPS", help="Radius, once or several times.  [default: 2/255 4/255 8/255]"),
+        typer.Option(
+            "--eps",
+            parser=distance,
+            metavar="EPS",
+            help="Radius, once or several times.  [default: 2/255 4/255 8/255]",
+        ),
     ] = None,
     protocol: Annotated[
-        str | None, typer.Option("--protocol", help="quick, paper, strong or autoattack, in place of --attacks and --views.")
+        str | None,
+        typer.Option(
+            "--protocol",
+            help="quick, paper, strong or autoattack, in place of --attacks and --views.",
+        ),
     ] = None,
     attacks: Annotated[
         str | None,
         typer.Option(
             "--attacks",
             metavar="A,A",
-            help="fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, rotatingN, squareN, noiseN, or one+another.  "
-            "[default: fgsm,pgd10]",
+            help=(
+                "fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, rotatingN, squareN,"
+                " noiseN, or one+another.  "
+                "[default: fgsm,pgd10]"
+            ),
         ),
     ] = None,
     views: Annotated[
-        str, typer.Option("--views", metavar="V,V", help="Gradient views such as PCW:1,ASSG,rate,activation,own, or all (19).")
+        str,
+        typer.Option(
+            "--views",
+            metavar="V,V",
+            help="Gradient views such as PCW:1,ASSG,rate,activation,own, or all (19).",
+        ),
     ] = "all",
     transfer: Annotated[
         list[str] | None,
@@ -71,23 +104,47 @@ def evaluate(
     norm: Annotated[str, typer.Option("--norm", help="linf or l2.")] = "linf",
     grid: Annotated[
         str | None,
-        typer.Option("--grid", metavar="8bit", help="Adversarial images of 256 values, as files hold them: a figure beside the first."),
+        typer.Option(
+            "--grid",
+            metavar="8bit",
+            help="Adversarial images of 256 values, as files hold them: a figure beside the first.",
+        ),
     ] = None,
-    restarts: Annotated[int, typer.Option("--restarts", min=1, help="Attempts of each attack that starts at random.")] = 1,
+    restarts: Annotated[
+        int,
+        typer.Option("--restarts", min=1, help="Attempts of each attack that starts at random."),
+    ] = 1,
     check_images: Annotated[
-        int, typer.Option("--check-images", min=0, help="Images for the reliability checks; 0 leaves them out.")
+        int,
+        typer.Option(
+            "--check-images", min=0, help="Images for the reliability checks; 0 leaves them out."
+        ),
     ] = 64,
     roughness_images: Annotated[
         int | None,
-        typer.Option("--roughness-images", min=0, help="Images around which 200 random points are tried.  [default: 64 under a protocol]"),
+        typer.Option(
+            "--roughness-images",
+            min=0,
+            help="Images around which 200 random points are tried.  [default: 64 under a protocol]",
+        ),
     ] = None,
     time_limit: Annotated[
-        float | None, typer.Option("--time-limit", min=0, metavar="SECONDS", help="Stop attacking then, with what is known.")
+        float | None,
+        typer.Option(
+            "--time-limit",
+            min=0,
+            metavar="SECONDS",
+            help="Stop attacking then, with what is known.",
+        ),
     ] = None,
     max_images: MaxImages = None,
     batch_size: BatchSize = 128,
     every_view: Annotated[
-        bool, typer.Option("--every-view", help="Attack all images through every view, not only those still standing.")
+        bool,
+        typer.Option(
+            "--every-view",
+            help="Attack all images through every view, not only those still standing.",
+        ),
     ] = False,
     split: SplitName = "test",
     image_size: Size = None,
@@ -97,20 +154,35 @@ def evaluate(
     arg: Args = None,
     out: Out = None,
     extend: Annotated[
-        Path | None, typer.Option("--extend", metavar="REPORT", help="Take over what this report found on fewer images; attack the others.")
+        Path | None,
+        typer.Option(
+            "--extend",
+            metavar="REPORT",
+            help="Take over what this report found on fewer images; attack the others.",
+        ),
     ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FOLDER", help="Also draw the figures into this folder.")] = None,
-    record: Annotated[bool, typer.Option("--record", help="Write it into the checkpoint folder, beside other protocols'.")] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FOLDER", help="Also draw the figures into this folder."),
+    ] = None,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Write it into the checkpoint folder, beside other protocols'."
+        ),
+    ] = False,
     seed: Seed = 0,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Measure clean accuracy, and robust accuracy against every attack through every gradient view.
 
-    Ends with checks for masked gradients and a verdict. Under torchrun the processes share the images.
+    Ends with checks for masked gradients and a verdict. Under torchrun the processes share the
+    images.
 
-    An image counts as robust only if it survives all of them, judged by the true spiking forward pass. With --out or --record
-    what is done is kept beside the report, and the same command goes on there after an interruption.
+    An image counts as robust only if it survives all of them, judged by the true spiking forward
+    pass. With --out or --record what is done is kept beside the report, and the same command goes
+    on there after an interruption.
     """
     from sj_robust import evaluate as measure
     from sj_robust.distributed import rank
@@ -130,7 +202,10 @@ def evaluate(
     folder = recorded_in(checkpoint, record)
     kept = out or (folder and folder / (BESIDE[GRID] if grid else EVALUATION))
     if grid and folder and not (folder / EVALUATION).exists():
-        raise SJRobustError(f"{folder} has no evaluation that one of 8-bit images could stand beside: record one without --grid first")
+        raise SJRobustError(
+            f"{folder} has no evaluation that one of 8-bit images could stand beside: record one"
+            " without --grid first"
+        )
     journal = kept and Path(f"{kept}.partial")
     where = pick_device(device)
     if protocol is not None and attacks is not None:
@@ -168,7 +243,10 @@ def evaluate(
     with shown(report, as_json):
         write(report, out)
         if folder:
-            say(f"recorded: {record_in(folder, report=report)[0]}; sj-robust card {folder} writes it into the card")
+            say(
+                f"recorded: {record_in(folder, report=report)[0]}; sj-robust card {folder} writes"
+                " it into the card"
+            )
         if plot:
             for figure in draw_figures(report, plot):
                 say(f"figure: {figure}")
@@ -182,12 +260,17 @@ def _report(path: Path) -> Report:
 
     report = read_report(path)
     if report is None:
-        raise SJRobustError(f"{path} does not exist: --extend takes the JSON that --out or --record wrote")
+        raise SJRobustError(
+            f"{path} does not exist: --extend takes the JSON that --out or --record wrote"
+        )
     return report
 
 
-def card(folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")]) -> None:
-    """Write the model card README.md, and its plot, from what the checkpoint folder records; prints the card's path."""
+def card(
+    folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder.")],
+) -> None:
+    """Write the model card README.md, and its plot, from what the checkpoint folder records; prints
+    the card's path."""
     from sj_robust.hub import write_card
 
     print(write_card(folder))

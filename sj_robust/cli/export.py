@@ -22,7 +22,11 @@ class Format(StrEnum):
 
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
-    command(app, "export", "sj-robust export resnet20-snn-t4.cifar10_linf_pgd --format nir --out resnet20.nir")(export)
+    command(
+        app,
+        "export",
+        "sj-robust export resnet20-snn-t4.cifar10_linf_pgd --format nir --out resnet20.nir",
+    )(export)
 
 
 def export(
@@ -30,10 +34,21 @@ def export(
     *,
     format: Annotated[
         Format,
-        typer.Option("--format", help="nir: one step, for spiking simulators and chips. onnx, torch: all steps in one plain network."),
+        typer.Option(
+            "--format",
+            help=(
+                "nir: one step, for spiking simulators and chips. onnx, torch: all steps in one"
+                " plain network."
+            ),
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="The file to write; one that exists is replaced.")],
-    dt: Annotated[float | None, typer.Option("--dt", help="nir: the time step of whoever runs it, by default 1.")] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="The file to write; one that exists is replaced.")
+    ],
+    dt: Annotated[
+        float | None,
+        typer.Option("--dt", help="nir: the time step of whoever runs it, by default 1."),
+    ] = None,
     image_size: Size = None,
     model: Model = None,
     arg: Args = None,
@@ -41,9 +56,10 @@ def export(
 ) -> None:
     """Write a checkpoint as a NIR graph, an ONNX file or a torch.export program.
 
-    A NIR graph (extra nir) holds one time step, with batch norms folded: feed it the image in [0,1] at each of T steps, and take the mean
-    of the logits. What NIR cannot say (soft reset, max pooling, gates) is refused. An ONNX file (extra export) and a torch.export
-    program map images in [0,1] to logits in one pass.
+    A NIR graph (extra nir) holds one time step, with batch norms folded: feed it the image in [0,1]
+    at each of T steps, and take the mean of the logits. What NIR cannot say (soft reset, max
+    pooling, gates) is refused. An ONNX file (extra export) and a torch.export program map images in
+    [0,1] to logits in one pass.
     """
     from sj_robust.export import export_nir, export_onnx, export_torch
     from sj_robust.hub import load, zoo
@@ -61,5 +77,7 @@ def export(
     if format is Format.nir:
         done = export_nir(network, out, input_size=size, dt=1.0 if dt is None else dt)  # type: ignore[arg-type]
     else:
-        done = (export_onnx if format is Format.onnx else export_torch)(network, out, input_size=size)
+        done = (export_onnx if format is Format.onnx else export_torch)(
+            network, out, input_size=size
+        )
     show(done, as_json)

@@ -16,7 +16,12 @@ from sj_robust.files import check_file, check_within, write_atomic
 if TYPE_CHECKING:
     from sj_robust.evaluate.report import Measurement
 
-Checkpoint = Annotated[str, typer.Argument(help="A checkpoint folder or zoo name, spiking or not.", autocompletion=zoo_names)]
+Checkpoint = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint folder or zoo name, spiking or not.", autocompletion=zoo_names
+    ),
+]
 MaybeCheckpoint = Annotated[
     str | None,
     typer.Argument(
@@ -26,7 +31,9 @@ MaybeCheckpoint = Annotated[
         show_default=False,
     ),
 ]
-MaxImages = Annotated[int | None, typer.Option("--max-images", min=1, help="The first so many images only.")]
+MaxImages = Annotated[
+    int | None, typer.Option("--max-images", min=1, help="The first so many images only.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1)]
 SplitName = Annotated[str, typer.Option("--split", help="test or train.")]
 Model = Annotated[
@@ -34,10 +41,15 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODULE:FUNCTION",
-        help="Builds the network of a checkpoint that timm cannot; without CHECKPOINT a classifier of images in [0,1], weights and all.",
+        help=(
+            "Builds the network of a checkpoint that timm cannot; without CHECKPOINT a classifier"
+            " of images in [0,1], weights and all."
+        ),
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Also write the result, as JSON, to this file.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Also write the result, as JSON, to this file.")
+]
 
 
 def load_both(
@@ -70,7 +82,8 @@ def load_both(
 
 
 def recorded_in(checkpoint: str | None, record: bool) -> Path | None:
-    """The checkpoint folder that --record writes into, None without it; wrong usage where there is none.
+    """The checkpoint folder that --record writes into, None without it; wrong usage where there is
+    none.
 
     Raises SJRobustError, before the work, where nothing can be written there.
     """
@@ -108,7 +121,8 @@ def show(measured: Any, as_json: bool) -> None:
 
 @contextmanager
 def shown(measured: Any, as_json: bool) -> Iterator[None]:
-    """Show the result after the block that writes it, and also where that fails: the disk may have filled up meanwhile."""
+    """Show the result after the block that writes it, and also where that fails: the disk may have
+    filled up meanwhile."""
     try:
         yield
     finally:

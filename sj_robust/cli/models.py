@@ -32,17 +32,32 @@ def add_to(app: typer.Typer) -> None:
 
 
 def list_models(
-    hub: Annotated[bool, typer.Option("--hub", help="Also every model on the Hub that is tagged sj-robust.")] = False,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Only models for this data set, such as cifar10.")] = None,
-    kind: Annotated[Kind | None, typer.Option("--kind", help="Only source networks (ann) or spiking ones (snn).")] = None,
-    threat: Annotated[str | None, typer.Option("--threat", help="Only models trained against it: linf, or none.")] = None,
-    timesteps: Annotated[int | None, typer.Option("--timesteps", min=1, help="Only spiking networks of so many time steps.")] = None,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Also every model on the Hub that is tagged sj-robust.")
+    ] = False,
+    dataset: Annotated[
+        str | None,
+        typer.Option("--dataset", help="Only models for this data set, such as cifar10."),
+    ] = None,
+    kind: Annotated[
+        Kind | None,
+        typer.Option("--kind", help="Only source networks (ann) or spiking ones (snn)."),
+    ] = None,
+    threat: Annotated[
+        str | None, typer.Option("--threat", help="Only models trained against it: linf, or none.")
+    ] = None,
+    timesteps: Annotated[
+        int | None,
+        typer.Option("--timesteps", min=1, help="Only spiking networks of so many time steps."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the models of the zoo with their measured accuracies, and those on the Hub with what their cards say.
+    """List the models of the zoo with their measured accuracies, and those on the Hub with what
+    their cards say.
 
-    Accuracies are in percent, robust ones in l-infinity balls. Threat is what a model was trained against, energy an estimate for one
-    image; – is not measured, or not recorded. --json has the intervals, other radii and the ANN's energy.
+    Accuracies are in percent, robust ones in l-infinity balls. Threat is what a model was trained
+    against, energy an estimate for one image; – is not measured, or not recorded. --json has the
+    intervals, other radii and the ANN's energy.
     """
     from sj_robust.hub import list_hub
     from sj_robust.hub import list_models as entries
@@ -51,15 +66,31 @@ def list_models(
         calm()
 
     def wanted(model: Entry | HubModel) -> bool:
-        return (kind, threat, timesteps) == (kind and model.kind, threat and model.threat, timesteps and model.timesteps)
+        return (kind, threat, timesteps) == (
+            kind and model.kind,
+            threat and model.threat,
+            timesteps and model.timesteps,
+        )
 
     found = [entry for entry in entries() if wanted(entry) and dataset in (None, entry.dataset)]
     online = [model for model in list_hub(dataset, kind) if wanted(model)] if hub else []
     if as_json:
         zoo = [{**entry.model_dump(mode="json"), "where": "zoo"} for entry in found]
-        print_json([*zoo, *({**model.model_dump(mode="json"), "where": "hub", "results": []} for model in online)])
+        print_json(
+            [
+                *zoo,
+                *(
+                    {**model.model_dump(mode="json"), "where": "hub", "results": []}
+                    for model in online
+                ),
+            ]
+        )
     elif not found and not online:
-        print("There are no such models." if dataset or kind or threat or timesteps else "The zoo has no models yet.")
+        print(
+            "There are no such models."
+            if dataset or kind or threat or timesteps
+            else "The zoo has no models yet."
+        )
     else:
         _print([*map(_row, found), *map(_hub_row, online)])
 
@@ -67,11 +98,16 @@ def list_models(
 def info(
     name: Annotated[
         str,
-        typer.Argument(help="A folder, a zoo model, or owner/name[@revision] on the Hub.", metavar="CHECKPOINT", autocompletion=zoo_names),
+        typer.Argument(
+            help="A folder, a zoo model, or owner/name[@revision] on the Hub.",
+            metavar="CHECKPOINT",
+            autocompletion=zoo_names,
+        ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was measured."""
+    """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was
+    measured."""
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
     from sj_robust.hub.results import read_reports, results
@@ -84,10 +120,17 @@ def info(
     zoo.check_evaluations(reports, config, str(folder))
     found = [results(report) for report in reports]
     if as_json:
-        print_json({"folder": str(folder), "config": config.model_dump(mode="json"),
-                    "results": [one.model_dump(mode="json") for one in found]})  # fmt: skip
+        print_json(
+            {
+                "folder": str(folder),
+                "config": config.model_dump(mode="json"),
+                "results": [one.model_dump(mode="json") for one in found],
+            }
+        )
         return
-    settings = {key: value for key, value in config.settings.items() if key not in ("mean", "std", "nodes")}
+    settings = {
+        key: value for key, value in config.settings.items() if key not in ("mean", "std", "nodes")
+    }
     facts = {
         "folder": folder,
         "name": config.name,
@@ -99,7 +142,9 @@ def info(
         "weights": f"sha256 {config.weights.sha256[:16]}…",
         "settings": _pairs(settings),
         "thresholds": _pairs(config.thresholds or {}),
-        "nodes": "; ".join(f"{', '.join(layers)}: {text}" for text, layers in config.layers_by_node.items()),
+        "nodes": "; ".join(
+            f"{', '.join(layers)}: {text}" for text, layers in config.layers_by_node.items()
+        ),
         "made with": _pairs(config.created_with),
         **{f"under {one.place}": _measured(one.model_dump(mode="json")) for one in found},
     }
@@ -109,7 +154,20 @@ def info(
             show(f"{key:<{width}}  {value}", 20_000)
 
 
-COLUMNS = ["model", "kind", "dataset", "threat", "T", "parameters", "clean", "2/255", "4/255", "8/255", "protocol", "energy, µJ"]
+COLUMNS = [
+    "model",
+    "kind",
+    "dataset",
+    "threat",
+    "T",
+    "parameters",
+    "clean",
+    "2/255",
+    "4/255",
+    "8/255",
+    "protocol",
+    "energy, µJ",
+]
 RADII = [float(Fraction(name)) for name in COLUMNS[7:10]]
 
 
@@ -118,35 +176,71 @@ def _row(entry: Entry) -> list[str]:
     if found is None:
         return _cells(entry, entry.dataset, None, {}, None, None)
     robust = {point.eps: point.value for point in found.robust if found.norm == "linf"}
-    return _cells(entry, entry.dataset, found.clean.value, robust, found.short_protocol, found.microjoules)
+    return _cells(
+        entry, entry.dataset, found.clean.value, robust, found.short_protocol, found.microjoules
+    )
 
 
 def _hub_row(model: HubModel) -> list[str]:
     at = {accuracy.eps: accuracy.value for accuracy in model.accuracies if accuracy.norm == "linf"}
-    return _cells(model, model.dataset and model.dataset.split("/")[-1], at.get(0.0), at, model.protocol, model.microjoules)
+    return _cells(
+        model,
+        model.dataset and model.dataset.split("/")[-1],
+        at.get(0.0),
+        at,
+        model.protocol,
+        model.microjoules,
+    )
 
 
-def _cells(model: Entry | HubModel, dataset: str | None, clean: float | None, robust: dict[float, float], protocol: str | None,
-           microjoules: float | None) -> list[str]:  # fmt: skip
+def _cells(
+    model: Entry | HubModel,
+    dataset: str | None,
+    clean: float | None,
+    robust: dict[float, float],
+    protocol: str | None,
+    microjoules: float | None,
+) -> list[str]:
     from sj_robust.evaluate.report import energy_name
 
-    at = [next((value for eps, value in robust.items() if isclose(eps, radius, rel_tol=1e-6)), None) for radius in RADII]
+    at = [
+        next((value for eps, value in robust.items() if isclose(eps, radius, rel_tol=1e-6)), None)
+        for radius in RADII
+    ]
     accuracies = ["–" if value is None else f"{100 * value:.1f}" for value in (clean, *at)]
     parameters = None if model.parameters is None else f"{model.parameters:,}"
     energy = None if microjoules is None else energy_name(microjoules)
-    facts = [model.name, model.kind, dataset, model.threat, model.timesteps, parameters, *accuracies, protocol, energy]
+    facts = [
+        model.name,
+        model.kind,
+        dataset,
+        model.threat,
+        model.timesteps,
+        parameters,
+        *accuracies,
+        protocol,
+        energy,
+    ]
     return ["–" if fact is None else visible(fact, 200) for fact in facts]
 
 
 def _print(rows: list[list[str]]) -> None:
-    """One line for each model where there is room; else names are broken at their signs and protocols at spaces, or left out."""
+    """One line for each model where there is room; else names are broken at their signs and
+    protocols at spaces, or left out."""
     room = console().width
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     narrow = sum(widths) + 2 * len(widths) > room
     shown = [column not in ("kind", "threat", "protocol") or room >= 95 for column in COLUMNS]
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, int(not narrow), 0, 0), leading=int(narrow))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, int(not narrow), 0, 0),
+        leading=int(narrow),
+    )
     for name in compress(COLUMNS, shown):
-        header = {"parameters": "params", "energy, µJ": "energy\nµJ"}.get(name, name) if narrow else name
+        header = (
+            {"parameters": "params", "energy, µJ": "energy\nµJ"}.get(name, name) if narrow else name
+        )
         number = name in ("T", "parameters", "clean", *COLUMNS[7:10], "energy, µJ")
         table.add_column(header, justify="right" if number else "left", no_wrap=name != "protocol")
     for row in rows:
@@ -164,11 +258,20 @@ def _measured(results: dict[str, Any]) -> str:
 
     robust = ", ".join(_point(point) for point in results["robust"])
     images = f"{results['n']} images of {results['dataset']} {results['split']}"
-    energy = "not measured" if results["microjoules"] is None else f"{energy_name(results['microjoules'])} µJ an image (estimate)"
-    return f"{images}: clean {100 * results['clean']['value']:.1f} %; joint robust {robust or 'not measured'}; energy {energy}"
+    energy = (
+        "not measured"
+        if results["microjoules"] is None
+        else f"{energy_name(results['microjoules'])} µJ an image (estimate)"
+    )
+    return (
+        f"{images}: clean {100 * results['clean']['value']:.1f} %; joint robust"
+        f" {robust or 'not measured'}; energy {energy}"
+    )
 
 
 def _pairs(facts: dict[str, Any]) -> str:
     return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in facts.items() if value is not None
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in facts.items()
+        if value is not None
     )

@@ -59,52 +59,133 @@ class Norm(StrEnum):
 
 RESUME = "the same command with --resume goes on from the last saved state"
 
-Budget = Annotated[float | None, typer.Option("--eps", parser=budget, metavar="EPS", help="Radius of the training attack: 8/255 or 0.031.")]
-Epochs = Annotated[float | None, typer.Option("--epochs", min=0, help="Passes over the training images; fractions allowed.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(
+        "--eps", parser=budget, metavar="EPS", help="Radius of the training attack: 8/255 or 0.031."
+    ),
+]
+Epochs = Annotated[
+    float | None,
+    typer.Option("--epochs", min=0, help="Passes over the training images; fractions allowed."),
+]
 BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1)]
 Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate.")]
-Beta = Annotated[float | None, typer.Option("--beta", min=0, help="Weight of the KL term of trades, trades-rfgsm and mart.")]
-Steps = Annotated[int | None, typer.Option("--attack-steps", min=1, help="PGD steps of pgd, trades and mart.")]
+Beta = Annotated[
+    float | None,
+    typer.Option("--beta", min=0, help="Weight of the KL term of trades, trades-rfgsm and mart."),
+]
+Steps = Annotated[
+    int | None, typer.Option("--attack-steps", min=1, help="PGD steps of pgd, trades and mart.")
+]
 AttackLossOption = Annotated[
-    AttackLoss | None, typer.Option("--attack-loss", help="What the attack of trades and trades-rfgsm ascends: kl (the papers) or ce.")
+    AttackLoss | None,
+    typer.Option(
+        "--attack-loss",
+        help="What the attack of trades and trades-rfgsm ascends: kl (the papers) or ce.",
+    ),
 ]
 GradientPenalty = Annotated[
-    float | None, typer.Option("--gradient-penalty", min=0, help="Weight of the squared l1 norm of the input gradient (SR).")
+    float | None,
+    typer.Option(
+        "--gradient-penalty",
+        min=0,
+        help="Weight of the squared l1 norm of the input gradient (SR).",
+    ),
 ]
-PrecisionOption = Annotated[Precision | None, typer.Option("--precision", help="Training passes in bf16 or fp16; float32 without.")]
-Ema = Annotated[float | None, typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off.")]
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="Training passes in bf16 or fp16; float32 without."),
+]
+Ema = Annotated[
+    float | None,
+    typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off."),
+]
 AugmentOption = Annotated[
     Augment | None,
-    typer.Option("--augmentation", help="Shift by up to 4 pixels, or (resized-crop-flip) a part of a large image, resized; and mirror."),
+    typer.Option(
+        "--augmentation",
+        help=(
+            "Shift by up to 4 pixels, or (resized-crop-flip) a part of a large image, resized; and"
+            " mirror."
+        ),
+    ),
 ]
 CropScale = Annotated[
     float | None,
-    typer.Option("--crop-scale", min=0, max=1, help="The part of the area that resized-crop-flip keeps at least.  [default: 0.08]"),
+    typer.Option(
+        "--crop-scale",
+        min=0,
+        max=1,
+        help="The part of the area that resized-crop-flip keeps at least.  [default: 0.08]",
+    ),
 ]
-Held = Annotated[int | None, typer.Option("--validation", min=1, help="Training images held out to select the best step.")]
-PresetOption = Annotated[Preset, typer.Option("--preset", help="Settings that the other options change.")]
+Held = Annotated[
+    int | None,
+    typer.Option("--validation", min=1, help="Training images held out to select the best step."),
+]
+PresetOption = Annotated[
+    Preset, typer.Option("--preset", help="Settings that the other options change.")
+]
 MethodOption = Annotated[Method | None, typer.Option("--method", help="Loss and training attack.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.training; start it where there is none.")]
-Size = Annotated[int | None, typer.Option("--image-size", min=1, help="Cut out the centre square of so many pixels, after resizing.")]
-Resize = Annotated[
-    int | None, typer.Option("--resize", min=1, help="Pixels of the short side before, such as 256 for 224.  [default: --image-size]")
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in OUT.training; start it where there is none."
+    ),
 ]
-Weights = Annotated[Path | None, typer.Option("--weights", help="A weight file (.safetensors, .pt, .pth) to load.")]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size", min=1, help="Cut out the centre square of so many pixels, after resizing."
+    ),
+]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        "--resize",
+        min=1,
+        help="Pixels of the short side before, such as 256 for 224.  [default: --image-size]",
+    ),
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="A weight file (.safetensors, .pt, .pth) to load.")
+]
 Pretrained = Annotated[bool, typer.Option("--pretrained", help="Download timm's own weights.")]
-Builder = Annotated[str | None, typer.Option("--model", metavar="MODULE:FUNCTION", help="A function of yours that returns the network.")]
+Builder = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODULE:FUNCTION", help="A function of yours that returns the network."
+    ),
+]
 Args = Annotated[
     list[str] | None,
-    typer.Option("--arg", metavar="KEY=VALUE", help="An argument of the architecture or function, such as shortcut=identity; repeatable."),
+    typer.Option(
+        "--arg",
+        metavar="KEY=VALUE",
+        help="An argument of the architecture or function, such as shortcut=identity; repeatable.",
+    ),
 ]
 Mean = Annotated[
     str | None,
-    typer.Option("--mean", metavar="M,M,M", help="Channel means that the network was trained with; the default is the named data set's."),
+    typer.Option(
+        "--mean",
+        metavar="M,M,M",
+        help=(
+            "Channel means that the network was trained with; the default is the named data set's."
+        ),
+    ),
 ]
-Std = Annotated[str | None, typer.Option("--std", metavar="S,S,S", help="The same for standard deviations.")]
+Std = Annotated[
+    str | None, typer.Option("--std", metavar="S,S,S", help="The same for standard deviations.")
+]
 
 SameClasses = Annotated[
     bool,
-    typer.Option("--same-classes", help="The classes of the data are the network's, in the same order, whatever their names."),
+    typer.Option(
+        "--same-classes",
+        help="The classes of the data are the network's, in the same order, whatever their names.",
+    ),
 ]
 
 
@@ -118,18 +199,22 @@ def under_its_names(dataset: Any, model: Any, same_classes: bool) -> Any:
 
 
 def zoo_names(incomplete: str) -> list[str]:
-    """The zoo models whose names begin so, for a shell that completes a CHECKPOINT; files and folders it completes by itself."""
+    """The zoo models whose names begin so, for a shell that completes a CHECKPOINT; files and
+    folders it completes by itself."""
     from sj_robust.errors import SJRobustError
     from sj_robust.files import zoo_root
 
     try:
-        return sorted(path.stem for path in zoo_root().glob("*.yaml") if path.stem.startswith(incomplete))
+        return sorted(
+            path.stem for path in zoo_root().glob("*.yaml") if path.stem.startswith(incomplete)
+        )
     except SJRobustError:
         return []
 
 
 def arguments(pairs: list[str] | None) -> dict[str, Any]:
-    """KEY=VALUE pairs as keyword arguments; a VALUE that is JSON (2, true, [1, 2]) is read as such, anything else as text."""
+    """KEY=VALUE pairs as keyword arguments; a VALUE that is JSON (2, true, [1, 2]) is read as such,
+    anything else as text."""
     found: dict[str, Any] = {}
     for pair in pairs or []:
         key, equals, value = pair.partition("=")

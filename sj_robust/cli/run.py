@@ -21,31 +21,52 @@ def add_to(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; recipe.yaml of any checkpoint is one.")],
-    out: Annotated[Path | None, typer.Option("--out", help="The folder of all stages.  [default: runs/NAME]")] = None,
-    data: Annotated[str | None, typer.Option("--data", help="A name or path in place of the recipe's data set.")] = None,
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE", help="A YAML file; recipe.yaml of any checkpoint is one."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The folder of all stages.  [default: runs/NAME]")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="A name or path in place of the recipe's data set.")
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODULE:FUNCTION", help="Consent to the code that the recipe names as ann.model: the same name."),
+        typer.Option(
+            "--model",
+            metavar="MODULE:FUNCTION",
+            help="Consent to the code that the recipe names as ann.model: the same name.",
+        ),
     ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Do all stages of one model: ANN, conversion, finetuning, evaluation of both, card.
 
-    What is there and unchanged is skipped, so that after an interruption the same command goes on. Under torchrun the processes share
-    training and evaluation, and the first one converts and writes.
+    What is there and unchanged is skipped, so that after an interruption the same command goes on.
+    Under torchrun the processes share training and evaluation, and the first one converts and
+    writes.
     """
     from sj_robust.distributed import rank
     from sj_robust.pipeline import run as run_recipe
     from sj_robust.recipe import read_recipe
 
     read = read_recipe(recipe)
-    result = run_recipe(read, out or Path("runs") / read.name, data=data, model=model, device=pick_device(device), say=say)
+    result = run_recipe(
+        read,
+        out or Path("runs") / read.name,
+        data=data,
+        model=model,
+        device=pick_device(device),
+        say=say,
+    )
     if rank():
         return  # of several processes the first one speaks
     if as_json:
-        print_json({"checkpoint": str(result.checkpoint), "ann": str(result.ann), "stages": result.stages})
+        print_json(
+            {"checkpoint": str(result.checkpoint), "ann": str(result.ann), "stages": result.stages}
+        )
         return
     show_text(f"{result.ann_report.summary()}\n\n{result.snn_report.summary()}")
     print(f"\n{result.checkpoint}")

@@ -7,7 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Out, Seed, command, fraction, numbers, pick_device, print_json, say, usage
+from sj_robust.cli.common import (
+    Data,
+    Device,
+    Json,
+    Out,
+    Seed,
+    command,
+    fraction,
+    numbers,
+    pick_device,
+    print_json,
+    say,
+    usage,
+)
 from sj_robust.cli.options import (
     RESUME,
     Args,
@@ -45,22 +58,35 @@ from sj_robust.cli.options import (
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    command(app, "train-ann", "sj-robust train-ann cifar_resnet20 --data cifar10 --method pgd --eps 8/255 --out runs/ann", again=RESUME)(
-        train_ann
-    )
-    command(app, "finetune", "sj-robust finetune runs/snn --data cifar10 --epochs 2 --out runs/robust-snn", again=RESUME)(finetune)
+    command(
+        app,
+        "train-ann",
+        "sj-robust train-ann cifar_resnet20 --data cifar10 --method pgd --eps 8/255 --out runs/ann",
+        again=RESUME,
+    )(train_ann)
+    command(
+        app,
+        "finetune",
+        "sj-robust finetune runs/snn --data cifar10 --epochs 2 --out runs/robust-snn",
+        again=RESUME,
+    )(finetune)
 
 
 def train_ann(
     architecture: Annotated[
-        str | None, typer.Argument(metavar="ARCH", help="A timm architecture, or the checkpoint of an ANN to go on from.")
+        str | None,
+        typer.Argument(
+            metavar="ARCH", help="A timm architecture, or the checkpoint of an ANN to go on from."
+        ),
     ] = None,
     *,
     data: Data,
     out: Out,
     model: Builder = None,
     arg: Args = None,
-    init: Annotated[Path | None, typer.Option("--init", help="A weight file to start from.")] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="A weight file to start from.")
+    ] = None,
     pretrained: Pretrained = False,
     mean: Mean = None,
     std: Std = None,
@@ -89,8 +115,8 @@ def train_ann(
 ) -> None:
     """Train a ReLU network: natural, PGD, TRADES or MART adversarial training.
 
-    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training. Under torchrun the processes share
-    every batch.
+    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
+    Under torchrun the processes share every batch.
     """
     one_of(architecture, model)
     from sj_robust.data import load_dataset
@@ -142,7 +168,10 @@ def train_ann(
 
 
 def finetune(
-    checkpoint: Annotated[str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)],
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names),
+    ],
     *,
     data: Data,
     out: Out,
@@ -155,15 +184,33 @@ def finetune(
     attack_steps: Steps = None,
     attack_loss: AttackLossOption = None,
     alpha: Annotated[
-        float | None, typer.Option("--alpha", parser=fraction, metavar="EPS", help="RFGSM's random step; the default is eps/2.")
+        float | None,
+        typer.Option(
+            "--alpha",
+            parser=fraction,
+            metavar="EPS",
+            help="RFGSM's random step; the default is eps/2.",
+        ),
     ] = None,
     beta: Beta = None,
     gradient_penalty: GradientPenalty = None,
     consistency: Annotated[
-        float | None, typer.Option("--consistency", min=0, help="Weight of the divergence of each time step's prediction from that of all.")
+        float | None,
+        typer.Option(
+            "--consistency",
+            min=0,
+            help="Weight of the divergence of each time step's prediction from that of all.",
+        ),
     ] = None,
-    fixed_thresholds: Annotated[bool, typer.Option("--fixed-thresholds", help="Keep the firing thresholds as converted.")] = False,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute blocks in the backward pass, to save memory.")] = False,
+    fixed_thresholds: Annotated[
+        bool, typer.Option("--fixed-thresholds", help="Keep the firing thresholds as converted.")
+    ] = False,
+    checkpointing: Annotated[
+        bool,
+        typer.Option(
+            "--checkpointing", help="Recompute blocks in the backward pass, to save memory."
+        ),
+    ] = False,
     augmentation: AugmentOption = None,
     crop_scale: CropScale = None,
     ema: Ema = None,
@@ -179,10 +226,11 @@ def finetune(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Finetune a converted network adversarially: its weights, batch norms and firing thresholds (--preset paper: the TMLR 2024 settings).
+    """Finetune a converted network adversarially: its weights, batch norms and firing thresholds
+    (--preset paper: the TMLR 2024 settings).
 
-    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training. Under torchrun the processes share
-    every batch.
+    OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
+    Under torchrun the processes share every batch.
     """
     from sj_robust.data import load_dataset
     from sj_robust.distributed import rank
@@ -244,7 +292,8 @@ def _report(out: Path, result: Any, as_json: bool) -> None:
     best = result.best
     robust = "" if best.robust is None else f", robust {100 * best.robust:.1f} %"
     say(
-        f"{result.steps} steps in {result.seconds:.0f} s ({result.images_per_second:.0f} images/s); "
-        f"best on {result.validation_images} held-out images at step {best.step}: clean {100 * best.clean:.1f} %{robust}"
+        f"{result.steps} steps in {result.seconds:.0f} s ({result.images_per_second:.0f} images/s);"
+        f" best on {result.validation_images} held-out images at step {best.step}: clean"
+        f" {100 * best.clean:.1f} %{robust}"
     )
     print(out)

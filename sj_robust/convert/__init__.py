@@ -9,6 +9,16 @@ from sj_robust.convert.report import ConversionReport, inspect_conversion
 from sj_robust.convert.scan import Replace
 
 __all__ = [
-    "ConversionReport", "ConversionSettings", "Norm", "Pooling", "Replace", "Scale", "ThresholdBalancing", "balance_thresholds",
-    "convert", "inspect_conversion", "rebuild", "reestimate_statistics",
-]  # fmt: skip
+    "ConversionReport",
+    "ConversionSettings",
+    "Norm",
+    "Pooling",
+    "Replace",
+    "Scale",
+    "ThresholdBalancing",
+    "balance_thresholds",
+    "convert",
+    "inspect_conversion",
+    "rebuild",
+    "reestimate_statistics",
+]

@@ -1,4 +1,5 @@
-"""What counts as an activation, a gate or a norm that cannot spike: the vocabulary of a conversion."""
+"""What counts as an activation, a gate or a norm that cannot spike: the vocabulary of a
+conversion."""
 
 from __future__ import annotations
 
@@ -8,26 +9,81 @@ import torch
 from torch import Tensor, nn
 
 Kind = Literal["relu", "other", "gate"]
-"""relu: becomes a node. other: becomes one where the user chose so. gate: bounded, stays analogue where it only scales."""
+"""relu: becomes a node. other: becomes one where the user chose so. gate: bounded, stays analogue
+where it only scales."""
 
-_GATES = (nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.Tanh, nn.LogSoftmax, nn.LogSigmoid)
+_GATES = (
+    nn.Sigmoid,
+    nn.Hardsigmoid,
+    nn.Softmax,
+    nn.Softmax2d,
+    nn.Softmin,
+    nn.Tanh,
+    nn.LogSoftmax,
+    nn.LogSigmoid,
+)
 _OTHERS = (
-    nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
-    nn.Softplus, nn.Softsign, nn.Threshold,
-)  # fmt: skip
+    nn.ReLU6,
+    nn.Hardtanh,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.RReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.CELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Softplus,
+    nn.Softsign,
+    nn.Threshold,
+)
 
 _RELU_FUNCTIONS = {"relu", "relu_"}
-_GATE_FUNCTIONS = {"sigmoid", "sigmoid_", "hardsigmoid", "softmax", "softmin", "tanh", "tanh_", "log_softmax", "logsigmoid"}
+_GATE_FUNCTIONS = {
+    "sigmoid",
+    "sigmoid_",
+    "hardsigmoid",
+    "softmax",
+    "softmin",
+    "tanh",
+    "tanh_",
+    "log_softmax",
+    "logsigmoid",
+}
 _OTHER_FUNCTIONS = {
-    "relu6", "hardtanh", "hardtanh_", "leaky_relu", "leaky_relu_", "prelu", "rrelu", "rrelu_", "elu", "elu_", "selu", "selu_", "celu",
-    "celu_", "gelu", "silu", "mish", "softplus", "hardswish", "softsign", "threshold", "threshold_",
-}  # fmt: skip
-# A ReLU in disguise, or a cut-off: refused by name, since which of the two cannot be told from the call.
+    "relu6",
+    "hardtanh",
+    "hardtanh_",
+    "leaky_relu",
+    "leaky_relu_",
+    "prelu",
+    "rrelu",
+    "rrelu_",
+    "elu",
+    "elu_",
+    "selu",
+    "selu_",
+    "celu",
+    "celu_",
+    "gelu",
+    "silu",
+    "mish",
+    "softplus",
+    "hardswish",
+    "softsign",
+    "threshold",
+    "threshold_",
+}
+# A ReLU in disguise, or a cut-off: refused by name, since which of the two cannot be told from the
+# call.
 _CUT_OFFS = {"clamp", "clamp_", "clamp_min", "clamp_min_", "clip", "clip_", "maximum", "fmax"}
 
 
 def module_kind(module: nn.Module) -> Kind | None:
-    """What `module` is as an activation, None for anything else. timm's own classes are told by the file they come from."""
+    """What `module` is as an activation, None for anything else. timm's own classes are told by the
+    file they come from."""
     if isinstance(module, nn.ReLU):
         return "relu"
     if isinstance(module, _GATES):
@@ -35,7 +91,11 @@ def module_kind(module: nn.Module) -> Kind | None:
     if isinstance(module, _OTHERS):
         return "other"
     if type(module).__module__.startswith("timm.layers.activations"):
-        return "gate" if "igmoid" in type(module).__name__ or "Tanh" == type(module).__name__ else "other"
+        return (
+            "gate"
+            if "igmoid" in type(module).__name__ or "Tanh" == type(module).__name__
+            else "other"
+        )
     return None
 
 
@@ -59,7 +119,8 @@ def is_cut_off(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def multiplies_activations(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether a call is a matrix product of two things computed from the image, which is what attention is made of."""
+    """Whether a call is a matrix product of two things computed from the image, which is what
+    attention is made of."""
     if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
         return True
     if name not in ("matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum", "mm"):
@@ -69,10 +130,14 @@ def multiplies_activations(name: str, args: tuple[Any, ...]) -> bool:
 
 
 def layer_norm(module: nn.Module) -> bool:
-    """Whether a module normalises over the channels of each image: layer norm by whatever name, of torch or timm."""
+    """Whether a module normalises over the channels of each image: layer norm by whatever name, of
+    torch or timm."""
     name = type(module).__name__
-    return isinstance(module, nn.LayerNorm | nn.RMSNorm) or (isinstance(module, nn.GroupNorm) and module.num_groups == 1) or (
-        "LayerNorm" in name or "RmsNorm" in name or "GlobalResponseNorm" in name)
+    return (
+        isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        or (isinstance(module, nn.GroupNorm) and module.num_groups == 1)
+        or ("LayerNorm" in name or "RmsNorm" in name or "GlobalResponseNorm" in name)
+    )
 
 
 def ceiling(module: nn.Module | None, name: str) -> float | None:

@@ -1,4 +1,5 @@
-"""scale="auto": the threshold at which a node's firing rates agree most with the ANN's activations."""
+"""scale="auto": the threshold at which a node's firing rates agree most with the ANN's
+activations."""
 
 from __future__ import annotations
 
@@ -49,9 +50,9 @@ def agree_thresholds(
 
     Layer by layer, front to back, at the model's own T and with the thresholds already chosen
     before it: one pass of the ANN and one of the spiking network. Agreement is the cosine between
-    firing rates and the ANN's activations, over neurons and images (about 128 of the `batches`
-    [N, C, H, W] in [0,1], 50,000 pairs of each layer): what a factor on all rates would do, the
-    next layer's batch norm or weights do. Low thresholds saturate strong activations, high ones round
+    firing rates and the ANN's activations, over neurons and images (about 128 of the `batches` [N,
+    C, H, W] in [0,1], 50,000 pairs of each layer): what a factor on all rates would do, the next
+    layer's batch norm or weights do. Low thresholds saturate strong activations, high ones round
     weak ones to 0; where the best lies depends on T, the reset and what noise comes in.
 
     Returns the chosen factors by node name, in the order in which the nodes run. `on_layer` is

@@ -1,4 +1,5 @@
-"""Threshold balancing: every node's threshold from the inputs it gets while spikes flow through the nodes before it."""
+"""Threshold balancing: every node's threshold from the inputs it gets while spikes flow through the
+nodes before it."""
 
 from __future__ import annotations
 
@@ -26,20 +27,26 @@ def balance_thresholds(
     on_layer: Callable[[str, float], None] | None = None,
     ceilings: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Set every threshold to the maximum over `batches` of the q-th percentile of its node's input at T = `timesteps`.
+    """Set every threshold to the maximum over `batches` of the q-th percentile of its node's input
+    at T = `timesteps`.
 
-    Layer by layer, front to back; batch norms use batch statistics. Returns the raw thresholds by node name, in the order
-    in which the nodes run. (Özdenizci & Legenstein, TMLR 2024, section 4.1 and algorithm 1.)
+    Layer by layer, front to back; batch norms use batch statistics. Returns the raw thresholds by
+    node name, in the order in which the nodes run. (Özdenizci & Legenstein, TMLR 2024, section 4.1
+    and algorithm 1.)
 
-    Every layer is computed once per batch, O(L) in depth: one thread per batch runs the ordinary forward pass and waits at
-    each node until all batches have arrived there and the threshold is known. Only one thread computes at a time.
+    Every layer is computed once per batch, O(L) in depth: one thread per batch runs the ordinary
+    forward pass and waits at each node until all batches have arrived there and the threshold is
+    known. Only one thread computes at a time.
 
-    Memory: all batches wait with the tensors their forward pass holds at that point: a node's input, what skip connections
-    keep alive, and the inputs of the containers around it. That is at most B·N·T·(largest C·H·W of a node)·4 bytes, times 1
-    in a plain chain of layers and 3 in a residual network of stages (node input, block input, stage input), plus the working
-    set of one batch: its convolution's buffers, the batch norm's output and the values that the percentile sorts.
+    Memory: all batches wait with the tensors their forward pass holds at that point: a node's
+    input, what skip connections keep alive, and the inputs of the containers around it. That is at
+    most B·N·T·(largest C·H·W of a node)·4 bytes, times 1 in a plain chain of layers and 3 in a
+    residual network of stages (node input, block input, stage input), plus the working
+    set of one batch: its convolution's buffers, the batch norm's output and the values that the
+    percentile sorts.
 
-    `ceilings`: the highest value that an ANN's activation let through (6 for ReLU6), by node name; no threshold exceeds it.
+    `ceilings`: the highest value that an ANN's activation let through (6 for ReLU6), by node name;
+    no threshold exceeds it.
 
     Raises whatever the forward pass raises; thresholds are then undefined.
     """
@@ -64,7 +71,10 @@ def balance_thresholds(
             model(batch)
 
     steps = model.timesteps
-    handles = [activation.register_forward_pre_hook(at_node(name)) for name, activation in model.activations().items()]
+    handles = [
+        activation.register_forward_pre_hook(at_node(name))
+        for name, activation in model.activations().items()
+    ]
     try:
         model.timesteps = timesteps
         with batch_statistics(model):
@@ -79,14 +89,16 @@ def balance_thresholds(
 def _checked(value: float, name: str, q: float) -> float:
     if not (math.isfinite(value) and value > 0):
         raise SJRobustError(
-            f"cannot balance the threshold of {name}: the {q:g} percentile of its input is {value:g}, expected a value above 0; "
-            "the layer is (almost) never active on the calibration images: raise the percentile or check the weights and mean/std"
+            f"cannot balance the threshold of {name}: the {q:g} percentile of its input is"
+            f" {value:g}, expected a value above 0; the layer is (almost) never active on the"
+            " calibration images: raise the percentile or check the weights and mean/std"
         )
     return value
 
 
 class _Relay:
-    """Runs one job per batch in threads of which one computes at a time, and lets them meet at every node."""
+    """Runs one job per batch in threads of which one computes at a time, and lets them meet at
+    every node."""
 
     def __init__(self, parties: int) -> None:
         self._turn = threading.Lock()
@@ -123,8 +135,9 @@ class _Relay:
                     self._barrier.abort()
 
         threads = [threading.Thread(target=work, args=(batch,), daemon=True) for batch in batches]
-        # Ctrl-C lets every batch stop at its next node. It waits for them, however often it is repeated and from the first on: a
-        # thread that computes while the interpreter is taken down aborts the process.
+        # Ctrl-C lets every batch stop at its next node. It waits for them, however often it is
+        # repeated and from the first on: a thread that computes while the interpreter is taken down
+        # aborts the process.
         with deferred_signals(patient=True) as interrupted:
             for thread in threads:
                 thread.start()

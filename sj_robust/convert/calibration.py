@@ -28,18 +28,24 @@ def calibration_batches(calibration: Any) -> list[Tensor]:
         calibration = [calibration]
     if isinstance(calibration, str | Mapping) or not isinstance(calibration, Iterable):
         kind = type(calibration).__name__
-        raise SJRobustError(f"calibration is a {kind}: {_EXPECTED}, such as sj_robust.data."
-                            "calibration_batches(dataset, seed=0) draws from a data set")  # fmt: skip
+        raise SJRobustError(
+            f"calibration is a {kind}: {_EXPECTED}, such as sj_robust.data."
+            "calibration_batches(dataset, seed=0) draws from a data set"
+        )
     batches: list[Tensor] = []
     for batch in _batches(calibration):
         batches.append(_checked(batch))
         if sum(map(len, batches)) > MOST:
-            raise SJRobustError(f"calibration has more than {MOST} images, which pass through the "
-                                "network together: about 700 do, give the first batches of a loader "
-                                "with itertools.islice(loader, 11)")  # fmt: skip
+            raise SJRobustError(
+                f"calibration has more than {MOST} images, which pass through the "
+                "network together: about 700 do, give the first batches of a loader "
+                "with itertools.islice(loader, 11)"
+            )
     if not batches:
-        raise SJRobustError("convert needs calibration images: a tensor [B,N,C,H,W] or batches "
-                            "[N,C,H,W] in [0,1] from the training set")  # fmt: skip
+        raise SJRobustError(
+            "convert needs calibration images: a tensor [B,N,C,H,W] or batches "
+            "[N,C,H,W] in [0,1] from the training set"
+        )
     return batches
 
 
@@ -74,6 +80,7 @@ def _checked(batch: Any) -> Tensor:
         raise SJRobustError(f"calibration batch {kind}: {_EXPECTED}{advice}")
     low, high = torch.stack(batch.detach().aminmax()).tolist()
     if not (0 <= low and high <= 1):  # NaN too
-        raise SJRobustError(f"calibration images reach from {low:g} to {high:g}: expected [0,1], not "
-                            "yet normalised")  # fmt: skip
+        raise SJRobustError(
+            f"calibration images reach from {low:g} to {high:g}: expected [0,1], not yet normalised"
+        )
     return batch.detach().float()

@@ -1,4 +1,5 @@
-"""Max pooling as average pooling, on request: on spikes, max pooling is an OR, and needs nothing."""
+"""Max pooling as average pooling, on request: on spikes, max pooling is an OR, and needs
+nothing."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ Pooling = Literal["max", "average"]
 
 
 def replace_pooling(network: nn.Module, pooling: Pooling) -> None:
-    """With "average", put average pooling of the same window in the place of every max pooling module of `network`.
+    """With "average", put average pooling of the same window in the place of every max pooling
+    module of `network`.
 
-    Padding does not count in the averages, as it never is the maximum. Functions of max pooling are left to `convert.rewrite`.
-    Raises SJRobustError for a dilated or index-returning one.
+    Padding does not count in the averages, as it never is the maximum. Functions of max pooling are
+    left to `convert.rewrite`. Raises SJRobustError for a dilated or index-returning one.
     """
     if pooling == "max":
         return
@@ -32,30 +34,50 @@ def replace_pooling(network: nn.Module, pooling: Pooling) -> None:
 
 def _average(name: str, pool: nn.MaxPool2d) -> nn.Module:
     if pool.dilation not in (1, (1, 1), [1, 1]) or pool.return_indices:
-        raise SJRobustError(f"{name} ({pool}) has no average counterpart: a dilated or index-returning window; use pooling='max'")
+        raise SJRobustError(
+            f"{name} ({pool}) has no average counterpart: a dilated or index-returning window; use"
+            " pooling='max'"
+        )
     if isinstance(pool, MaxPool2dSame):
-        return AvgPool2dSame(pool.kernel_size, pool.stride, ceil_mode=pool.ceil_mode, count_include_pad=False)
-    return nn.AvgPool2d(pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, count_include_pad=False)
+        return AvgPool2dSame(
+            pool.kernel_size, pool.stride, ceil_mode=pool.ceil_mode, count_include_pad=False
+        )
+    return nn.AvgPool2d(
+        pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, count_include_pad=False
+    )
 
 
 def average_pool2d(
-    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
     return_indices: bool = False,
-) -> Tensor:  # fmt: skip
-    """Average pooling [N,C,H,W] with the arguments of `F.max_pool2d`; see `replace_pooling`, also for what it raises."""
+) -> Tensor:
+    """Average pooling [N,C,H,W] with the arguments of `F.max_pool2d`; see `replace_pooling`, also
+    for what it raises."""
     if dilation not in (1, (1, 1), [1, 1]):
         refuse_pooling()
-    return F.avg_pool2d(input, kernel_size, stride or None, padding, ceil_mode, count_include_pad=False)
+    return F.avg_pool2d(
+        input, kernel_size, stride or None, padding, ceil_mode, count_include_pad=False
+    )
 
 
-def adaptive_average_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+def adaptive_average_pool2d(
+    input: Tensor, output_size: Any, return_indices: bool = False
+) -> Tensor:
     """The same with the arguments of `F.adaptive_max_pool2d`."""
     return F.adaptive_avg_pool2d(input, output_size)
 
 
 def refuse_pooling(*args: Any, **kwargs: Any) -> NoReturn:
     """Raise SJRobustError for a call that no average takes the place of."""
-    raise SJRobustError("a call of max_pool2d has no average counterpart: a dilated or index-returning window; use pooling='max'")
+    raise SJRobustError(
+        "a call of max_pool2d has no average counterpart: a dilated or index-returning window; use"
+        " pooling='max'"
+    )
 
 
 AVERAGES: dict[str, Callable[..., Tensor]] = {

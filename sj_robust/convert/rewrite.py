@@ -1,9 +1,11 @@
-"""Rewriting forward passes so that each call of an activation has a module of its own, and doing it again from a record.
+"""Rewriting forward passes so that each call of an activation has a module of its own, and doing it
+again from a record.
 
-Only the modules that need it are touched, each for itself: torch.fx traces its forward pass with everything below it as a black
-box, the calls of activations become calls of modules (and those of max pooling, on request, calls of average pooling), and the
-module gets a class derived from its own with that forward pass.
-It keeps its attributes, parameters and their names, so state dicts still load; control flow elsewhere does not matter.
+Only the modules that need it are touched, each for itself: torch.fx traces its forward pass with
+everything below it as a black box, the calls of activations become calls of modules (and those of
+max pooling, on request, calls of average pooling), and the module gets a class derived from its own
+with that forward pass. It keeps its attributes, parameters and their names, so state dicts still
+load; control flow elsewhere does not matter.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from sj_robust.convert.pooling import AVERAGES, Pooling
 from sj_robust.errors import SJRobustError, first_line
 
 Scalar = bool | int | float | str | None
-# torch.fx writes a node's name into the source text of a forward pass, in quotes: a name may not end them. A stranger's config has a plan
+# torch.fx writes a node's name into the source text of a forward pass, in quotes: a name may not
+# end them. A stranger's config has a plan
 Place = Annotated[str, Field(max_length=400, pattern=r"^[^\x00-\x1f\x7f\"'\\(){}\[\],]*$")]
 
 
 class Rewrite(BaseModel):
-    """One module whose forward pass is traced: for each call of an activation in it, in order, the node, or "" where it stays.
+    """One module whose forward pass is traced: for each call of an activation in it, in order, the
+    node, or "" where it stays.
 
-    `fixed`: the arguments that are no tensors, with the values for which the forward pass is traced.
+    `fixed`: the arguments that are no tensors, with the values for which the forward pass is
+    traced.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +46,8 @@ class Rewrite(BaseModel):
 
 
 class Turns(BaseModel):
-    """A module called `calls` times by `owner`, whose forward pass cannot be traced: its nodes take turns."""
+    """A module called `calls` times by `owner`, whose forward pass cannot be traced: its nodes take
+    turns."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -50,7 +56,8 @@ class Turns(BaseModel):
 
 
 class Plan(BaseModel):
-    """Which places of a network become nodes, and how they are made. `Plan.apply` makes them, on any network of the same class."""
+    """Which places of a network become nodes, and how they are made. `Plan.apply` makes them, on
+    any network of the same class."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -62,12 +69,17 @@ class Plan(BaseModel):
     def _sites_are_nodes(self) -> Plan:
         nodes = set(self.nodes)
         for rewrite in self.rewrites.values():
-            if unknown := next((site for site in rewrite.sites if site and site not in nodes), None):
+            if unknown := next(
+                (site for site in rewrite.sites if site and site not in nodes), None
+            ):
                 raise ValueError(f"the site {unknown} is no node of the plan")
         return self
 
-    def apply(self, network: nn.Module, make: Callable[[str], nn.Module], pooling: Pooling = "max") -> None:
-        """Put `make(name)` in each place, in `network` itself; with pooling="average" rewritten forward passes pool by averages.
+    def apply(
+        self, network: nn.Module, make: Callable[[str], nn.Module], pooling: Pooling = "max"
+    ) -> None:
+        """Put `make(name)` in each place, in `network` itself; with pooling="average" rewritten
+        forward passes pool by averages.
 
         Raises SJRobustError where the network has no such place.
         """
@@ -78,10 +90,14 @@ class Plan(BaseModel):
                 _take_turns(network, place, turns)
             for name in self.nodes:
                 if not name.rpartition(".")[2].isidentifier() and not _exists(network, name):
-                    raise SJRobustError(f"{type(network).__name__} has no place for a node named {name!r}")
+                    raise SJRobustError(
+                        f"{type(network).__name__} has no place for a node named {name!r}"
+                    )
                 network.set_submodule(name, make(name))
         except AttributeError as error:
-            raise SJRobustError(f"{type(network).__name__} has no place for a node that was recorded: {error}") from None
+            raise SJRobustError(
+                f"{type(network).__name__} has no place for a node that was recorded: {error}"
+            ) from None
         for name, graph in graphs.items():
             _set_forward(owners[name], graph)
 
@@ -89,7 +105,10 @@ class Plan(BaseModel):
         try:
             return trace(owner, name, self.rewrites[name], pooling)
         except SJRobustError as error:
-            raise SJRobustError(f"{name or 'the network'} ({type(owner).__name__}) is not what was recorded: {error}") from None
+            raise SJRobustError(
+                f"{name or 'the network'} ({type(owner).__name__}) is not what was recorded:"
+                f" {error}"
+            ) from None
 
 
 class _Shallow(fx.Tracer):
@@ -100,29 +119,40 @@ class _Shallow(fx.Tracer):
 
 
 def trace(module: nn.Module, name: str, rewrite: Rewrite, pooling: Pooling = "max") -> fx.Graph:
-    """The forward pass of `module` (`name` in its network) with a node in the place of each call of an activation, and with
-    pooling="average" average pooling in the place of each call of a max pooling function.
+    """The forward pass of `module` (`name` in its network) with a node in the place of each call of
+    an activation, and with pooling="average" average pooling in the place of each call of a max
+    pooling function.
 
-    Raises SJRobustError where torch.fx cannot follow it, or finds other activations than `rewrite` has.
+    Raises SJRobustError where torch.fx cannot follow it, or finds other activations than `rewrite`
+    has.
     """
     tracer = _Shallow()
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")
             graph = tracer.trace(module, concrete_args=dict(rewrite.fixed))
-    except Exception as error:  # fx raises whatever the forward pass does with a stand-in for a tensor
+    # fx raises whatever the forward pass does with a stand-in for a tensor
+    except Exception as error:
         text = first_line(error).split(". ")[0]
-        raise SJRobustError(f"its forward pass cannot be traced ({type(error).__name__}: {text[:120]})") from None
+        raise SJRobustError(
+            f"its forward pass cannot be traced ({type(error).__name__}: {text[:120]})"
+        ) from None
     calls = [node for node in graph.nodes if _is_activation(module, node)]
     if len(calls) != len(rewrite.sites):
-        raise SJRobustError(f"its forward pass shows {len(calls)} activations when traced and {len(rewrite.sites)} when run")
+        raise SJRobustError(
+            f"its forward pass shows {len(calls)} activations when traced and {len(rewrite.sites)}"
+            " when run"
+        )
     prefix = f"{name}." if name else ""
     for node, site in zip(calls, rewrite.sites, strict=True):
         if site:
             if not site.startswith(prefix):
                 raise SJRobustError(f"the node {site} lies outside of {name}")
             with graph.inserting_before(node):
-                spikes = graph.call_module(site.removeprefix(prefix), (node.args[0] if node.args else node.kwargs["input"],))
+                spikes = graph.call_module(
+                    site.removeprefix(prefix),
+                    (node.args[0] if node.args else node.kwargs["input"],),
+                )
             node.replace_all_uses_with(spikes)
             graph.erase_node(node)
     if pooling == "average":
@@ -144,7 +174,8 @@ def _is_activation(module: nn.Module, node: fx.Node) -> bool:
 
 
 def _keep_training_flag(graph: fx.Graph) -> None:
-    """Functions such as dropout were traced with the training flag of that moment: let them read the module's own again."""
+    """Functions such as dropout were traced with the training flag of that moment: let them read
+    the module's own again."""
     for node in graph.nodes:
         if node.op == "call_function" and node.kwargs.get("training") is False:
             with graph.inserting_before(node), warnings.catch_warnings():
@@ -152,11 +183,13 @@ def _keep_training_flag(graph: fx.Graph) -> None:
                 node.kwargs = {**node.kwargs, "training": graph.get_attr("training")}
 
 
-_EVERYWHERE = fx.Graph().python_code("self").globals  # names that the code of any graph may use, such as torch and inf
+# names that the code of any graph may use, such as torch and inf
+_EVERYWHERE = fx.Graph().python_code("self").globals
 
 
 def _set_forward(module: nn.Module, graph: fx.Graph) -> None:
-    """Give `module` the forward pass of `graph`, in a class of its own that is otherwise the one it has."""
+    """Give `module` the forward pass of `graph`, in a class of its own that is otherwise the one it
+    has."""
     code = graph.python_code("self")
     own = tuple((name, thing) for name, thing in code.globals.items() if name not in _EVERYWHERE)
     kind: type = module.__class__
@@ -175,7 +208,12 @@ def _rewritten(kind: type, source: str, names: tuple[tuple[str, Any], ...]) -> t
     def reduce(module: nn.Module, protocol: Any) -> tuple[Any, ...]:
         return _blank, (kind, source, names), module.__getstate__()
 
-    members = {"forward": scope["forward"], "__reduce_ex__": reduce, "__module__": kind.__module__, "__doc__": kind.__doc__}
+    members = {
+        "forward": scope["forward"],
+        "__reduce_ex__": reduce,
+        "__module__": kind.__module__,
+        "__doc__": kind.__doc__,
+    }
     return type(kind.__name__, (kind,), members)
 
 
@@ -184,7 +222,8 @@ def _blank(kind: type, source: str, names: tuple[tuple[str, Any], ...]) -> nn.Mo
 
 
 class InTurn(nn.ModuleList):
-    """Stands for a module that `owner` calls several times: the first call of each of its passes goes to the first node, and so on.
+    """Stands for a module that `owner` calls several times: the first call of each of its passes
+    goes to the first node, and so on.
 
     Counted per thread: balancing runs several forward passes of one network side by side.
     """
@@ -201,7 +240,10 @@ class InTurn(nn.ModuleList):
         number = self._calls.get(threading.get_ident(), 0)
         self._calls[threading.get_ident()] = number + 1
         if number >= len(self):
-            raise SJRobustError(f"an activation is called more than {len(self)} times: the network takes another path than when converted")
+            raise SJRobustError(
+                f"an activation is called more than {len(self)} times: the network takes another"
+                " path than when converted"
+            )
         return self[number](x)  # type: ignore[no-any-return]
 
 
@@ -214,7 +256,9 @@ def _take_turns(network: nn.Module, place: str, turns: Turns) -> None:
     original = network.get_submodule(place)
     stand_in = InTurn([copy.deepcopy(original) for _ in range(turns.calls)])
     network.set_submodule(place, stand_in)
-    network.get_submodule(turns.owner).register_forward_pre_hook(_Restart(place.removeprefix(f"{turns.owner}.") if turns.owner else place))
+    network.get_submodule(turns.owner).register_forward_pre_hook(
+        _Restart(place.removeprefix(f"{turns.owner}.") if turns.owner else place)
+    )
 
 
 class _Restart:

@@ -1,4 +1,5 @@
-"""Finding every activation of a network by running it once, and deciding which of them become spiking nodes."""
+"""Finding every activation of a network by running it once, and deciding which of them become
+spiking nodes."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ Replace = Literal["relu"]
 
 @dataclass
 class Call:
-    """One call of an activation: by the module `owner`, of the module `place`, or ("") of the function `name`."""
+    """One call of an activation: by the module `owner`, of the module `place`, or ("") of the
+    function `name`."""
 
     owner: str
     place: str
@@ -45,12 +47,17 @@ class Call:
     becomes: str = ""  # the name of the spiking node that takes its place
 
     def __str__(self) -> str:
-        return f"{self.place} ({self.name})" if self.place else f"{self.name}() in {self.owner or 'the network itself'}"
+        return (
+            f"{self.place} ({self.name})"
+            if self.place
+            else f"{self.name}() in {self.owner or 'the network itself'}"
+        )
 
 
 @dataclass
 class Scan:
-    """What one forward pass showed: the plan, and for each node its channel count and ceiling; the logits of that pass."""
+    """What one forward pass showed: the plan, and for each node its channel count and ceiling; the
+    logits of that pass."""
 
     plan: Plan
     channels: dict[str, int]
@@ -59,53 +66,81 @@ class Scan:
     logits: Tensor
 
 
-def scan(network: nn.Module, x: Tensor, replace: Replace | None = None, pooling: Pooling = "max") -> Scan:
-    """Run `network` (a copy that may be changed: shared ReLU modules are separated) on normalised images x [N,C,H,W].
+def scan(
+    network: nn.Module, x: Tensor, replace: Replace | None = None, pooling: Pooling = "max"
+) -> Scan:
+    """Run `network` (a copy that may be changed: shared ReLU modules are separated) on normalised
+    images x [N,C,H,W].
 
-    An activation becomes a node where the logits depend on it other than through a gate: a sigmoid, softmax or tanh whose
-    output only scales something. What lies inside a gate, as in squeeze-and-excitation, stays analogue. With pooling="average"
-    functions of max pooling compute averages, and the modules that call them are rewritten.
+    An activation becomes a node where the logits depend on it other than through a gate: a sigmoid,
+    softmax or tanh whose output only scales something. What lies inside a gate, as in
+    squeeze-and-excitation, stays analogue. With pooling="average" functions of max pooling compute
+    averages, and the modules that call them are rewritten.
 
-    Raises SJRobustError naming the module: an activation other than ReLU and no `replace`, attention, layer norm, a path that
-    leads through a sigmoid, a block that is called several times, a forward pass that cannot be rewritten.
+    Raises SJRobustError naming the module: an activation other than ReLU and no `replace`,
+    attention, layer norm, a path that leads through a sigmoid, a block that is called several
+    times, a forward pass that cannot be rewritten.
     """
     separate(network)
     pools = Averaged() if pooling == "average" else nullcontext()
     with pools:
         found = _run(network, x)
-    main = on_path(found.logits, {call.node for call in found.activations} | {node for node, _ in found.refused} | {found.input})
+    main = on_path(
+        found.logits,
+        {call.node for call in found.activations}
+        | {node for node, _ in found.refused}
+        | {found.input},
+    )
     for node, why in found.refused:
         if node in main:
             raise SJRobustError(f"cannot convert {type(network).__name__}: {why}")
     if found.input not in main:
         gate = next((call for call in found.activations if call.kind == "gate"), None)
         through = f"passes through {gate}, which is no ReLU" if gate else "is cut"
-        raise SJRobustError(f"cannot convert {type(network).__name__}: the way from image to logits {through}; use nn.ReLU modules there")
+        raise SJRobustError(
+            f"cannot convert {type(network).__name__}: the way from image to logits {through}; use"
+            " nn.ReLU modules there"
+        )
     nodes = [call for call in found.activations if call.node in main and call.kind != "gate"]
     others = [call for call in nodes if call.kind == "other"]
     if others and replace is None:
         raise SJRobustError(
-            f"cannot convert {_few(others)}: only ReLU becomes a spiking node as it is. replace_activation='relu' "
-            "(--replace-activation relu) converts as if it were ReLU; the network then computes something else and has to be finetuned"
+            f"cannot convert {_few(others)}: only ReLU becomes a spiking node as it is."
+            " replace_activation='relu' (--replace-activation relu) converts as if it were ReLU;"
+            " the network then computes something else and has to be finetuned"
         )
     if not nodes:
         gates = [call for call in found.activations if call.kind == "gate"]
         only = f"; what it has are gates, such as {_few(gates)}" if gates else ""
-        raise SJRobustError(f"{type(network).__name__} has no ReLU to turn into spiking nodes{only}: use ReLU activations")
+        raise SJRobustError(
+            f"{type(network).__name__} has no ReLU to turn into spiking nodes{only}: use ReLU"
+            " activations"
+        )
     with pools:
         _check_in_place(network, x, found.logits.detach())
     plan = _plan(network, found, nodes, pooling)
     limits = {call.becomes: call.ceiling for call in nodes if call.ceiling is not None}
-    return Scan(plan, {call.becomes: call.channels for call in nodes}, limits, [str(call) for call in others], found.logits.detach())
+    return Scan(
+        plan,
+        {call.becomes: call.channels for call in nodes},
+        limits,
+        [str(call) for call in others],
+        found.logits.detach(),
+    )
 
 
 def separate(network: nn.Module) -> None:
-    """Give every place that holds the same activation module an object of its own, so that each may become a node of its own."""
+    """Give every place that holds the same activation module an object of its own, so that each may
+    become a node of its own."""
     seen: set[int] = set()
     for parent in list(network.modules()):
         for attribute, child in list(parent._modules.items()):
             # one with parameters (PReLU) is shared on purpose
-            if child is None or module_kind(child) is None or next(child.parameters(), None) is not None:
+            if (
+                child is None
+                or module_kind(child) is None
+                or next(child.parameters(), None) is not None
+            ):
                 continue
             if id(child) in seen:
                 child = copy.deepcopy(child)
@@ -114,7 +149,8 @@ def separate(network: nn.Module) -> None:
 
 
 class _Watch(Watch):
-    """Collects activations with their place in the autograd graph. A gate's output is detached: it is no way to the logits."""
+    """Collects activations with their place in the autograd graph. A gate's output is detached: it
+    is no way to the logits."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
@@ -125,12 +161,16 @@ class _Watch(Watch):
         self.logits = torch.empty(0)
         self.input: Any = None
 
-    def on_enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_enter(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         self.fixed[name] = _fixed(module, args, kwargs)
 
     def on_leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
         if layer_norm(module):
-            self.refused.append((node_of(output), _LAYER_NORM.format(f"{name} ({type(module).__name__})")))
+            self.refused.append(
+                (node_of(output), _LAYER_NORM.format(f"{name} ({type(module).__name__})"))
+            )
         if (kind := module_kind(module)) is None:
             return None
         return self._note(kind, name, type(module).__name__, output, ceiling(module, ""))
@@ -144,9 +184,22 @@ class _Watch(Watch):
         if name in AVERAGES:
             self.pools[owner] = None
         if multiplies_activations(name, args):
-            self.refused.append((node_of(output), f"{here} multiplies two activations ({name}): attention has no spiking counterpart here"))
+            self.refused.append(
+                (
+                    node_of(output),
+                    (
+                        f"{here} multiplies two activations ({name}): attention has no spiking"
+                        " counterpart here"
+                    ),
+                )
+            )
         elif is_cut_off(name, args):
-            self.refused.append((node_of(output), f"{here} cuts values off with {name}(): write it as nn.ReLU if it is one"))
+            self.refused.append(
+                (
+                    node_of(output),
+                    f"{here} cuts values off with {name}(): write it as nn.ReLU if it is one",
+                )
+            )
         elif name in ("layer_norm", "rms_norm") and not layer_norm(module):
             self.refused.append((node_of(output), _LAYER_NORM.format(here)))
         if (kind := function_kind(name)) is None:
@@ -157,11 +210,16 @@ class _Watch(Watch):
         if not isinstance(output, Tensor):
             return output
         channels = output.shape[1] if output.dim() > 1 else 1
-        self.activations.append(Call(self.stack[-1], place, name, kind, node_of(output), channels, limit))
+        self.activations.append(
+            Call(self.stack[-1], place, name, kind, node_of(output), channels, limit)
+        )
         return output.detach() if kind == "gate" else output
 
 
-_LAYER_NORM = "{} normalises over the channels of each image, which neither weights nor thresholds can take over: use batch norm"
+_LAYER_NORM = (
+    "{} normalises over the channels of each image, which neither weights nor thresholds can take"
+    " over: use batch norm"
+)
 
 
 def _run(network: nn.Module, x: Tensor) -> _Watch:
@@ -170,7 +228,8 @@ def _run(network: nn.Module, x: Tensor) -> _Watch:
     try:
         network.requires_grad_(True)
         with torch.enable_grad():
-            x = x.detach().clone().requires_grad_() * 1.0  # not a leaf, so that it may be changed in place
+            # not a leaf, so that it may be changed in place
+            x = x.detach().clone().requires_grad_() * 1.0
             watch.input = x.grad_fn
             watch.fixed[""] = _fixed(network, (x,), {})
             with watch:
@@ -179,18 +238,31 @@ def _run(network: nn.Module, x: Tensor) -> _Watch:
         for parameter, flag in wanted:
             parameter.requires_grad = flag
     if not isinstance(watch.logits, Tensor) or watch.logits.dim() != 2:
-        shape = list(watch.logits.shape) if isinstance(watch.logits, Tensor) else type(watch.logits).__name__
-        raise SJRobustError(f"{type(network).__name__} returns {shape} for images {list(x.shape)}: expected a classifier's logits [N,K]")
+        shape = (
+            list(watch.logits.shape)
+            if isinstance(watch.logits, Tensor)
+            else type(watch.logits).__name__
+        )
+        raise SJRobustError(
+            f"{type(network).__name__} returns {shape} for images {list(x.shape)}: expected a"
+            " classifier's logits [N,K]"
+        )
     return watch
 
 
 @torch.no_grad()
 def _check_in_place(network: nn.Module, x: Tensor, logits: Tensor) -> None:
-    """Switch in-place activations of `network` off, or raise SJRobustError where the logits depend on one being in place.
+    """Switch in-place activations of `network` off, or raise SJRobustError where the logits depend
+    on one being in place.
 
-    Its input is then used again, as if it were its output: a node in its place would leave that input alone.
+    Its input is then used again, as if it were its output: a node in its place would leave that
+    input alone.
     """
-    modules = {name: module for name, module in network.named_modules() if module_kind(module) and getattr(module, "inplace", False)}
+    modules = {
+        name: module
+        for name, module in network.named_modules()
+        if module_kind(module) and getattr(module, "inplace", False)
+    }
     for module in modules.values():
         module.inplace = False  # type: ignore[assignment]
     apart = network(x.clone())
@@ -200,28 +272,37 @@ def _check_in_place(network: nn.Module, x: Tensor, logits: Tensor) -> None:
         module.inplace = True  # type: ignore[assignment]
         if not torch.allclose(network(x.clone()), apart, rtol=1e-4, atol=1e-5):
             raise SJRobustError(
-                f"{name} ({type(module).__name__}) works in place on a tensor that is used again, which a node would not change: "
-                "set its inplace to False, and let what follows use its output"
+                f"{name} ({type(module).__name__}) works in place on a tensor that is used again,"
+                " which a node would not change: set its inplace to False, and let what follows"
+                " use its output"
             )
         module.inplace = False  # type: ignore[assignment]
 
 
 def _plan(network: nn.Module, found: _Watch, nodes: list[Call], pooling: Pooling) -> Plan:
-    """Names for all nodes, and the modules whose forward pass must be rewritten so that each call has a node of its own."""
+    """Names for all nodes, and the modules whose forward pass must be rewritten so that each call
+    has a node of its own."""
     taken: set[str] = set()
     chosen = {id(call) for call in nodes}
     for call in nodes:
         if found.calls[call.owner] > 1:
             raise SJRobustError(
-                f"{call.owner} ({type(network.get_submodule(call.owner)).__name__}) is called {found.calls[call.owner]} times in one "
-                "forward pass, and its activations with it: give each call a block of its own"
+                f"{call.owner} ({type(network.get_submodule(call.owner)).__name__}) is called"
+                f" {found.calls[call.owner]} times in one forward pass, and its activations with"
+                " it: give each call a block of its own"
             )
-        stays = any(other.place == call.place and id(other) not in chosen for other in found.activations)
-        own = bool(call.place) and call.place not in taken and not stays  # the first call of a module has the module's name
+        stays = any(
+            other.place == call.place and id(other) not in chosen for other in found.activations
+        )
+        # the first call of a module has the module's name
+        own = bool(call.place) and call.place not in taken and not stays
         call.becomes = call.place if own else _free(call, taken, network)
         taken.add(call.becomes)
     pools = found.pools if pooling == "average" else {}
-    owners = dict.fromkeys(call.owner for call in nodes if not call.place or found.calls[call.place] > 1) | pools
+    owners = (
+        dict.fromkeys(call.owner for call in nodes if not call.place or found.calls[call.place] > 1)
+        | pools
+    )
     plan = Plan(nodes=tuple(call.becomes for call in nodes))
     for owner in owners:
         made = [call for call in found.activations if call.owner == owner and call.kind != "gate"]
@@ -235,19 +316,34 @@ def _plan(network: nn.Module, found: _Watch, nodes: list[Call], pooling: Pooling
         except SJRobustError as error:
             if owner in pools:
                 where = f"{owner or 'the network itself'} ({type(module).__name__})"
-                raise SJRobustError(f"cannot make the max pooling of {where} average pooling, because {error}: use nn.MaxPool2d") from None
-            # a module that is called several times can still be told apart by counting its calls; a function cannot
+                raise SJRobustError(
+                    f"cannot make the max pooling of {where} average pooling, because {error}: use"
+                    " nn.MaxPool2d"
+                ) from None
+            # a module that is called several times can still be told apart by counting its calls; a
+            # function cannot
             if not all(call.place for call in made if id(call) in chosen):
                 raise SJRobustError(_untraceable(owner, module, str(error))) from None
-            _in_turn(plan, found, [call for call in made if found.calls[call.place] > 1], chosen, owner, module)
+            _in_turn(
+                plan,
+                found,
+                [call for call in made if found.calls[call.place] > 1],
+                chosen,
+                owner,
+                module,
+            )
     return plan
 
 
-def _in_turn(plan: Plan, found: _Watch, calls: list[Call], chosen: set[int], owner: str, module: nn.Module) -> None:
+def _in_turn(
+    plan: Plan, found: _Watch, calls: list[Call], chosen: set[int], owner: str, module: nn.Module
+) -> None:
     for place in dict.fromkeys(call.place for call in calls):
         every = [call for call in found.activations if call.place == place]
         if any(call.owner != owner or id(call) not in chosen for call in every):
-            raise SJRobustError(_untraceable(owner, module, f"{place} is called from several modules"))
+            raise SJRobustError(
+                _untraceable(owner, module, f"{place} is called from several modules")
+            )
         for number, call in enumerate(every):
             call.becomes = f"{place}.{number}"
         plan.turns[place] = call_in_turn(owner, len(every))
@@ -256,11 +352,15 @@ def _in_turn(plan: Plan, found: _Watch, calls: list[Call], chosen: set[int], own
 
 def _untraceable(owner: str, module: nn.Module, why: str) -> str:
     where = f"{owner or 'the network itself'} ({type(module).__name__})"
-    return f"cannot tell the activations of {where} apart, because {why}: give each call an nn.ReLU module of its own"
+    return (
+        f"cannot tell the activations of {where} apart, because {why}: give each call an nn.ReLU"
+        " module of its own"
+    )
 
 
 def _free(call: Call, taken: set[str], network: nn.Module) -> str:
-    """A name that no module has, after the function or (with a number from 2) after the module that is called again."""
+    """A name that no module has, after the function or (with a number from 2) after the module that
+    is called again."""
     base = call.place or (f"{call.owner}." if call.owner else "") + call.name.rstrip("_")
     parent, _, attribute = base.rpartition(".")
     holder = network.get_submodule(parent)
@@ -271,8 +371,11 @@ def _free(call: Call, taken: set[str], network: nn.Module) -> str:
     raise AssertionError("count() ends never")
 
 
-def _fixed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Scalar] | None:
-    """The plain values among the arguments of this call, defaults included; None where its signature does not tell them."""
+def _fixed(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Scalar] | None:
+    """The plain values among the arguments of this call, defaults included; None where its
+    signature does not tell them."""
     try:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
     except (TypeError, ValueError):

@@ -21,12 +21,14 @@ _TRIES = 10  # sizes drawn until one lies within the image
 
 
 class Augmentation(BaseModel):
-    """Training augmentation: cut out a part and resize it, shift by up to `padding` pixels, mirror, blank out a square.
+    """Training augmentation: cut out a part and resize it, shift by up to `padding` pixels, mirror,
+    blank out a square.
 
-    Crop and flip as in He et al. 2016 (CIFAR-10); cutout as in DeVries & Taylor 2017: a square of side `cutout` whose
-    centre is uniform over the image, clipped at its border. Pixels from outside the image and in the square are 0 (black).
-    With `scale` the random resized crop of Szegedy et al. 2015, by the rules of torchvision's RandomResizedCrop: a part of `scale` to 1
-    of the image's area, of ratio 3/4 to 4/3, is brought to the size of the batch (bilinear, antialiased).
+    Crop and flip as in He et al. 2016 (CIFAR-10); cutout as in DeVries & Taylor 2017: a square of
+    side `cutout` whose centre is uniform over the image, clipped at its border. Pixels from outside
+    the image and in the square are 0 (black). With `scale` the random resized crop of Szegedy et
+    al. 2015, by the rules of torchvision's RandomResizedCrop: a part of `scale` to 1 of the image's
+    area, of ratio 3/4 to 4/3, is brought to the size of the batch (bilinear, antialiased).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,9 +39,11 @@ class Augmentation(BaseModel):
     scale: float | None = Field(None, gt=0, le=1)
 
     def __call__(self, images: Tensor | EncodedImages, generator: torch.Generator) -> Tensor:
-        """Augment images [N,C,H,W] of any dtype; every random number comes from `generator` (on the CPU).
+        """Augment images [N,C,H,W] of any dtype; every random number comes from `generator` (on the
+        CPU).
 
-        Encoded ones are decoded, and with `scale` cut as they are stored: in all their pixels, and outside of the centre square too.
+        Encoded ones are decoded, and with `scale` cut as they are stored: in all their pixels, and
+        outside of the centre square too.
         """
         count, _, height, width = images.shape
         crops = self._crops(count, generator) if self.scale else None
@@ -54,11 +58,19 @@ class Augmentation(BaseModel):
         if self.padding:
             padded = F.pad(batch, [self.padding] * 4)
             windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # a view: [N,C,2p+1,2p+1,H,W]
-            batch = windows[torch.arange(count, device=batch.device), :, draw(2 * self.padding + 1), draw(2 * self.padding + 1)]
+            batch = windows[
+                torch.arange(count, device=batch.device),
+                :,
+                draw(2 * self.padding + 1),
+                draw(2 * self.padding + 1),
+            ]
         if self.flip:
             batch = torch.where(draw(2).bool().view(-1, 1, 1, 1), batch.flip(3), batch)
         if self.cutout:
-            rows, columns = _span(draw(height), height, self.cutout), _span(draw(width), width, self.cutout)
+            rows, columns = (
+                _span(draw(height), height, self.cutout),
+                _span(draw(width), width, self.cutout),
+            )
             batch = batch.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0)
         return batch.contiguous()
 
@@ -69,14 +81,18 @@ class Augmentation(BaseModel):
 
 
 def crop_box(scale: float, draws: Sequence[float], width: int, height: int) -> Box:
-    """(left, top, right, bottom), in pixels, of a random part of an image. `draws`: 22 numbers, uniform in [0,1), which decide.
+    """(left, top, right, bottom), in pixels, of a random part of an image. `draws`: 22 numbers,
+    uniform in [0,1), which decide.
 
-    Area and logarithm of the ratio are uniform; sizes that do not lie within the image are drawn again, and after ten the largest part
-    in the middle is taken, as torchvision does.
+    Area and logarithm of the ratio are uniform; sizes that do not lie within the image are drawn
+    again, and after ten the largest part in the middle is taken, as torchvision does.
     """
     low, high = map(math.log, RATIOS)
     for area, ratio in zip(draws[:_TRIES], draws[_TRIES:-2], strict=True):
-        pixels, root = (scale + (1 - scale) * area) * width * height, math.exp((low + (high - low) * ratio) / 2)
+        pixels, root = (
+            (scale + (1 - scale) * area) * width * height,
+            math.exp((low + (high - low) * ratio) / 2),
+        )
         wide, tall = round(math.sqrt(pixels) * root), round(math.sqrt(pixels) / root)
         if 0 < wide <= width and 0 < tall <= height:
             left, top = int(draws[-2] * (width - wide + 1)), int(draws[-1] * (height - tall + 1))
@@ -94,7 +110,14 @@ def _resized(images: Tensor, crops: Sequence[Crop]) -> Tensor:
     parts = []
     for image, crop in zip(images, crops, strict=True):
         left, top, right, bottom = crop(size[1], size[0])
-        parts.append(F.interpolate(image[None, :, top:bottom, left:right].float(), size, mode="bilinear", antialias=True))
+        parts.append(
+            F.interpolate(
+                image[None, :, top:bottom, left:right].float(),
+                size,
+                mode="bilinear",
+                antialias=True,
+            )
+        )
     found = torch.cat(parts)
     return found if images.is_floating_point() else found.round_().to(images.dtype)
 

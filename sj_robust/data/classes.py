@@ -33,8 +33,11 @@ def in_order_of(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
             return dataset
         unique = len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
         if unique and set(theirs) <= set(ours):
-            warnings.warn(f"{dataset.name} has its classes in another order than the network: the "
-                          "labels are mapped by name", stacklevel=3)  # fmt: skip
+            warnings.warn(
+                f"{dataset.name} has its classes in another order than the network: the "
+                "labels are mapped by name",
+                stacklevel=3,
+            )
             label_of = torch.tensor([ours.index(name) for name in theirs])
             return replace(dataset, labels=label_of[dataset.labels], classes=tuple(known))
     if _nameless(known) or _nameless(dataset.classes):
@@ -44,9 +47,10 @@ def in_order_of(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
         unknown, missing = "two of one name", "another order of them"
     where = f" where the network has {missing}" if missing else ""
     raise SJRobustError(
-        f"{dataset.name} has classes that the network does not know: {unknown}{where}; rename them, "
-        "or say that they are the same in the same order: --same-classes, or "
-        "dataset.with_classes(model.classes)")  # fmt: skip
+        f"{dataset.name} has classes that the network does not know: {unknown}{where}; rename them,"
+        " or say that they are the same in the same order: --same-classes, or"
+        " dataset.with_classes(model.classes)"
+    )
 
 
 def same_classes(one: nn.Module, other: nn.Module) -> bool:

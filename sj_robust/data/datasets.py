@@ -1,4 +1,5 @@
-"""Image datasets by name or path, held as uint8 in memory, or decoded as they are used where they are too large."""
+"""Image datasets by name or path, held as uint8 in memory, or decoded as they are used where they
+are too large."""
 
 from __future__ import annotations
 
@@ -15,7 +16,13 @@ from torch import Tensor
 
 from sj_robust.data.decode import Square
 from sj_robust.data.levels import as_levels
-from sj_robust.data.sources import Source, folder_source, parquet_files, parquet_source, split_in_name
+from sj_robust.data.sources import (
+    Source,
+    folder_source,
+    parquet_files,
+    parquet_source,
+    split_in_name,
+)
 from sj_robust.data.stream import STREAM_FROM, EncodedImages, in_channels
 from sj_robust.errors import SJRobustError
 from sj_robust.files import legible, zoo_root
@@ -34,24 +41,39 @@ MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "sample": _CIFAR10,
 }
-"""Per-channel mean and standard deviation of the training images in [0,1]: what a model's normalisation layer takes."""
+"""Per-channel mean and standard deviation of the training images in [0,1]: what a model's
+normalisation layer takes."""
 
 NAMES = tuple(MEAN_STD)
 
 _HUB: dict[str, tuple[str, dict[str, str]]] = {
-    "cifar10": ("uoft-cs/cifar10", {s: f"plain_text/{s}-00000-of-00001.parquet" for s in ("train", "test")}),
-    "cifar100": ("uoft-cs/cifar100", {s: f"cifar100/{s}-00000-of-00001.parquet" for s in ("train", "test")}),
-    "svhn": ("ufldl-stanford/svhn", {s: f"cropped_digits/{s}-00000-of-00001.parquet" for s in ("train", "test")}),
-    "tiny-imagenet": ("zh-plus/tiny-imagenet", {
-        "train": "data/train-00000-of-00001-1359597a978bc4fa.parquet",
-        "test": "data/valid-00000-of-00001-70d52db3c749a935.parquet",  # the published test images have no labels
-    }),
+    "cifar10": (
+        "uoft-cs/cifar10",
+        {s: f"plain_text/{s}-00000-of-00001.parquet" for s in ("train", "test")},
+    ),
+    "cifar100": (
+        "uoft-cs/cifar100",
+        {s: f"cifar100/{s}-00000-of-00001.parquet" for s in ("train", "test")},
+    ),
+    "svhn": (
+        "ufldl-stanford/svhn",
+        {s: f"cropped_digits/{s}-00000-of-00001.parquet" for s in ("train", "test")},
+    ),
+    "tiny-imagenet": (
+        "zh-plus/tiny-imagenet",
+        {
+            "train": "data/train-00000-of-00001-1359597a978bc4fa.parquet",
+            # the published test images have no labels
+            "test": "data/valid-00000-of-00001-70d52db3c749a935.parquet",
+        },
+    ),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came from.
+    """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came
+    from.
 
     Images may be given in any type that says the same in 8 bits: whole numbers of 0 to 255, or
     multiples of 1/255 in [0,1]; labels as any whole numbers. Both are held on the CPU.
@@ -68,8 +90,10 @@ class ImageDataset:
 
     def __post_init__(self) -> None:
         if isinstance(self.classes, str) or not isinstance(self.classes, Sequence):
-            raise SJRobustError(f"classes are {self.classes!r}: expected a sequence of names, one for "
-                                "each label from 0")  # fmt: skip
+            raise SJRobustError(
+                f"classes are {self.classes!r}: expected a sequence of names, one for "
+                "each label from 0"
+            )
         object.__setattr__(self, "classes", tuple(map(str, self.classes)))
         if not isinstance(self.images, EncodedImages):
             object.__setattr__(self, "images", as_levels(self.images))
@@ -81,45 +105,70 @@ class ImageDataset:
 
     def floats(self, indices: Tensor | Sequence[int] | None = None) -> Tensor:
         """Images as float32 [n,C,H,W] in [0,1], all or those at `indices`."""
-        chosen = torch.arange(len(self)) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
+        chosen = (
+            torch.arange(len(self))
+            if indices is None
+            else torch.as_tensor(indices, dtype=torch.int64)
+        )
         return self.images[chosen].float().div_(255)
 
     def subset(self, indices: Tensor | Sequence[int]) -> ImageDataset:
         """The images at `indices`, in that order."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        images = self.images.subset(chosen) if isinstance(self.images, EncodedImages) else self.images[chosen]
+        images = (
+            self.images.subset(chosen)
+            if isinstance(self.images, EncodedImages)
+            else self.images[chosen]
+        )
         return replace(self, images=images, labels=self.labels[chosen])
 
     def first(self, count: int) -> ImageDataset:
         """The first `count` images (all where there are fewer)."""
-        images = self.images.subset(slice(count)) if isinstance(self.images, EncodedImages) else self.images[:count]
+        images = (
+            self.images.subset(slice(count))
+            if isinstance(self.images, EncodedImages)
+            else self.images[:count]
+        )
         return replace(self, images=images, labels=self.labels[:count])
 
     def in_channels(self, channels: int) -> ImageDataset:
-        """The images grey (1) or in colour (3); as they are for another number, which no data set here has."""
-        if channels not in (1, 3) or self.images.shape[1] not in (1, 3) or channels == self.images.shape[1]:
+        """The images grey (1) or in colour (3); as they are for another number, which no data set
+        here has."""
+        if (
+            channels not in (1, 3)
+            or self.images.shape[1] not in (1, 3)
+            or channels == self.images.shape[1]
+        ):
             return self
-        encoded = isinstance(self.images, EncodedImages)
-        return replace(self, images=self.images.in_channels(channels) if encoded else in_channels(self.images, channels))  # type: ignore[union-attr,arg-type]
+        if isinstance(self.images, EncodedImages):
+            return replace(self, images=self.images.in_channels(channels))
+        return replace(self, images=in_channels(self.images, channels))
 
     def with_classes(self, names: Sequence[str]) -> ImageDataset:
         """The same images under other names of their classes, one for each label, in that order."""
         if len(names) < len(self.classes):
-            raise SJRobustError(f"{len(names)} names for the {len(self.classes)} classes of "
-                                f"{self.name}: expected one for each")  # fmt: skip
+            raise SJRobustError(
+                f"{len(names)} names for the {len(self.classes)} classes of "
+                f"{self.name}: expected one for each"
+            )
         return replace(self, classes=tuple(names))
 
     def split_off(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
-        """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in dataset order.
+        """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in
+        dataset order.
 
         Shares that are no whole numbers are rounded by largest remainder, ties to the lower label.
         """
         if not 0 < count < len(self):
-            raise SJRobustError(f"cannot hold out {count} of {len(self)} images: expected 1 to {len(self) - 1}")
+            raise SJRobustError(
+                f"cannot hold out {count} of {len(self)} images: expected 1 to {len(self) - 1}"
+            )
         sizes = self.labels.bincount().tolist()
         quotas = [count * size // len(self) for size in sizes]
-        by_remainder = sorted(range(len(sizes)), key=lambda label: (-(count * sizes[label] % len(self)), label))
-        for label in by_remainder[:count - sum(quotas)]:
+        by_remainder = sorted(
+            range(len(sizes)), key=lambda label: (-(count * sizes[label] % len(self)), label)
+        )
+        for label in by_remainder[: count - sum(quotas)]:
             quotas[label] += 1
         generator = torch.Generator().manual_seed(seed)
         held = torch.zeros(len(self), dtype=torch.bool)
@@ -130,9 +179,11 @@ class ImageDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of shape, pixels and labels: equal exactly where the data is, however it was stored.
+        """Hex SHA-256 of shape, pixels and labels: equal exactly where the data is, however it was
+        stored.
 
-        Where images are decoded as they are used, it is of how they are stored instead, with no image decoded.
+        Where images are decoded as they are used, it is of how they are stored instead, with no
+        image decoded.
         """
         if isinstance(self.images, EncodedImages):
             digest = self.images.digest()
@@ -144,30 +195,42 @@ class ImageDataset:
 
 
 def load_dataset(
-    name_or_path: str | os.PathLike[str], split: Split = "train", *, image_size: int | None = None, resize: int | None = None,
-    stream: bool | None = None, channels: Literal[1, 3] = 3,
+    name_or_path: str | os.PathLike[str],
+    split: Split = "train",
+    *,
+    image_size: int | None = None,
+    resize: int | None = None,
+    stream: bool | None = None,
+    channels: Literal[1, 3] = 3,
 ) -> ImageDataset:
     """Load one split of a dataset, into memory unless `stream`.
 
-    `name_or_path` is one of NAMES or a path: a folder with {train,test}.parquet (also shards `train-*.parquet`, `*_subset`
-    names, and `valid*` for test), one parquet file, or a folder of images by class (directly, or under train/ and test/).
-    Parquet is the Hub's image layout: `img` or `image` = {bytes, path}, `label` or `fine_label` = int64.
+    `name_or_path` is one of NAMES or a path: a folder with {train,test}.parquet (also shards
+    `train-*.parquet`, `*_subset` names, and `valid*` for test), one parquet file, or a folder of
+    images by class (directly, or under train/ and test/). Parquet is the Hub's image layout: `img`
+    or `image` = {bytes, path}, `label` or `fine_label` = int64.
 
-    Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging Face Hub; `imagenet` is
-    never fetched. `image_size` cuts out the centre square of so many pixels, after the short side was resized to `resize` (bilinear,
-    antialiased, as torchvision's Resize and CenterCrop; default: to `image_size`, so that all of the short side is seen). ImageNet is
-    mostly evaluated with image_size=224, resize=256. Training with a random resized crop cuts from the whole image where images are
-    decoded as they are used, and from that square elsewhere.
+    Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging
+    Face Hub; `imagenet` is never fetched. `image_size` cuts out the centre square of so many
+    pixels, after the short side was resized to `resize` (bilinear, antialiased, as torchvision's
+    Resize and CenterCrop; default: to `image_size`, so that all of the short side is seen).
+    ImageNet is mostly evaluated with image_size=224, resize=256. Training with a random resized
+    crop cuts from the whole image where images are decoded as they are used, and from that square
+    elsewhere.
 
-    `stream`: leave the images where they are and decode them as they are used, which needs `image_size`. None does so where decoded
-    images would take more than STREAM_FROM (8 GiB). Parquet files are then copied once, still compressed, into the cache.
+    `stream`: leave the images where they are and decode them as they are used, which needs
+    `image_size`. None does so where decoded images would take more than STREAM_FROM (8 GiB).
+    Parquet files are then copied once, still compressed, into the cache.
 
-    `channels`: 3 makes grey images RGB, 1 makes coloured ones grey, for a network such as those of MNIST.
+    `channels`: 3 makes grey images RGB, 1 makes coloured ones grey, for a network such as those of
+    MNIST.
 
-    A single parquet file, or class folders without train/ and test/, are read whichever split is asked for; `.split` then
+    A single parquet file, or class folders without train/ and test/, are read whichever split is
+    asked for; `.split` then
     says what was read: the split in the file's name, else "all".
 
-    Raises SJRobustError in one line where data is missing, empty, of mixed sizes, damaged, or labelled out of range.
+    Raises SJRobustError in one line where data is missing, empty, of mixed sizes, damaged, or
+    labelled out of range.
     """
     if split not in ("train", "test"):
         raise SJRobustError(f"unknown split {split!r}: expected 'train' or 'test'")
@@ -176,7 +239,10 @@ def load_dataset(
     if image_size is not None and image_size < 1:
         raise SJRobustError(f"image_size={image_size}: expected a number of pixels, 1 or more")
     if resize is not None and (image_size is None or resize < image_size):
-        raise SJRobustError(f"resize={resize}: expected image_size beside it, and at least as many pixels (image_size={image_size})")
+        raise SJRobustError(
+            f"resize={resize}: expected image_size beside it, and at least as many pixels"
+            f" (image_size={image_size})"
+        )
     square = None if image_size is None else Square(image_size, resize or image_size)
     name = known_name(str(name_or_path)) if isinstance(name_or_path, str) else None
     if name:
@@ -185,19 +251,26 @@ def load_dataset(
         path = Path(name_or_path).expanduser()
         if not path.exists():
             raise SJRobustError(
-                f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path of a folder or parquet file"
+                f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path"
+                " of a folder or parquet file"
             )
         source, name = _at_path(path, split), _name_of(path)
     if stream is None:
         stream = square is not None and 3 * square.size**2 * len(source.labels) > STREAM_FROM
     if stream and square is None:
-        raise SJRobustError("images that are decoded as they are used need an image_size: all are brought to it")
+        raise SJRobustError(
+            "images that are decoded as they are used need an image_size: all are brought to it"
+        )
     images = source.stream(square) if stream and square else torch.from_numpy(source.read(square))
-    return ImageDataset(images, torch.from_numpy(source.labels), source.classes, legible(name), source.split).in_channels(channels)
+    return ImageDataset(
+        images, torch.from_numpy(source.labels), source.classes, legible(name), source.split
+    ).in_channels(channels)
 
 
 def known_name(text: str) -> str | None:
-    """The name in NAMES that `text` spells in its own way (`tiny_imagenet`, `CIFAR-10`), or None."""
+    """The name in NAMES that `text` spells in its own way (`tiny_imagenet`, `CIFAR-10`), or
+    None."""
+
     def plain(word: str) -> str:
         return word.lower().replace("_", "").replace("-", "")
 

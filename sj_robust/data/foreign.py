@@ -1,4 +1,5 @@
-"""Data sets of others: pairs of tensors, DataLoaders, and data sets such as those of torchvision."""
+"""Data sets of others: pairs of tensors, DataLoaders, and data sets such as those of
+torchvision."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ _LABELS = ("label", "labels", "fine_label", "y", "target", "targets", "class")
 
 
 def as_dataset(data: Any) -> ImageDataset:
-    """`data` in memory: an ImageDataset as it is, a pair (images [N,C,H,W], labels [N]), a DataLoader
-    or another iterable of batches (images, labels), or a data set of single ones.
+    """`data` in memory: an ImageDataset as it is, a pair (images [N,C,H,W], labels [N]), a
+    DataLoader or another iterable of batches (images, labels), or a data set of single ones.
 
     Images are tensors, arrays or of PIL, at 8 bits (see `ImageDataset`); a batch may be a mapping.
     Name, split and class names are read off the data set where it has them.
@@ -30,8 +31,10 @@ def as_dataset(data: Any) -> ImageDataset:
     if isinstance(data, ImageDataset):
         return data
     if isinstance(data, str) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):
-        raise SJRobustError(f"the data are a {type(data).__name__}: expected an ImageDataset, such as "
-                            "sj_robust.load_dataset(...) returns, or a DataLoader")  # fmt: skip
+        raise SJRobustError(
+            f"the data are a {type(data).__name__}: expected an ImageDataset, such as "
+            "sj_robust.load_dataset(...) returns, or a DataLoader"
+        )
     batches = [data] if _is_pair(data) else _items(data)
     pairs = [_pair(batch) for batch in batches]
     if not pairs:
@@ -40,7 +43,12 @@ def as_dataset(data: Any) -> ImageDataset:
     images, labels = _joined([pair[0] for pair in pairs]), _joined([pair[1] for pair in pairs])
     names = getattr(origin, "classes", None)
     if isinstance(names, str) or not isinstance(names, Sequence):
-        whole = labels.dim() == 1 and len(labels) and not labels.is_complex() and not labels.isnan().any()
+        whole = (
+            labels.dim() == 1
+            and len(labels)
+            and not labels.is_complex()
+            and not labels.isnan().any()
+        )
         names = numbered(int(labels.max()) if whole else 0)
     kind = type(origin).__name__
     train = getattr(origin, "train", None)
@@ -56,8 +64,12 @@ def _items(data: Any) -> Iterable[Any]:
 
 
 def _is_pair(data: Any) -> bool:
-    return (isinstance(data, tuple | list) and len(data) == 2 and isinstance(data[0], Tensor | np.ndarray)
-            and data[0].ndim == 4)  # fmt: skip
+    return (
+        isinstance(data, tuple | list)
+        and len(data) == 2
+        and isinstance(data[0], Tensor | np.ndarray)
+        and data[0].ndim == 4
+    )
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
@@ -66,24 +78,32 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         images = next((batch[name] for name in _IMAGES if name in batch), batch)
         labels = next((batch[name] for name in _LABELS if name in batch), None)
     else:
-        images, labels = batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+        images, labels = (
+            batch if isinstance(batch, tuple | list) and len(batch) == 2 else (batch, None)
+        )
     if isinstance(images, Image.Image):
         images = torch.from_numpy(np.array(images.convert("RGB"))).permute(2, 0, 1)
     elif isinstance(images, np.ndarray):
         try:
             images = torch.from_numpy(images)
         except TypeError:
-            raise SJRobustError(f"images are an array of {images.dtype}: expected uint8, or floats in [0,1]") from None
+            raise SJRobustError(
+                f"images are an array of {images.dtype}: expected uint8, or floats in [0,1]"
+            ) from None
     if labels is None or not isinstance(images, Tensor) or images.dim() not in (3, 4):
         found = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
         lack = "no labels" if labels is None and isinstance(images, Tensor) else "no images"
-        raise SJRobustError(f"the data holds {lack} where it gives {found}: expected images [N,C,H,W] "
-                            "with labels [N], or single ones")  # fmt: skip
+        raise SJRobustError(
+            f"the data holds {lack} where it gives {found}: expected images [N,C,H,W] "
+            "with labels [N], or single ones"
+        )
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
-        raise SJRobustError(f"the labels of the data are a {type(labels).__name__}: expected the "
-                            "number of a class for each image") from None  # fmt: skip
+        raise SJRobustError(
+            f"the labels of the data are a {type(labels).__name__}: expected the "
+            "number of a class for each image"
+        ) from None
     return (images, labels) if images.dim() == 4 else (images[None], labels[None])
 
 
@@ -92,8 +112,10 @@ def _joined(parts: list[Tensor]) -> Tensor:
         return torch.cat([part.detach().cpu() for part in parts])
     except (RuntimeError, TypeError):
         shapes = sorted({str(list(part.shape[1:])) for part in parts})
-        raise SJRobustError(f"the data has images of different sizes or labels of different shapes "
-                            f"({', '.join(shapes[:3])}): bring them to one in its transform") from None  # fmt: skip
+        raise SJRobustError(
+            "the data has images of different sizes or labels of different shapes "
+            f"({', '.join(shapes[:3])}): bring them to one in its transform"
+        ) from None
 
 
 def _origin(data: Any) -> Any:

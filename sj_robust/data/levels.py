@@ -24,13 +24,19 @@ def as_levels(images: Any) -> Tensor:
         try:
             images = torch.from_numpy(np.ascontiguousarray(images))
         except TypeError:
-            raise SJRobustError(f"images are an array of {images.dtype}: expected uint8, or floats in [0,1]") from None
+            raise SJRobustError(
+                f"images are an array of {images.dtype}: expected uint8, or floats in [0,1]"
+            ) from None
     if not isinstance(images, Tensor):
-        raise SJRobustError(f"images are a {type(images).__name__}: expected a tensor uint8 "
-                            "[N,C,H,W], as torch.stack makes of a list")  # fmt: skip
+        raise SJRobustError(
+            f"images are a {type(images).__name__}: expected a tensor uint8 "
+            "[N,C,H,W], as torch.stack makes of a list"
+        )
     if images.dim() != 4 or _channels_last(images.shape):
-        advice = {3: "; images.unsqueeze(1) for grey ones",
-                  4: "; images.permute(0, 3, 1, 2) puts the channels first"}.get(images.dim(), "")  # fmt: skip
+        advice = {
+            3: "; images.unsqueeze(1) for grey ones",
+            4: "; images.permute(0, 3, 1, 2) puts the channels first",
+        }.get(images.dim(), "")
         raise SJRobustError(f"images have shape {list(images.shape)}: expected [N,C,H,W]{advice}")
     images = images.detach().cpu()
     if images.dtype == torch.uint8 or not images.numel():
@@ -40,13 +46,17 @@ def as_levels(images: Any) -> Tensor:
     floats = images.is_floating_point()
     low, high = (float(bound) for bound in images.aminmax())
     if not (low >= 0 and high <= 255) or (high <= 1 and not floats):  # NaN too
-        raise SJRobustError(f"images are {images.dtype} and reach from {low:.3g} to {high:.3g}: "
-                            "expected uint8, or floats in [0,1]")  # fmt: skip
+        raise SJRobustError(
+            f"images are {images.dtype} and reach from {low:.3g} to {high:.3g}: "
+            "expected uint8, or floats in [0,1]"
+        )
     levels = images.float() * 255 if high <= 1 else images.float()
     whole = levels.round()
     if float((levels - whole).abs().max()) > _OFF:
-        raise SJRobustError("images are floats between the levels of 8 bits, which a data set "
-                            "holds: round them, as with (images * 255).round().byte()")  # fmt: skip
+        raise SJRobustError(
+            "images are floats between the levels of 8 bits, which a data set "
+            "holds: round them, as with (images * 255).round().byte()"
+        )
     return whole.to(torch.uint8)
 
 

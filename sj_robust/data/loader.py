@@ -1,4 +1,5 @@
-"""Batches whose order and augmentation depend on (seed, epoch, step) alone, so that training can resume anywhere."""
+"""Batches whose order and augmentation depend on (seed, epoch, step) alone, so that training can
+resume anywhere."""
 
 from __future__ import annotations
 
@@ -25,22 +26,29 @@ def batches(
     start: int = 0,
     drop_last: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (indices int64 [n], x float32 [n,C,H,W] in [0,1], y int64 [n]) for the steps `start`, `start`+1, … of one epoch.
+    """Yield (indices int64 [n], x float32 [n,C,H,W] in [0,1], y int64 [n]) for the steps `start`,
+    `start`+1, … of one epoch.
 
-    Stateless: batch k is the same whether the epoch began at 0 or at k, and the global random state is left alone.
-    Raises SJRobustError where not a single batch fits.
+    Stateless: batch k is the same whether the epoch began at 0 or at k, and the global random state
+    is left alone. Raises SJRobustError where not a single batch fits.
     """
     steps = steps_per_epoch(dataset, batch_size, drop_last=drop_last)
     if start < 0:
-        raise SJRobustError(f"start={start}: expected the number of batches already done, 0 or more")
+        raise SJRobustError(
+            f"start={start}: expected the number of batches already done, 0 or more"
+        )
     order = torch.randperm(len(dataset), generator=_generator("order", seed, epoch))
 
     def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
-        indices = order[step * batch_size:(step + 1) * batch_size]
+        indices = order[step * batch_size : (step + 1) * batch_size]
         if augment is None:
             images = dataset.images[indices]
         else:
-            chosen = dataset.images.subset(indices) if isinstance(dataset.images, EncodedImages) else dataset.images[indices]
+            chosen = (
+                dataset.images.subset(indices)
+                if isinstance(dataset.images, EncodedImages)
+                else dataset.images[indices]
+            )
             images = augment(chosen, _generator("augment", seed, epoch, step))
         return indices, images.float().div_(255), dataset.labels[indices]
 
@@ -55,27 +63,38 @@ def steps_per_epoch(dataset: ImageDataset, batch_size: int, *, drop_last: bool =
         raise SJRobustError(f"batch_size={batch_size}: expected 1 or more")
     steps = len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
     if not steps:
-        raise SJRobustError(f"batch_size={batch_size} is larger than {dataset.name}'s {len(dataset)} images: use a smaller one")
+        raise SJRobustError(
+            f"batch_size={batch_size} is larger than {dataset.name}'s {len(dataset)} images: use a"
+            " smaller one"
+        )
     return steps
 
 
-def calibration_batches(dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int) -> Tensor:
-    """Different images drawn by `seed`, not augmented: float32 [batches,batch_size,C,H,W] in [0,1]."""
-    return dataset.floats(calibration_indices(dataset, batches, batch_size, seed=seed)).unflatten(0, (batches, batch_size))
+def calibration_batches(
+    dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int
+) -> Tensor:
+    """Different images drawn by `seed`, not augmented: float32 [batches,batch_size,C,H,W] in
+    [0,1]."""
+    return dataset.floats(calibration_indices(dataset, batches, batch_size, seed=seed)).unflatten(
+        0, (batches, batch_size)
+    )
 
 
-def calibration_indices(dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int) -> Tensor:
+def calibration_indices(
+    dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int
+) -> Tensor:
     """Which images these are, int64 [batches * batch_size]."""
     count = batches * batch_size
     if count < 1 or count > len(dataset):
         raise SJRobustError(
-            f"{batches} calibration batches of {batch_size} need {count} images but {dataset.name} has {len(dataset)}: "
-            "use fewer or smaller batches (at least one image)"
+            f"{batches} calibration batches of {batch_size} need {count} images but {dataset.name}"
+            f" has {len(dataset)}: use fewer or smaller batches (at least one image)"
         )
     return torch.randperm(len(dataset), generator=_generator("calibration", seed))[:count]
 
 
 def _generator(purpose: str, *numbers: int) -> torch.Generator:
-    """A generator of its own for each purpose and position: hashed, because nearby seeds give related streams."""
+    """A generator of its own for each purpose and position: hashed, because nearby seeds give
+    related streams."""
     digest = hashlib.sha256("/".join([purpose, *map(str, numbers)]).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,4 +1,5 @@
-"""Images that are decoded when they are asked for: what a data set holds where its decoded images would not fit into memory."""
+"""Images that are decoded when they are asked for: what a data set holds where its decoded images
+would not fit into memory."""
 
 from __future__ import annotations
 
@@ -32,15 +33,26 @@ Rows = npt.NDArray[np.int64]
 class EncodedImages:
     """Stands in the place of a tensor uint8 [N,3,S,S], or with channels=1 grey [N,1,S,S].
 
-    Indexing with positions gives that tensor's rows, decoded, S×S. `identity` stands for the content of `items`, in
-    fingerprints; `place(i)` names item i in errors.
+    Indexing with positions gives that tensor's rows, decoded, S×S. `identity` stands for the
+    content of `items`, in fingerprints; `place(i)` names item i in errors.
     """
 
     def __init__(
-        self, items: Sequence[Encoded], square: Square, identity: str, place: Callable[[int], str], rows: Rows | None = None,
+        self,
+        items: Sequence[Encoded],
+        square: Square,
+        identity: str,
+        place: Callable[[int], str],
+        rows: Rows | None = None,
         channels: int = 3,
-    ) -> None:  # fmt: skip
-        self._items, self._square, self._identity, self._place, self._channels = items, square, identity, place, channels
+    ) -> None:
+        self._items, self._square, self._identity, self._place, self._channels = (
+            items,
+            square,
+            identity,
+            place,
+            channels,
+        )
         self._rows = np.arange(len(items)) if rows is None else rows
 
     @property
@@ -57,35 +69,47 @@ class EncodedImages:
         """All of them, the part of each that `crops` say instead of its centre square."""
         rows = self._rows
         pixels = decode_images(
-            (self._items[row] for row in rows), len(rows), square=self._square, crops=crops,
+            (self._items[row] for row in rows),
+            len(rows),
+            square=self._square,
+            crops=crops,
             place=lambda i: self._place(rows[min(i, len(rows) - 1)]),
-        )  # fmt: skip
+        )
         return in_channels(torch.from_numpy(pixels), self._channels)
 
     def subset(self, positions: Tensor | slice) -> EncodedImages:
         """Those at `positions`, still encoded."""
         rows = self._rows[positions if isinstance(positions, slice) else positions.numpy()]
-        return EncodedImages(self._items, self._square, self._identity, self._place, rows, self._channels)
+        return EncodedImages(
+            self._items, self._square, self._identity, self._place, rows, self._channels
+        )
 
     def in_channels(self, channels: int) -> EncodedImages:
         """The same images, grey (1) or in colour (3) once they are decoded."""
-        return EncodedImages(self._items, self._square, self._identity, self._place, self._rows, channels)
+        return EncodedImages(
+            self._items, self._square, self._identity, self._place, self._rows, channels
+        )
 
     def digest(self) -> Any:
-        """A hash object fed with what tells these images from others: the stored files, the size they are brought to, the rows."""
+        """A hash object fed with what tells these images from others: the stored files, the size
+        they are brought to, the rows."""
         grey = "grey/" if self._channels == 1 else ""
-        return hashlib.sha256(f"encoded/{self._identity}/{self._square}/{grey}".encode() + self._rows.astype("<i8").tobytes())
+        return hashlib.sha256(
+            f"encoded/{self._identity}/{self._square}/{grey}".encode()
+            + self._rows.astype("<i8").tobytes()
+        )
 
 
 def in_channels(images: Tensor, channels: int) -> Tensor:
-    """Images uint8 [N,C,H,W] of 1 or 3 channels in 1 or 3: what is grey stays what it is, colours become the luma of ITU-R 601, by PIL's
-    own arithmetic."""
+    """Images uint8 [N,C,H,W] of 1 or 3 channels in 1 or 3: what is grey stays what it is, colours
+    become the luma of ITU-R 601, by PIL's own arithmetic."""
     if images.shape[1] == channels:
         return images
     if channels == 3:
         return images.expand(-1, 3, -1, -1).contiguous()
     grey = torch.empty_like(images[:, :1])
-    for some, into in zip(images.split(1024), grey.split(1024), strict=True):  # not all at once, as int32
+    # not all at once, as int32
+    for some, into in zip(images.split(1024), grey.split(1024), strict=True):
         red, green, blue = some.int().unbind(1)
         into[:, 0] = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
     return grey
@@ -107,7 +131,8 @@ class Blobs(Sequence[Encoded]):
 
 
 def unpacked(key: str, items: Callable[[], Iterable[Encoded]], count: int) -> Blobs:
-    """`items`, copied once into a file of the cache: parquet gives whole groups of rows only, training wants single ones in any order.
+    """`items`, copied once into a file of the cache: parquet gives whole groups of rows only,
+    training wants single ones in any order.
 
     Raises SJRobustError where the cache cannot be written, as it takes as much room as the items.
     """
@@ -120,13 +145,15 @@ def unpacked(key: str, items: Callable[[], Iterable[Encoded]], count: int) -> Bl
                 for item in items():
                     assert item is None or isinstance(item, bytes)
                     lengths.append(file.write(item or b""))
-            with atomic_path(index) as temporary, open(temporary, "wb") as file:  # last: it says that the other file is whole
+            # last: it says that the other file is whole
+            with atomic_path(index) as temporary, open(temporary, "wb") as file:
                 np.save(file, np.cumsum([0, *lengths], dtype=np.int64), allow_pickle=False)
         return Blobs(path, np.load(index, allow_pickle=False))
     except (OSError, RuntimeError) as error:
         raise SJRobustError(
-            f"images too many to be held in memory are copied to the cache once, which failed ({error}): make room, set SJ_ROBUST_CACHE to "
-            "a folder with enough, or give a folder of images by class"
+            "images too many to be held in memory are copied to the cache once, which failed"
+            f" ({error}): make room, set SJ_ROBUST_CACHE to a folder with enough, or give a folder"
+            " of images by class"
         ) from error
 
 
@@ -139,7 +166,8 @@ def _complete(path: Path, index: Path, count: int) -> bool:
 
 
 def ahead(jobs: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """The results of `jobs` in order, each computed in a thread up to AHEAD places before it is asked for."""
+    """The results of `jobs` in order, each computed in a thread up to AHEAD places before it is
+    asked for."""
     waiting: deque[Any] = deque()
     with ThreadPoolExecutor(1) as pool:
         try:

@@ -1,4 +1,5 @@
-"""Clean and robust accuracy under an ensemble of attacks and gradient views, as a typed report; certificates and costs.
+"""Clean and robust accuracy under an ensemble of attacks and gradient views, as a typed report;
+certificates and costs.
 
 Imported when used: a report can be read (`evaluate.report`) without torch.
 """
@@ -40,17 +41,46 @@ _HOME = {
     "latency": ("Latency", "measure_latency"),
     "protocol": ("DEFAULT_VIEWS", "PROTOCOLS", "Protocol", "Stage"),
     "report": (
-        "Accuracy", "Activity", "Check", "EnergyEstimate", "JointResult", "Report", "RobustResult", "ViewResult", "eps_name", "wilson",
+        "Accuracy",
+        "Activity",
+        "Check",
+        "EnergyEstimate",
+        "JointResult",
+        "Report",
+        "RobustResult",
+        "ViewResult",
+        "eps_name",
+        "wilson",
     ),
     "run": ("evaluate",),
-}  # fmt: skip
+}
 _MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "DEFAULT_VIEWS", "PROTOCOLS", "Accuracy", "Activity", "Certificate", "Check", "CorruptionReport", "Energy", "EnergyEstimate",
-    "JointResult", "Latency", "Protocol", "Report", "RobustResult", "Stage", "ViewResult", "certify", "eps_name", "evaluate",
-    "evaluate_corruptions", "measure_energy", "measure_latency", "wilson",
-]  # fmt: skip
+    "DEFAULT_VIEWS",
+    "PROTOCOLS",
+    "Accuracy",
+    "Activity",
+    "Certificate",
+    "Check",
+    "CorruptionReport",
+    "Energy",
+    "EnergyEstimate",
+    "JointResult",
+    "Latency",
+    "Protocol",
+    "Report",
+    "RobustResult",
+    "Stage",
+    "ViewResult",
+    "certify",
+    "eps_name",
+    "evaluate",
+    "evaluate_corruptions",
+    "measure_energy",
+    "measure_latency",
+    "wilson",
+]
 
 
 def __getattr__(name: str) -> Any:

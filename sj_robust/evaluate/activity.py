@@ -30,9 +30,21 @@ class SpikeCount:
         layers = {}
         for name, values in self.values.items():
             rate = self.spikes[name] / values
-            layers[name] = LayerActivity(neurons=values // (timesteps * images), spikes_per_neuron=rate * timesteps, rate=rate)
-        neurons, spikes = sum(layer.neurons for layer in layers.values()), sum(self.spikes.values()) / images
-        return Activity(layers=layers, neurons=neurons, spikes_per_neuron=spikes / neurons if neurons else 0.0, spikes_per_image=spikes)
+            layers[name] = LayerActivity(
+                neurons=values // (timesteps * images),
+                spikes_per_neuron=rate * timesteps,
+                rate=rate,
+            )
+        neurons, spikes = (
+            sum(layer.neurons for layer in layers.values()),
+            sum(self.spikes.values()) / images,
+        )
+        return Activity(
+            layers=layers,
+            neurons=neurons,
+            spikes_per_neuron=spikes / neurons if neurons else 0.0,
+            spikes_per_image=spikes,
+        )
 
 
 @contextmanager

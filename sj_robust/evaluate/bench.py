@@ -43,7 +43,8 @@ class Passes:
 
 @dataclass
 class Bench:
-    """Feeds full batches and judges by the model's own forward pass; the model is in eval mode while it is used."""
+    """Feeds full batches and judges by the model's own forward pass; the model is in eval mode
+    while it is used."""
 
     model: nn.Module
     dataset: ImageDataset
@@ -55,9 +56,14 @@ class Bench:
     _signs: dict[tuple[str, str], dict[int, Tensor]] = field(default_factory=dict)
 
     def batches(self, indices: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(indices [n], images [n, C, H, W], labels [n]) for `indices` in full batches, the last one apart."""
+        """(indices [n], images [n, C, H, W], labels [n]) for `indices` in full batches, the last
+        one apart."""
         for chosen in indices.split(self.batch_size) if len(indices) else ():
-            yield chosen, self.dataset.floats(chosen).to(self.device), self.dataset.labels[chosen].to(self.device)
+            yield (
+                chosen,
+                self.dataset.floats(chosen).to(self.device),
+                self.dataset.labels[chosen].to(self.device),
+            )
 
     def predict(self, x: Tensor) -> Tensor:
         """Classes [n] by the true forward pass."""
@@ -68,17 +74,39 @@ class Bench:
         with torch.no_grad():
             logits: Tensor = self.model(x)
         if not torch.isfinite(logits).all():
-            raise SJRobustError(f"the model gives logits that are not finite for {self.dataset.name}: its weights or thresholds are broken")
+            raise SJRobustError(
+                f"the model gives logits that are not finite for {self.dataset.name}: its weights"
+                " or thresholds are broken"
+            )
         return logits
 
-    def broken(self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor, seed: int) -> Tensor:
-        """Which images x [n, C, H, W], named by `chosen` [n], the attack breaks when it takes its gradients from `seen`: bool [n] on the
-        CPU. Raises TimeUp once the deadline is over."""
+    def broken(
+        self,
+        attack: Attack,
+        seen: nn.Module,
+        view: str,
+        chosen: Tensor,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+    ) -> Tensor:
+        """Which images x [n, C, H, W], named by `chosen` [n], the attack breaks when it takes its
+        gradients from `seen`: bool [n] on the CPU. Raises TimeUp once the deadline is over."""
         return self.judge(self.attacked(attack, seen, view, chosen, x, y, seed), y)[0]
 
-    def attacked(self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor, seed: int,
-                 start: Tensor | None = None) -> Tensor:
-        """The adversarial images [n, C, H, W], inside the ball. `start`: where the attack is to begin, if it may be told."""
+    def attacked(
+        self,
+        attack: Attack,
+        seen: nn.Module,
+        view: str,
+        chosen: Tensor,
+        x: Tensor,
+        y: Tensor,
+        seed: int,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """The adversarial images [n, C, H, W], inside the ball. `start`: where the attack is to
+        begin, if it may be told."""
         if time.monotonic() > self.deadline:
             raise TimeUp
         if attack.one_sign and attack.eps >= BALL_TOLERANCE:
@@ -91,18 +119,26 @@ class Bench:
         return x_adv
 
     def judge(self, x_adv: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """By the true forward pass: which of the images [n] are broken, bool on the CPU, and their margins."""
+        """By the true forward pass: which of the images [n] are broken, bool on the CPU, and their
+        margins."""
         logits = self.logits(x_adv)
         return (logits.argmax(1) != y).cpu(), margin(logits, y).cpu()
 
-    def _along_signs(self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def _along_signs(
+        self, attack: Attack, seen: nn.Module, view: str, chosen: Tensor, x: Tensor, y: Tensor
+    ) -> Tensor:
         """What `attack`, which is FGSM, returns: the signs are kept, up to 1 GiB of them."""
-        settings = {name: value for name, value in attack.settings.items() if name not in ("eps", "step_size")}
+        settings = {
+            name: value
+            for name, value in attack.settings.items()
+            if name not in ("eps", "step_size")
+        }
         known = self._signs.setdefault((view, repr(settings)), {})
         missing = torch.tensor([image not in known for image in chosen.tolist()])
         new = missing.to(x.device)
         sign = torch.empty_like(x)
-        # Where clipping to [0, 1] has left nothing of the step, it will at a larger eps too: 0 does as well as the sign.
+        # Where clipping to [0, 1] has left nothing of the step, it will at a larger eps too: 0 does
+        # as well as the sign.
         sign[new] = (attack(seen, x[new], y[new], ids=chosen[missing].to(x.device)) - x[new]).sign()
         for position in (~missing).nonzero().flatten().tolist():
             sign[position] = known[int(chosen[position])].to(x.device)
@@ -119,8 +155,13 @@ def fitted(dataset: Any, model: nn.Module) -> ImageDataset:
 def image_count(dataset: ImageDataset, max_images: int | None) -> int:
     if not len(dataset):
         raise SJRobustError(f"{dataset.name} {dataset.split} has no images: nothing to evaluate")
-    if max_images is not None and not (isinstance(max_images, Integral) and 1 <= max_images <= len(dataset)):
-        raise SJRobustError(f"max_images is {max_images}: expected 1 to {len(dataset)}, the images of {dataset.name} {dataset.split}")
+    if max_images is not None and not (
+        isinstance(max_images, Integral) and 1 <= max_images <= len(dataset)
+    ):
+        raise SJRobustError(
+            f"max_images is {max_images}: expected 1 to {len(dataset)}, the images of"
+            f" {dataset.name} {dataset.split}"
+        )
     return len(dataset) if max_images is None else int(max_images)
 
 
@@ -138,17 +179,24 @@ def true_forward(model: nn.Module) -> AbstractContextManager[object]:
 
 def warn_of_state(model: nn.Module) -> None:
     """SpikingJelly's nodes outside of our classifiers: one warning that says what is missing."""
-    if not isinstance(model, SpikingModel) and any(isinstance(module, MemoryModule) for module in model.modules()):
+    if not isinstance(model, SpikingModel) and any(
+        isinstance(module, MemoryModule) for module in model.modules()
+    ):
         _warn_of_nodes(model)
 
 
 def _warn_of_nodes(model: nn.Module) -> None:
-    warnings.warn(f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls and which are attacked "
-                  "through their own surrogate alone: wrap it with sj_robust.from_spikingjelly", stacklevel=_callers_level())
+    warnings.warn(
+        f"{type(model).__name__} holds nodes of SpikingJelly, which nothing resets between calls"
+        " and which are attacked through their own surrogate alone: wrap it with"
+        " sj_robust.from_spikingjelly",
+        stacklevel=_callers_level(),
+    )
 
 
 def _callers_level() -> int:
-    """The `stacklevel` by which the function that asks warns of the line that called this package, however many functions lie between."""
+    """The `stacklevel` by which the function that asks warns of the line that called this package,
+    however many functions lie between."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("sj_robust."):
         level, frame = level + 1, frame.f_back
@@ -156,7 +204,8 @@ def _callers_level() -> int:
 
 
 def check_fit(bench: Bench, total: int) -> int:
-    """K, after one image has shown that the model takes the images and has a logit for every label."""
+    """K, after one image has shown that the model takes the images and has a logit for every
+    label."""
     data = bench.dataset
     _, x, _ = next(bench.batches(torch.arange(1)))
     try:
@@ -164,20 +213,28 @@ def check_fit(bench: Bench, total: int) -> int:
             logits = bench.model(x)
     except (RuntimeError, ValueError, AssertionError, SJRobustError) as error:
         reason = first_line(error)
-        raise SJRobustError(f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}") from error
+        raise SJRobustError(
+            f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}"
+        ) from error
     if hidden and not isinstance(bench.model, SpikingModel):
         if any(isinstance(module, SPIKING) for module in hidden):
             raise taken_for_ann(bench.model)
-        if not any(isinstance(module, MemoryModule) for module in bench.model.modules()):  # of which `warn_of_state` knows
+        # of which `warn_of_state` knows
+        if not any(isinstance(module, MemoryModule) for module in bench.model.modules()):
             _warn_of_nodes(bench.model)
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")
     num_classes, highest = logits.shape[1], int(data.labels[:total].max())
     if num_classes < 2:
-        raise SJRobustError("the model gives one logit: expected one for each of two or more classes")
+        raise SJRobustError(
+            "the model gives one logit: expected one for each of two or more classes"
+        )
     if highest >= num_classes:
-        raise SJRobustError(f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use one made for {data.name}")
+        raise SJRobustError(
+            f"{data.name} has the label {highest}, the model's are 0 to {num_classes - 1}: use one"
+            f" made for {data.name}"
+        )
     # every attack asks for it, and would find out by passes that were counted as the attack's
     if isinstance(bench.model, NormalizedClassifier):
         bench.model.num_classes = num_classes
@@ -185,23 +242,32 @@ def check_fit(bench: Bench, total: int) -> int:
 
 
 def check_ball(x_adv: Tensor, x: Tensor, attack: Attack, view: str) -> None:
-    """Every adversarial image must be finite, within eps of its original and in [0, 1]; nothing is clipped into place here.
+    """Every adversarial image must be finite, within eps of its original and in [0, 1]; nothing is
+    clipped into place here.
 
     Raises SJRobustError naming attack, view and the number of images that are not.
     """
     where = f"{attack.name} at eps {eps_name(attack.eps)} through view {view}"
     if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
-        raise SJRobustError(f"{where} returned {x_adv.dtype} {list(x_adv.shape)}: expected {x.dtype} {list(x.shape)}")
+        raise SJRobustError(
+            f"{where} returned {x_adv.dtype} {list(x_adv.shape)}: expected {x.dtype}"
+            f" {list(x.shape)}"
+        )
     size = sizes(x_adv - x, attack.norm)
-    inside = (size <= attack.eps + BALL_TOLERANCE) & ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)  # False for NaN
+    # False for NaN
+    inside = (size <= attack.eps + BALL_TOLERANCE) & ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
     bad = int((~inside).sum())
     if bad:
-        raise SJRobustError(f"{where} left the eps ball or [0, 1], or is not finite, on {bad} of {len(x)} images: the attack is broken")
+        raise SJRobustError(
+            f"{where} left the eps ball or [0, 1], or is not finite, on {bad} of {len(x)} images:"
+            " the attack is broken"
+        )
 
 
 @contextmanager
 def count_passes(model: nn.Module, bench: Bench) -> Iterator[None]:
-    """Count images through `model` into `bench.passes` while the block runs, and raise TimeUp in the first pass after its deadline."""
+    """Count images through `model` into `bench.passes` while the block runs, and raise TimeUp in
+    the first pass after its deadline."""
     passes = bench.passes
 
     def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:

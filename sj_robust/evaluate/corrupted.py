@@ -1,5 +1,7 @@
-"""Accuracy on images with common corruptions (Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common
-Corruptions and Perturbations", ICLR 2019), made here from clean images: see `sj_robust.data.corruptions`."""
+"""Accuracy on images with common corruptions (Hendrycks & Dietterich, "Benchmarking Neural Network
+Robustness to Common Corruptions and Perturbations", ICLR 2019), made here from clean images: see
+`sj_robust.data.corruptions`.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,15 @@ from sj_robust.data import ImageDataset
 from sj_robust.data.corruptions import CORRUPTIONS, SEVERITIES, check_kind, corrupt
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import facts
-from sj_robust.evaluate.bench import Bench, check_fit, count_passes, device_of, fitted, image_count, true_forward
+from sj_robust.evaluate.bench import (
+    Bench,
+    check_fit,
+    count_passes,
+    device_of,
+    fitted,
+    image_count,
+    true_forward,
+)
 from sj_robust.evaluate.report import Accuracy, Facts, Measurement
 from sj_robust.model import expose
 from sj_robust.progress import bar
@@ -38,10 +48,11 @@ class CorruptionSettings(Facts):
 
 
 class CorruptionReport(Measurement):
-    """The result of `evaluate_corruptions`. Accuracies are fractions of the evaluated images; intervals are Wilson 95 %.
+    """The result of `evaluate_corruptions`. Accuracies are fractions of the evaluated images;
+    intervals are Wilson 95 %.
 
-    `mean`: mean corruption accuracy, the mean of `results`. It has no interval: it is not a proportion of independent images,
-    because every corruption and severity takes the same ones.
+    `mean`: mean corruption accuracy, the mean of `results`. It has no interval: it is not a
+    proportion of independent images, because every corruption and severity takes the same ones.
     """
 
     clean: Accuracy
@@ -51,14 +62,19 @@ class CorruptionReport(Measurement):
     forward_images: int
 
     def summary(self) -> str:
-        """A text table: corruptions by severity, each accuracy with its interval; means over rows and columns without."""
-        return "\n".join([
-            self.heading(),
-            f"clean accuracy            {self.clean}",
-            f"mean corruption accuracy  {100 * self.mean:.1f} %",
-            "", *self._table(),
-            "", "Made here as CIFAR-10-C was; these are not its published files.",
-        ])  # fmt: skip
+        """A text table: corruptions by severity, each accuracy with its interval; means over rows
+        and columns without."""
+        return "\n".join(
+            [
+                self.heading(),
+                f"clean accuracy            {self.clean}",
+                f"mean corruption accuracy  {100 * self.mean:.1f} %",
+                "",
+                *self._table(),
+                "",
+                "Made here as CIFAR-10-C was; these are not its published files.",
+            ]
+        )
 
     def _table(self) -> list[str]:
         found = {(result.corruption, result.severity): result.accuracy for result in self.results}
@@ -71,9 +87,18 @@ class CorruptionReport(Measurement):
         for name in names:
             row = [(name, severity) for severity in severities]
             rows.append([name, *(_cell(found[key]) for key in row), mean(row)])
-        rows.append(["mean", *(mean([(name, severity) for name in names]) for severity in severities), mean(list(found))])
+        rows.append(
+            [
+                "mean",
+                *(mean([(name, severity) for name in names]) for severity in severities),
+                mean(list(found)),
+            ]
+        )
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
         rule = "-" * max(map(len, lines))
         return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
 
@@ -92,15 +117,18 @@ def evaluate_corruptions(
 ) -> CorruptionReport:
     """Accuracy under each corruption at each severity, and on the images as they are.
 
-    Args:
-        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]; a spiking model predicts by its true spikes. Its training
+    Args: model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]; a spiking model predicts by
+        its true spikes. Its training
             flags are restored.
-        dataset: clean images of at least 8×8, in colour or grey; the severities are meant for 32×32.
+        dataset: clean images of at least 8×8, in colour or grey; the severities are meant for
+            32×32.
         names: of `CORRUPTIONS`, default all 14, in the order of the paper whatever the order here.
         severities: 1 (mild) to 5, in any order; the report has them ascending.
         max_images: the first so many images only.
-        seed: what is random is a function of (seed, index of the image, corruption, severity) alone.
-        device: the model is moved there; default: where it is. The images are made on the CPU and are the same for all.
+        seed: what is random is a function of (seed, index of the image, corruption, severity)
+            alone.
+        device: the model is moved there; default: where it is. The images are made on the CPU and
+            are the same for all.
         show_progress: None shows a bar on a terminal only.
 
     Raises SJRobustError if data and model do not fit, and on unknown names and severities.
@@ -114,9 +142,19 @@ def evaluate_corruptions(
     bench = Bench(model.to(where), dataset, where, batch_size)
     labels = dataset.labels[:total].cpu()
     results = []
-    with keep_large_blocks(), evaluation_mode(model), true_forward(model), count_passes(model, bench):
+    with (
+        keep_large_blocks(),
+        evaluation_mode(model),
+        true_forward(model),
+        count_passes(model, bench),
+    ):
         num_classes = check_fit(bench, total)
-        with bar("corruptions", total * (1 + len(chosen) * len(levels)), unit="images", show=show_progress) as progress:
+        with bar(
+            "corruptions",
+            total * (1 + len(chosen) * len(levels)),
+            unit="images",
+            show=show_progress,
+        ) as progress:
 
             def accuracy(change: Callable[[Tensor, Tensor], Tensor]) -> Accuracy:
                 correct = 0
@@ -131,10 +169,14 @@ def evaluate_corruptions(
                 for level in levels:
                     progress.note(f"{name} {level}")
 
-                    def change(x: Tensor, ids: Tensor, name: str = name, level: int = level) -> Tensor:
+                    def change(
+                        x: Tensor, ids: Tensor, name: str = name, level: int = level
+                    ) -> Tensor:
                         return corrupt(x, name, level, seed=seed, ids=ids)
 
-                    results.append(CorruptionResult(corruption=name, severity=level, accuracy=accuracy(change)))
+                    results.append(
+                        CorruptionResult(corruption=name, severity=level, accuracy=accuracy(change))
+                    )
     return CorruptionReport(
         model=facts.model_facts(model, num_classes),
         dataset=facts.dataset_facts(dataset, total),
@@ -142,40 +184,62 @@ def evaluate_corruptions(
         results=results,
         mean=_mean([result.accuracy.value for result in results]),
         limits=_limits(chosen, dataset, total, seed),
-        settings=CorruptionSettings(names=chosen, severities=levels, batch_size=batch_size, seed=seed, device=facts.device_name(where)),
+        settings=CorruptionSettings(
+            names=chosen,
+            severities=levels,
+            batch_size=batch_size,
+            seed=seed,
+            device=facts.device_name(where),
+        ),
         forward_images=bench.passes.forward,
         seconds=time.monotonic() - started,
         versions=facts.versions(),
     )
 
 
-def _check_settings(names: Sequence[str] | None, severities: Sequence[int], batch_size: int, seed: int) -> tuple[list[str], list[int]]:
+def _check_settings(
+    names: Sequence[str] | None, severities: Sequence[int], batch_size: int, seed: int
+) -> tuple[list[str], list[int]]:
     """The names in the order of the paper, and the severities ascending, each once."""
     wanted = CORRUPTIONS if names is None else names
     if not (wanted and severities):
-        raise SJRobustError(f"no {'severities' if wanted else 'names'} given: name at least one, or leave it out for all")
+        raise SJRobustError(
+            f"no {'severities' if wanted else 'names'} given: name at least one, or leave it out"
+            " for all"
+        )
     for name in wanted:
         for severity in severities:
             check_kind(name, severity)
     for setting, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least:
             raise SJRobustError(f"{setting} is {value}: expected at least {least}")
-    return [name for name in CORRUPTIONS if name in wanted], sorted({int(severity) for severity in severities})
+    return [name for name in CORRUPTIONS if name in wanted], sorted(
+        {int(severity) for severity in severities}
+    )
 
 
 def _limits(names: list[str], dataset: ImageDataset, evaluated: int, seed: int) -> list[str]:
     """Honest statements on what the numbers do not show."""
     height, width = dataset.images.shape[2:]
     statements = [
-        "The images were made here as CIFAR-10-C was and are not its published files: an accuracy on those need not agree.",
+        (
+            "The images were made here as CIFAR-10-C was and are not its published files: an"
+            " accuracy on those need not agree."
+        ),
         f"{len(names)} of the 15 corruptions of the paper are in the mean"
         + (": frost needs photographs and is not made." if len(names) == len(CORRUPTIONS) else "."),
         f"One draw of the random corruptions for each image (seed {seed}).",
     ]
     if (height, width) != (32, 32):
-        statements.append(f"The severities are CIFAR-10-C's, in pixels of 32×32 images: on {height}×{width} they mean something else.")
+        statements.append(
+            f"The severities are CIFAR-10-C's, in pixels of 32×32 images: on {height}×{width} they"
+            " mean something else."
+        )
     if evaluated < len(dataset):
-        statements.append(f"Only the first {evaluated} of {len(dataset)} images were evaluated; the intervals cover that error alone.")
+        statements.append(
+            f"Only the first {evaluated} of {len(dataset)} images were evaluated; the intervals"
+            " cover that error alone."
+        )
     return statements
 
 

@@ -119,8 +119,18 @@ class Energy(Measurement):
             )
         layers = layers if self.snn else [[row[0], row[2]] for row in layers]
         ratio = [] if self.ratio is None else ["", f"SNN / ANN  {self.ratio:.3f}"]
-        return "\n".join([f"{self.heading()}, per image", "", *aligned([["", "ACs", "MACs", "µJ (estimate)"], *costs]), *ratio,
-                          "", *aligned(layers), "", *self.limits])  # fmt: skip
+        return "\n".join(
+            [
+                f"{self.heading()}, per image",
+                "",
+                *aligned([["", "ACs", "MACs", "µJ (estimate)"], *costs]),
+                *ratio,
+                "",
+                *aligned(layers),
+                "",
+                *self.limits,
+            ]
+        )
 
 
 def measure_energy(
@@ -167,9 +177,11 @@ def measure_energy(
         model=facts.model_facts(model, num_classes),
         dataset=facts.dataset_facts(dataset, found.images),
         snn=snn,
-        snn_repeated=_total(layers, steps)
-        if any(layer.passes < steps for layer in layers.values())
-        else None,
+        snn_repeated=(
+            _total(layers, steps)
+            if any(layer.passes < steps for layer in layers.values())
+            else None
+        ),
         snn_dense=found.dense,
         ann=ann,
         ratio=snn.microjoules / ann.microjoules if snn and ann.microjoules else None,
@@ -250,8 +262,15 @@ def count_operations(bench: Bench, total: int, show_progress: bool | None) -> Op
     ann = Cost.of(0, sum(layer.ann_macs for layer in layers.values()))
     padding = sum(tally.padding for tally in dense.values()) / max(1, ann.macs)
     summed = activity and any(layer.summed for layer in layers.values())
-    return Operations(images, layers, ann, _total(layers) if activity else None,
-                      _total(layers, dense=True) if summed else None, activity, padding)  # fmt: skip
+    return Operations(
+        images,
+        layers,
+        ann,
+        _total(layers) if activity else None,
+        _total(layers, dense=True) if summed else None,
+        activity,
+        padding,
+    )
 
 
 def _count(bench: Bench, images: int, progress: Bar) -> dict[str, Tally]:
@@ -282,8 +301,15 @@ def _layer(tally: Tally | None, images: int, ann_macs: int) -> LayerCost:
             spikes_per_neuron=None,
         )
     rate = tally.spikes / tally.inputs
-    return LayerCost(acs=tally.acs / images, macs=0, ann_macs=ann_macs, passes=passes, rate=rate, spikes_per_neuron=rate * passes,
-                     summed=tally.summed)  # fmt: skip
+    return LayerCost(
+        acs=tally.acs / images,
+        macs=0,
+        ann_macs=ann_macs,
+        passes=passes,
+        rate=rate,
+        spikes_per_neuron=rate * passes,
+        summed=tally.summed,
+    )
 
 
 def _total(layers: dict[str, LayerCost], steps: int | None = None, *, dense: bool = False) -> Cost:
@@ -291,8 +317,17 @@ def _total(layers: dict[str, LayerCost], steps: int | None = None, *, dense: boo
     spikes multiplied."""
     scaled = [((steps or layer.passes) / layer.passes, layer) for layer in layers.values()]
     if dense:
-        scaled = [(times, layer.model_copy(update={"acs": 0, "macs": layer.passes * layer.ann_macs}) if layer.summed else layer)
-                  for times, layer in scaled]  # fmt: skip
+        scaled = [
+            (
+                times,
+                (
+                    layer.model_copy(update={"acs": 0, "macs": layer.passes * layer.ann_macs})
+                    if layer.summed
+                    else layer
+                ),
+            )
+            for times, layer in scaled
+        ]
     return Cost.of(
         sum(times * layer.acs for times, layer in scaled),
         sum(times * layer.macs for times, layer in scaled),
@@ -309,27 +344,43 @@ def _limits(
 ) -> list[str]:
     """Honest statements on what the numbers do not show."""
     statements = [
-        f"The energy is an estimate from counts: {E_MAC} pJ a MAC and {E_AC} pJ an AC (32-bit float, 45 nm CMOS, Horowitz 2014).",
-        "Memory traffic, which costs more than arithmetic on most hardware, is left out, and with it the cost of moving spikes.",
-        "Counted are convolutions and matrix products; normalisation, biases, residual additions and pooling are not, on either side.",
-        f"MACs are dense: zeros count, of the padding ({padding:.1%} of the ANN's MACs) and of activations. ACs are those of spikes alone.",
+        (
+            f"The energy is an estimate from counts: {E_MAC} pJ a MAC and {E_AC} pJ an AC (32-bit"
+            " float, 45 nm CMOS, Horowitz 2014)."
+        ),
+        (
+            "Memory traffic, which costs more than arithmetic on most hardware, is left out, and"
+            " with it the cost of moving spikes."
+        ),
+        (
+            "Counted are convolutions and matrix products; normalisation, biases, residual"
+            " additions and pooling are not, on either side."
+        ),
+        (
+            f"MACs are dense: zeros count, of the padding ({padding:.1%} of the ANN's MACs) and of"
+            " activations. ACs are those of spikes alone."
+        ),
     ]
     if updates is None:
         return statements
     statements.append(
-        f"Left out are {_millions(updates)} updates of potentials; a MAC each would add {updates * E_MAC / 1e6:.2f} µJ."
+        f"Left out are {_millions(updates)} updates of potentials; a MAC each would add"
+        f" {updates * E_MAC / 1e6:.2f} µJ."
     )
     if once := [name for name, layer in layers.items() if layer.passes < steps]:
         statements.append(
-            f"Computed once per image, because the input is the same at every step: {', '.join(once)}."
+            "Computed once per image, because the input is the same at every step:"
+            f" {', '.join(once)}."
         )
     if analogue := [name for name, layer in layers.items() if layer.macs and layer.passes == steps]:
         statements.append(
             f"Inputs that are not made of spikes, hence MACs at every step: {', '.join(analogue)}."
         )
     if summed := [name for name, layer in layers.items() if layer.summed]:
-        statements.append("Sums or means of spikes, folded into the weights behind them, an AC for each spike and "
-                          f"connection: {', '.join(summed)}.")  # fmt: skip
+        statements.append(
+            "Sums or means of spikes, folded into the weights behind them, an AC for each spike"
+            f" and connection: {', '.join(summed)}."
+        )
     if evaluated < size:
         statements.append(f"Spikes were counted on the first {evaluated} of {size} images.")
     return statements

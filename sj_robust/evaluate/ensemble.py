@@ -1,4 +1,5 @@
-"""The ensemble over eps, attacks and gradient views: an image is robust only if it survives all of them."""
+"""The ensemble over eps, attacks and gradient views: an image is robust only if it survives all of
+them."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from sj_robust.attack import Attack
 from sj_robust.evaluate.bench import Bench, TimeUp
 from sj_robust.evaluate.journal import Journal, UnitKey
 from sj_robust.evaluate.protocol import Run
-from sj_robust.evaluate.report import Accuracy, JointResult, RobustResult, ViewResult, attempt, eps_name
+from sj_robust.evaluate.report import (
+    Accuracy,
+    JointResult,
+    RobustResult,
+    ViewResult,
+    attempt,
+    eps_name,
+)
 from sj_robust.progress import Bar
 
 Search = Callable[[UnitKey, Run, nn.Module, Tensor], None]
@@ -22,7 +30,8 @@ Search = Callable[[UnitKey, Run, nn.Module, Tensor], None]
 
 @dataclass
 class Outcome:
-    """`pending`: images that a unit was to get and did not, over all units: 0 unless time ran out."""
+    """`pending`: images that a unit was to get and did not, over all units: 0 unless time ran
+    out."""
 
     joint: list[JointResult] = field(default_factory=list)
     robust: list[RobustResult] = field(default_factory=list)
@@ -30,15 +39,27 @@ class Outcome:
     pending: int = 0
 
 
-def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, search: Search | None, *, survivors_only: bool,
-                    mine: Tensor | None = None) -> Outcome:
-    """Attack the images that are right as they are, or only read off what `journal` has (`search` None).
+def attack_ensemble(
+    correct: Tensor,
+    plan: list[list[Run]],
+    journal: Journal,
+    search: Search | None,
+    *,
+    survivors_only: bool,
+    mine: Tensor | None = None,
+) -> Outcome:
+    """Attack the images that are right as they are, or only read off what `journal` has (`search`
+    None).
 
-    `correct` bool [n]: clean outcome of each evaluated image. `plan`: for each eps, ascending, its runs in order. `mine` bool [n]:
-    the images that this process attacks, default all. `search(unit, run, seen, images)` fills the journal.
-    The joint result is an intersection, so the order decides the cost and nothing else.
+    `correct` bool [n]: clean outcome of each evaluated image. `plan`: for each eps, ascending, its
+    runs in order. `mine` bool [n]: the images that this process attacks, default all. `search(unit,
+    run, seen, images)` fills the journal. The joint result is an intersection, so the order decides
+    the cost and nothing else.
     """
-    total, attackable = len(correct), (correct if mine is None else correct & mine).nonzero().flatten()
+    total, attackable = (
+        len(correct),
+        (correct if mine is None else correct & mine).nonzero().flatten(),
+    )
     broken_by: list[str | None] = [None] * total
     broken = torch.zeros(total, dtype=torch.bool)
     outcome = Outcome()
@@ -68,18 +89,41 @@ def attack_ensemble(correct: Tensor, plan: list[list[Run]], journal: Journal, se
                 by_attack |= by_view
                 measured = len(given) == len(attackable) and not pending and not run.from_best
                 alone = accuracy(by_view) if measured else None
-                per_view[view] = ViewResult(attempted=len(given) - pending, broken=len(fallen), alone=alone, seconds=unit.seconds)
+                per_view[view] = ViewResult(
+                    attempted=len(given) - pending,
+                    broken=len(fallen),
+                    alone=alone,
+                    seconds=unit.seconds,
+                )
                 cost = [cost[0] + unit.seconds, cost[1] + unit.forward, cost[2] + unit.backward]
-            alone = accuracy(by_attack) if complete and not run.from_best and (fresh or not survivors_only) else None
-            outcome.robust.append(RobustResult(
-                eps=attack.eps, attack=attack.name, settings=run.settings, per_view=per_view, joint=accuracy(broken), alone=alone,
-                seconds=cost[0], forward_images=int(cost[1]), backward_images=int(cost[2])))
-        outcome.joint.append(JointResult(eps=runs[0].attack.eps, accuracy=accuracy(broken), carried=carried))
+            alone = (
+                accuracy(by_attack)
+                if complete and not run.from_best and (fresh or not survivors_only)
+                else None
+            )
+            outcome.robust.append(
+                RobustResult(
+                    eps=attack.eps,
+                    attack=attack.name,
+                    settings=run.settings,
+                    per_view=per_view,
+                    joint=accuracy(broken),
+                    alone=alone,
+                    seconds=cost[0],
+                    forward_images=int(cost[1]),
+                    backward_images=int(cost[2]),
+                )
+            )
+        outcome.joint.append(
+            JointResult(eps=runs[0].attack.eps, accuracy=accuracy(broken), carried=carried)
+        )
         outcome.broken_by.append(list(broken_by))
     return outcome
 
 
-def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable: int, survivors_only: bool) -> Search:
+def searcher(
+    bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable: int, survivors_only: bool
+) -> Search:
     """The search that runs the attacks on `bench`, until its time is up."""
     starts = journal.starts
 
@@ -99,7 +143,9 @@ def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable:
                 if starts:
                     left = ~hit if survivors_only else torch.ones_like(hit)
                     starts.drop(chosen[~left])
-                    starts.offer(chosen[left], x[left], x_adv[left], margins[left], attack.eps, run.anew)
+                    starts.offer(
+                        chosen[left], x[left], x_adv[left], margins[left], attack.eps, run.anew
+                    )
 
             return hit, note
 
@@ -111,5 +157,6 @@ def searcher(bench: Bench, journal: Journal, bar: Bar, *, seed: int, attackable:
 
 
 def noise_seed(seed: int, attack: Attack, view: str) -> int:
-    """Each attack and view draws its own noise, whatever their order; the report records `seed` alone."""
+    """Each attack and view draws its own noise, whatever their order; the report records `seed`
+    alone."""
     return (seed << 32) + zlib.crc32(f"{attack.name} {view}".encode())

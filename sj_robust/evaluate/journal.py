@@ -1,4 +1,5 @@
-"""What an evaluation has done so far, on disk, so that a killed one goes on where it stopped and shards can be put together."""
+"""What an evaluation has done so far, on disk, so that a killed one goes on where it stopped and
+shards can be put together."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class UnitKey(NamedTuple):
 
 @dataclass
 class Unit:
-    """One attack through one view at one eps: the images it was given, those that fell, and what that cost."""
+    """One attack through one view at one eps: the images it was given, those that fell, and what
+    that cost."""
 
     seen: list[int] = field(default_factory=list)
     fallen: list[int] = field(default_factory=list)
@@ -47,7 +49,10 @@ class Unit:
             self.seen += sorted(new)
             self.fallen += [image for image in other.fallen if image in new]
             self.seconds, self.forward, self.backward = (
-                self.seconds + other.seconds, self.forward + other.forward, self.backward + other.backward)
+                self.seconds + other.seconds,
+                self.forward + other.forward,
+                self.backward + other.backward,
+            )
 
 
 Units = dict[UnitKey, Unit]
@@ -55,11 +60,14 @@ Units = dict[UnitKey, Unit]
 
 @dataclass
 class Journal:
-    """Units by their keys. `key` is everything that decides the outcome: a file with another key, or a damaged one, counts for nothing.
+    """Units by their keys. `key` is everything that decides the outcome: a file with another key,
+    or a damaged one, counts for nothing.
 
-    Without a path nothing is kept. Each process of several writes `path`.rankN beside it, and into it what it did itself in this session
-    or an earlier one, so that no cost is in two files. `units` is all that is known, `done` what this process did since it opened.
-    `starts`, where later units start from what earlier ones found, is kept in the same file, so that the two cannot be at odds.
+    Without a path nothing is kept. Each process of several writes `path`.rankN beside it, and into
+    it what it did itself in this session or an earlier one, so that no cost is in two files.
+    `units` is all that is known, `done` what this process did since it opened. `starts`, where
+    later units start from what earlier ones found, is kept in the same file, so that the two cannot
+    be at odds.
     """
 
     path: Path | None
@@ -71,8 +79,13 @@ class Journal:
     _next: float = 0.0  # of time.monotonic(), when to save again
 
     @classmethod
-    def open(cls, path: Path | None, key: dict[str, Any], rank: int | None = None,
-             starts: Starts | None = None) -> Journal:
+    def open(
+        cls,
+        path: Path | None,
+        key: dict[str, Any],
+        rank: int | None = None,
+        starts: Starts | None = None,
+    ) -> Journal:
         key = json.loads(json.dumps({"version": _VERSION, **key}))
         own = path if path is None or rank is None else Path(f"{path}.rank{rank}")
         journal = cls(own, key, starts=starts)
@@ -101,16 +114,27 @@ class Journal:
         """Those of the images `given` int64 [n] that the unit has not seen."""
         return given[~torch.isin(given, torch.tensor(self.unit(key).seen, dtype=given.dtype))]
 
-    def work(self, key: UnitKey, batches: Iterable[tuple[Tensor, Tensor, Tensor]], passes: Passes,
-             attack: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Callable[[], None]]]) -> None:
-        """Run `attack(indices, x, y)` → which fell, bool [n], and how to note its images in `starts`, batch by batch, and note each.
-        `passes` counts what it costs."""
+    def work(
+        self,
+        key: UnitKey,
+        batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+        passes: Passes,
+        attack: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Callable[[], None]]],
+    ) -> None:
+        """Run `attack(indices, x, y)` → which fell, bool [n], and how to note its images in
+        `starts`, batch by batch, and note each. `passes` counts what it costs."""
         for chosen, x, y in batches:
             started, before = time.monotonic(), (passes.forward, passes.backward)
             hit, note = attack(chosen, x, y)
-            piece = Unit(chosen.tolist(), chosen[hit].tolist(), time.monotonic() - started,
-                         passes.forward - before[0], passes.backward - before[1])  # fmt: skip
-            with deferred_signals():  # all or nothing: a unit that was noted by half would start from its own result
+            piece = Unit(
+                chosen.tolist(),
+                chosen[hit].tolist(),
+                time.monotonic() - started,
+                passes.forward - before[0],
+                passes.backward - before[1],
+            )
+            # all or nothing: a unit that was noted by half would start from its own result
+            with deferred_signals():
                 for units in (self.units, self.done):
                     _merge(units, {key: piece})
                 note()
@@ -126,7 +150,9 @@ class Journal:
             units = [[key, vars(unit)] for key, unit in own.items() if unit.seen]
             starts = self.starts.to_json() if self.starts else {}
             write_atomic(self.path, json.dumps({"key": self.key, "units": units, "starts": starts}))
-        self._next = time.monotonic() + max(_SAVE_SECONDS, (time.monotonic() - started) / _SAVE_SHARE)
+        self._next = time.monotonic() + max(
+            _SAVE_SECONDS, (time.monotonic() - started) / _SAVE_SHARE
+        )
 
 
 def _merge(units: Units, others: Units) -> None:

@@ -17,7 +17,8 @@ Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 
 
 class Facts(BaseModel):
-    """Immutable; unknown fields are an error, so that a report of another version is not misread."""
+    """Immutable; unknown fields are an error, so that a report of another version is not
+    misread."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -46,7 +47,10 @@ def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
     Raises SJRobustError unless 0 ≤ correct ≤ total and total ≥ 1.
     """
     if not (total >= 1 and 0 <= correct <= total):
-        raise SJRobustError(f"{correct} correct of {total} images: expected at least one image and 0 ≤ correct ≤ total")
+        raise SJRobustError(
+            f"{correct} correct of {total} images: expected at least one image and 0 ≤ correct ≤"
+            " total"
+        )
     p, spread = correct / total, z * z / total
     centre = (p + spread / 2) / (1 + spread)
     half = z * math.sqrt(p * (1 - p) / total + spread / total / 4) / (1 + spread)
@@ -55,10 +59,11 @@ def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
 
 
 class ViewResult(Facts):
-    """One attack through one gradient view: how many images it was given and how many of these it broke.
+    """One attack through one gradient view: how many images it was given and how many of these it
+    broke.
 
-    `alone`: accuracy of all evaluated images against this view and nothing else. None where the view was given the
-    survivors of others only, because then it was not measured.
+    `alone`: accuracy of all evaluated images against this view and nothing else. None where the
+    view was given the survivors of others only, because then it was not measured.
     """
 
     attempted: int
@@ -70,8 +75,9 @@ class ViewResult(Facts):
 class RobustResult(Facts):
     """One attack at one eps through all views.
 
-    `joint`: images that survive every view of this attack and everything run before it (attacks listed earlier, smaller eps).
-    `alone`: images that survive every view of this attack at this eps, whatever other attacks did; None where not measured.
+    `joint`: images that survive every view of this attack and everything run before it (attacks
+    listed earlier, smaller eps). `alone`: images that survive every view of this attack at this
+    eps, whatever other attacks did; None where not measured.
     """
 
     eps: float
@@ -86,9 +92,11 @@ class RobustResult(Facts):
 
 
 class JointResult(Facts):
-    """All attacks and views at one eps: an image counts as robust only if it survived every one of them.
+    """All attacks and views at one eps: an image counts as robust only if it survived every one of
+    them.
 
-    `carried`: images counted as broken because a smaller eps broke them; that adversarial image lies in this ball too.
+    `carried`: images counted as broken because a smaller eps broke them; that adversarial image
+    lies in this ball too.
     """
 
     eps: float
@@ -105,9 +113,11 @@ class ModelFacts(Facts):
     weights_sha256: str  # of the state dict: names, types, shapes, values
     source: dict[str, Any] | None
     settings: dict[str, Any] | None  # of the conversion
-    mean: list[float] | None = None  # of the input, inside the model; None in reports that did not record it
+    # of the input, inside the model; None in reports that did not record it
+    mean: list[float] | None = None
     std: list[float] | None = None
-    model_args: dict[str, Any] | None = None  # with which timm builds the architecture, where that is known
+    # with which timm builds the architecture, where that is known
+    model_args: dict[str, Any] | None = None
 
 
 class DatasetFacts(Facts):
@@ -125,9 +135,9 @@ class DatasetFacts(Facts):
 class PerImage(Facts):
     """Outcome of each evaluated image, in the order of the data set.
 
-    `broken_by[e][i]`: "ATTACK VIEW" that first broke image i at or below the e-th eps of the report. None where it is robust
-    there, and where `predicted[i] != label[i]`: an image misclassified as it is counts as not robust at every eps and is
-    not attacked.
+    `broken_by[e][i]`: "ATTACK VIEW" that first broke image i at or below the e-th eps of the
+    report. None where it is robust there, and where `predicted[i] != label[i]`: an image
+    misclassified as it is counts as not robust at every eps and is not attacked.
     """
 
     label: list[int]
@@ -136,7 +146,8 @@ class PerImage(Facts):
 
 
 class LayerActivity(Facts):
-    """One spiking layer: neurons per image, mean spikes of a neuron over all timesteps, and the same per timestep."""
+    """One spiking layer: neurons per image, mean spikes of a neuron over all timesteps, and the
+    same per timestep."""
 
     neurons: int
     spikes_per_neuron: float
@@ -144,7 +155,8 @@ class LayerActivity(Facts):
 
 
 class Activity(Facts):
-    """Spikes on the evaluated clean images. Means are over images and neurons; `spikes_per_image` is the total of one inference."""
+    """Spikes on the evaluated clean images. Means are over images and neurons; `spikes_per_image`
+    is the total of one inference."""
 
     layers: dict[str, LayerActivity]
     neurons: int
@@ -153,12 +165,14 @@ class Activity(Facts):
 
 
 class EnergyEstimate(Facts):
-    """Operations of one inference and the energy they stand for: means per image, counted on the first `images` evaluated.
+    """Operations of one inference and the energy they stand for: means per image, counted on the
+    first `images` evaluated.
 
-    `acs`, `macs`, `microjoules`: of this model. `ann_macs`, `ann_microjoules`: of the same architecture
-    with dense activations, None for an ANN. `dense_…`: with sums and means of spikes multiplied, None
-    without any. `picojoules`: what a MAC and an AC were taken to cost. `evaluate.energy` says what is
-    counted and what is left out.
+    `acs`, `macs`, `microjoules`: of this model. `ann_macs`, `ann_microjoules`: of the same
+    architecture with dense activations, None for an ANN. `dense_…`: with sums and means of spikes
+    multiplied, None
+    without any. `picojoules`: what a MAC and an AC were taken to cost. `evaluate.energy` says what
+    is counted and what is left out.
     """
 
     images: int
@@ -174,8 +188,15 @@ class EnergyEstimate(Facts):
 
     def __str__(self) -> str:
         acs = "" if self.ann_microjoules is None else f"{_millions(self.acs)} ACs, "
-        ann = "" if self.ann_microjoules is None else f"; its ANN {energy_name(self.ann_microjoules)} µJ"
-        return f"{energy_name(self.microjoules)} µJ per image (estimate: {acs}{_millions(self.macs)} MACs{ann})"
+        ann = (
+            ""
+            if self.ann_microjoules is None
+            else f"; its ANN {energy_name(self.ann_microjoules)} µJ"
+        )
+        return (
+            f"{energy_name(self.microjoules)} µJ per image (estimate: {acs}{_millions(self.macs)}"
+            f" MACs{ann})"
+        )
 
 
 class Settings(Facts):
@@ -188,7 +209,8 @@ class Settings(Facts):
     eps: list[float]
     attacks: list[str]
     views: list[str]
-    transfer: dict[str, str] | None = None  # SHA-256 of the other models' weights; None before it was noted
+    # SHA-256 of the other models' weights; None before it was noted
+    transfer: dict[str, str] | None = None
     survivors_only: bool
     batch_size: int
     seed: int
@@ -197,8 +219,8 @@ class Settings(Facts):
 
 
 class Check(Facts):
-    """One look for signs that the robust accuracies are too high: `found` in words, `numbers` behind them. "too few": there were not
-    enough images to tell."""
+    """One look for signs that the robust accuracies are too high: `found` in words, `numbers`
+    behind them. "too few": there were not enough images to tell."""
 
     name: str
     status: Status
@@ -207,7 +229,8 @@ class Check(Facts):
 
 
 class Changed(Facts):
-    """`changed` of `images` rightly classified ones, as a fraction with its Wilson 95 % interval, within `eps`."""
+    """`changed` of `images` rightly classified ones, as a fraction with its Wilson 95 % interval,
+    within `eps`."""
 
     eps: float
     changed: int
@@ -219,15 +242,19 @@ class Changed(Facts):
     @classmethod
     def of(cls, eps: float, changed: int, images: int) -> Changed:
         low, high = wilson(changed, images)
-        return cls(eps=eps, changed=changed, images=images, value=changed / images, low=low, high=high)
+        return cls(
+            eps=eps, changed=changed, images=images, value=changed / images, low=low, high=high
+        )
 
     def __str__(self) -> str:
         return f"{interval_name(self.value, self.low, self.high)} within {eps_name(self.eps)}"
 
 
 class Roughness(Facts):
-    """Rightly classified images that at least one of `points` uniform random points within eps (l∞) changes, and the same of `others`,
-    the models that were given to transfer from, on those of these images that they get right themselves."""
+    """Rightly classified images that at least one of `points` uniform random points within eps (l∞)
+    changes, and the same of `others`, the models that were given to transfer from, on those of
+    these images that they get right themselves.
+    """
 
     points: int
     model: list[Changed]
@@ -235,10 +262,17 @@ class Roughness(Facts):
 
     def lines(self) -> list[str]:
         """In words: of the model itself, then of each other one."""
-        def said(found: list[Changed]) -> str:
-            return f"{'; '.join(map(str, found))} (one of {self.points} random points changes the class; {found[0].images} images)"
 
-        return [said(self.model), *(f"of {name}: {said(found)}" for name, found in self.others.items())]
+        def said(found: list[Changed]) -> str:
+            return (
+                f"{'; '.join(map(str, found))} (one of {self.points} random points changes the"
+                f" class; {found[0].images} images)"
+            )
+
+        return [
+            said(self.model),
+            *(f"of {name}: {said(found)}" for name, found in self.others.items()),
+        ]
 
 
 class Measurement(Facts):
@@ -252,20 +286,31 @@ class Measurement(Facts):
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        """JSON with one line per field: the outcomes of thousands of images must not fill thousands of lines."""
-        fields = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in self.model_dump(mode="json").items())
+        """JSON with one line per field: the outcomes of thousands of images must not fill thousands
+        of lines."""
+        fields = (
+            f"  {json.dumps(name)}: {json.dumps(value)}"
+            for name, value in self.model_dump(mode="json").items()
+        )
         return "{\n" + ",\n".join(fields) + "\n}\n"
 
     def heading(self) -> str:
         """One line on what was measured."""
         model, data = self.model, self.dataset
         kind = f"SNN, T={model.timesteps}" if model.kind == "snn" else "ANN"
-        extent = f"all {data.size}" if data.evaluated == data.size else f"first {data.evaluated} of {data.size}"
-        return visible(f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images")
+        extent = (
+            f"all {data.size}"
+            if data.evaluated == data.size
+            else f"first {data.evaluated} of {data.size}"
+        )
+        return visible(
+            f"{model.architecture} ({kind}) on {data.name} {data.split}, {extent} images"
+        )
 
 
 class Report(Measurement):
-    """The result of `sj_robust.evaluate`. Accuracies are fractions of the evaluated images; intervals are Wilson 95 %."""
+    """The result of `sj_robust.evaluate`. Accuracies are fractions of the evaluated images;
+    intervals are Wilson 95 %."""
 
     clean: Accuracy
     joint: list[JointResult]
@@ -283,18 +328,22 @@ class Report(Measurement):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Report:
-        """Raises SJRobustError if `text` is not a report, naming the first field that is wrong or contradicts another one."""
+        """Raises SJRobustError if `text` is not a report, naming the first field that is wrong or
+        contradicts another one."""
         try:
             report = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = visible(".".join(str(part) for part in first["loc"]), 120) or "the text"
-            raise SJRobustError(f"not an evaluation report of this version: {where}: {visible(first['msg'], 400)}") from None
+            raise SJRobustError(
+                f"not an evaluation report of this version: {where}: {visible(first['msg'], 400)}"
+            ) from None
         check_figures(report)
         return report
 
     def summary(self) -> str:
-        """A text table: rows eps, columns the joint accuracy after each attack, then over all, then the views that broke most."""
+        """A text table: rows eps, columns the joint accuracy after each attack, then over all, then
+        the views that broke most."""
         from sj_robust.evaluate.table import summary
 
         return summary(self)

@@ -14,13 +14,28 @@ _aten = torch.ops.aten
 
 # Each value of the result is one of the argument's, or 0.
 _MOVED = (
-    _aten.view.default, _aten._unsafe_view.default, _aten.permute.default, _aten.transpose.int,
-    _aten.t.default, _aten.expand.default, _aten.squeeze.default, _aten.squeeze.dim,
-    _aten.unsqueeze.default, _aten.select.int, _aten.slice.Tensor, _aten.clone.default,
-    _aten.detach.default, _aten.alias.default, _aten._to_copy.default, _aten.repeat.default,
-    _aten.upsample_nearest2d.default, _aten.upsample_nearest2d.vec, _aten.unbind.int,
-    _aten.split.Tensor, _aten.split_with_sizes.default,
-)  # fmt: skip
+    _aten.view.default,
+    _aten._unsafe_view.default,
+    _aten.permute.default,
+    _aten.transpose.int,
+    _aten.t.default,
+    _aten.expand.default,
+    _aten.squeeze.default,
+    _aten.squeeze.dim,
+    _aten.unsqueeze.default,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.clone.default,
+    _aten.detach.default,
+    _aten.alias.default,
+    _aten._to_copy.default,
+    _aten.repeat.default,
+    _aten.upsample_nearest2d.default,
+    _aten.upsample_nearest2d.vec,
+    _aten.unbind.int,
+    _aten.split.Tensor,
+    _aten.split_with_sizes.default,
+)
 _JOINED = (_aten.cat.default, _aten.stack.default)
 _POOLED = (_aten.avg_pool2d.default, _aten.avg_pool3d.default)
 _SUMMED = (_aten.sum.default, _aten.sum.dim_IntList)
@@ -33,15 +48,24 @@ class SpikeCounts:
 
     Such a step is linear and without a constant, so that it can be folded into the weights of the
     layer behind it: a spike then is one accumulation for each connection of each place it came to.
-    What a conversion left as a factor of the spikes is not followed: the layer behind it multiplies.
-    `follow` is called with every operation as torch dispatches it.
+    What a conversion left as a factor of the spikes is not followed: the layer behind it
+    multiplies. `follow` is called with every operation as torch dispatches it.
     """
 
     def __init__(self) -> None:
         self._known = WeakTensorKeyDictionary()
 
-    operations = frozenset({*_MOVED, *_JOINED, *_POOLED, *_SUMMED, *_ADDED,
-                            _aten.mean.dim, _aten._adaptive_avg_pool2d.default})  # fmt: skip
+    operations = frozenset(
+        {
+            *_MOVED,
+            *_JOINED,
+            *_POOLED,
+            *_SUMMED,
+            *_ADDED,
+            _aten.mean.dim,
+            _aten._adaptive_avg_pool2d.default,
+        }
+    )
 
     def of(self, x: Tensor) -> Tensor | None:
         """Spikes in each value of x, of its shape; None where it is made of anything else."""

@@ -95,8 +95,11 @@ def verdict(
     """What the checks found, the worst of it first, and what was tried and what was not: no more
     than that can be known."""
     by = {status: [check for check in checks if check.status == status] for status in WORST_FIRST}
-    sentences = [f"{OPENINGS[status]}: {'; '.join(f'{check.name}: {check.found}' for check in by[status])}."
-                 for status in WORST_FIRST[:-1] if by[status]]  # fmt: skip
+    sentences = [
+        f"{OPENINGS[status]}: {'; '.join(f'{check.name}: {check.found}' for check in by[status])}."
+        for status in WORST_FIRST[:-1]
+        if by[status]
+    ]
     passed = len(by["pass"])
     if not sentences:
         sentences = [f"{OPENINGS['pass']} in {passed} checks."]

@@ -1,4 +1,5 @@
-"""Writing a network for other programs: NIR for spiking simulators and chips, ONNX and torch.export for plain runtimes."""
+"""Writing a network for other programs: NIR for spiking simulators and chips, ONNX and torch.export
+for plain runtimes."""
 
 from sj_robust.export.files import Exported
 from sj_robust.export.to_nir import export_nir

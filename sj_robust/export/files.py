@@ -1,4 +1,5 @@
-"""What the exports share: the file, whole or not at all, what is said about it, and the image size they are traced with."""
+"""What the exports share: the file, whole or not at all, what is said about it, and the image size
+they are traced with."""
 
 from __future__ import annotations
 
@@ -21,10 +22,11 @@ from sj_robust.model.unwrap import bare
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written. `nodes`: how many of each kind its graph has. `input`: what it takes; `output`: what it gives.
+    """A file that was written. `nodes`: how many of each kind its graph has. `input`: what it
+    takes; `output`: what it gives.
 
-    `dt`: the time step (in the file's unit of time) for which a NIR graph computes what the network does; None for other formats.
-    `not_included`: what the network does and the file does not.
+    `dt`: the time step (in the file's unit of time) for which a NIR graph computes what the network
+    does; None for other formats. `not_included`: what the network does and the file does not.
     """
 
     file: str
@@ -45,20 +47,30 @@ class Exported:
     def summary(self) -> str:
         """A few lines of text."""
         nodes = ", ".join(f"{count} {kind}" for kind, count in self.nodes.items())
-        lines = [f"{self.file}  ({self.format}, {self.bytes} bytes, sha256 {self.sha256[:16]}…)", f"nodes   {nodes}"]
+        lines = [
+            f"{self.file}  ({self.format}, {self.bytes} bytes, sha256 {self.sha256[:16]}…)",
+            f"nodes   {nodes}",
+        ]
         lines += [f"dt      {self.dt:g}"] if self.dt is not None else []
-        lines += [f"input   {self.input}", f"output  {self.output}", *(f"not included: {what}" for what in self.not_included)]
+        lines += [
+            f"input   {self.input}",
+            f"output  {self.output}",
+            *(f"not included: {what}" for what in self.not_included),
+        ]
         return "\n".join(lines)
 
 
 def described(path: str | os.PathLike[str], format: str, **facts: Any) -> Exported:
     """What is known of the file just written to `path`."""
-    return Exported(file=str(path), format=format, bytes=Path(path).stat().st_size, sha256=sha256(path), **facts)
+    return Exported(
+        file=str(path), format=format, bytes=Path(path).stat().st_size, sha256=sha256(path), **facts
+    )
 
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path that replaces `path` when the block succeeds. SJRobustError where that cannot be written."""
+    """A temporary path that replaces `path` when the block succeeds. SJRobustError where that
+    cannot be written."""
     target = Path(path)
     if target.is_dir():
         raise SJRobustError(f"{target} is a folder: give the name of a file to write")
@@ -74,25 +86,35 @@ def needs(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise SJRobustError(f"this export needs {package} ({error}): pip install 'sj-robust[{extra}]'") from None
+        raise SJRobustError(
+            f"this export needs {package} ({error}): pip install 'sj-robust[{extra}]'"
+        ) from None
 
 
 def classifier(model: nn.Module) -> NormalizedClassifier:
-    """`model` itself, or what it wraps. SJRobustError unless it is a SpikingClassifier or NormalizedClassifier."""
+    """`model` itself, or what it wraps. SJRobustError unless it is a SpikingClassifier or
+    NormalizedClassifier."""
     model = bare(expose(model))
     if not isinstance(model, NormalizedClassifier):
         expected = "a SpikingClassifier or NormalizedClassifier(network, mean, std)"
         raise SJRobustError(f"cannot export a {type(model).__name__}: expected {expected}")
     if isinstance(model, SpikingJellyClassifier):
-        raise SJRobustError("a network of SpikingJelly's own nodes is exported by SpikingJelly: spikingjelly.activation_based.nir_exchange")
+        raise SJRobustError(
+            "a network of SpikingJelly's own nodes is exported by SpikingJelly:"
+            " spikingjelly.activation_based.nir_exchange"
+        )
     return model
 
 
 def image_size(model: NormalizedClassifier, size: Sequence[int] | None) -> tuple[int, int, int]:
-    """[C,H,W] as given, else as the backbone's pretrained_cfg has it. SJRobustError where it is not known or does not fit."""
+    """[C,H,W] as given, else as the backbone's pretrained_cfg has it. SJRobustError where it is not
+    known or does not fit."""
     known = size or (getattr(model.backbone, "pretrained_cfg", None) or {}).get("input_size")
     if known is None:
-        raise SJRobustError(f"the image size of this {type(model.backbone).__name__} is not recorded: pass input_size=(C, H, W)")
+        raise SJRobustError(
+            f"the image size of this {type(model.backbone).__name__} is not recorded: pass"
+            " input_size=(C, H, W)"
+        )
     channels = len(model.mean)
     if len(known) != 3 or min(known) < 1 or known[0] != channels:
         raise SJRobustError(f"input_size is {list(known)}: expected [{channels}, H, W]")

@@ -1,7 +1,8 @@
-"""One time step of a spiking network as a graph of plain operations, each with the shape of what it gives.
+"""One time step of a spiking network as a graph of plain operations, each with the shape of what it
+gives.
 
-torch.export follows the forward pass with real shapes, so that functional calls, control flow and rewritten blocks make no difference;
-each spiking node is one opaque operation in it.
+torch.export follows the forward pass with real shapes, so that functional calls, control flow and
+rewritten blocks make no difference; each spiking node is one opaque operation in it.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ class _Opaque(nn.Module):
 
 @dataclass(frozen=True)
 class Step:
-    """The operations on the way from normalised `images` to `logits`, in order; `constants`: the values that no image changes."""
+    """The operations on the way from normalised `images` to `logits`, in order; `constants`: the
+    values that no image changes."""
 
     operations: list[fx.Node]
     images: fx.Node
@@ -54,7 +56,8 @@ class Step:
 
 
 def trace_step(snn: SpikingClassifier, size: tuple[int, int, int]) -> Step:
-    """One step of `snn`'s backbone on images of `size` [C,H,W], in eval mode. SJRobustError where torch.export cannot follow it."""
+    """One step of `snn`'s backbone on images of `size` [C,H,W], in eval mode. SJRobustError where
+    torch.export cannot follow it."""
     backbone = copied(snn.backbone).cpu().eval().requires_grad_(False)
     for name, module in list(backbone.named_modules()):
         if isinstance(module, SpikingActivation):
@@ -63,18 +66,32 @@ def trace_step(snn: SpikingClassifier, size: tuple[int, int, int]) -> Step:
             backbone.set_submodule(name, _as_convolution(module, snn.mean.dtype))
     images = torch.zeros(_BATCH, *size, dtype=snn.mean.dtype)
     try:
-        program = torch.export.export(backbone, (images,), strict=False).run_decompositions({})  # {}: only in-place operations go
-    except Exception as error:  # torch.export raises whatever the forward pass does with stand-ins for tensors
+        # {}: only in-place operations go
+        program = torch.export.export(backbone, (images,), strict=False).run_decompositions({})
+    # torch.export raises whatever the forward pass does with stand-ins for tensors
+    except Exception as error:
         text = first_line(error)[:160]
-        raise SJRobustError(f"{type(backbone).__name__} cannot be traced on images {list(size)} ({type(error).__name__}: {text})") from None
+        raise SJRobustError(
+            f"{type(backbone).__name__} cannot be traced on images {list(size)}"
+            f" ({type(error).__name__}: {text})"
+        ) from None
     constants, (start,) = _inputs(program)
     (logits,) = program.graph.output_node().args[0]  # type: ignore[misc]
     operations = list(_needed(program.graph, logits))
     for node in operations:
-        if node.op == "call_function" and node not in constants and all(source in constants for source in node.all_input_nodes):
+        if (
+            node.op == "call_function"
+            and node not in constants
+            and all(source in constants for source in node.all_input_nodes)
+        ):
             arguments = fx.map_arg((node.args, node.kwargs), lambda source: constants[source])
             constants[node] = node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
-    return Step([node for node in operations if node.op == "call_function" and node not in constants], start, logits, constants)
+    return Step(
+        [node for node in operations if node.op == "call_function" and node not in constants],
+        start,
+        logits,
+        constants,
+    )
 
 
 def _inputs(program: torch.export.ExportedProgram) -> tuple[dict[fx.Node, Any], list[fx.Node]]:
@@ -105,7 +122,14 @@ def _needed(graph: fx.Graph, logits: fx.Node) -> Iterator[fx.Node]:
 def _as_convolution(shortcut: SubsampleAndPad, dtype: torch.dtype) -> nn.Conv2d:
     """The same as a 1×1 convolution that picks each channel: exact, and what importers know."""
     channels = shortcut.in_channels
-    picks = nn.Conv2d(channels, shortcut.before + channels + shortcut.after, 1, shortcut.stride, bias=False, dtype=dtype)
+    picks = nn.Conv2d(
+        channels,
+        shortcut.before + channels + shortcut.after,
+        1,
+        shortcut.stride,
+        bias=False,
+        dtype=dtype,
+    )
     with torch.no_grad():
         picks.weight.zero_()
         picks.weight[shortcut.before : shortcut.before + channels, :, 0, 0] = torch.eye(channels)

@@ -1,4 +1,5 @@
-"""Checkpoint folders, the index of models, and model cards. Nothing here imports torch before it is used."""
+"""Checkpoint folders, the index of models, and model cards. Nothing here imports torch before it is
+used."""
 
 from __future__ import annotations
 
@@ -18,10 +19,33 @@ if TYPE_CHECKING:
     from sj_robust.hub.upload import push_all as push_all
     from sj_robust.hub.zoo import list_models as list_models
 
-__all__ = ["HubModel", "PushResult", "list_hub", "list_models", "load", "pull", "push", "push_all", "record", "save", "write_card"]
+__all__ = [
+    "HubModel",
+    "PushResult",
+    "list_hub",
+    "list_models",
+    "load",
+    "pull",
+    "push",
+    "push_all",
+    "record",
+    "save",
+    "write_card",
+]
 
-_HOME = {"HubModel": "search", "PushResult": "upload", "list_hub": "search", "list_models": "zoo", "load": "checkpoint", "pull": "download",
-         "push": "upload", "push_all": "upload", "record": "checkpoint", "save": "checkpoint", "write_card": "card"}
+_HOME = {
+    "HubModel": "search",
+    "PushResult": "upload",
+    "list_hub": "search",
+    "list_models": "zoo",
+    "load": "checkpoint",
+    "pull": "download",
+    "push": "upload",
+    "push_all": "upload",
+    "record": "checkpoint",
+    "save": "checkpoint",
+    "write_card": "card",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""The model card: README.md of a checkpoint folder, filled from what was recorded there and nothing else."""
+"""The model card: README.md of a checkpoint folder, filled from what was recorded there and nothing
+else."""
 
 from __future__ import annotations
 
@@ -17,10 +18,28 @@ from sj_robust.evaluate.report import Report, energy_name, eps_name
 from sj_robust.evaluate.words import gradient_views, shown_verdict, telling_checks
 from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
-from sj_robust.hub.config import CARD, FIGURES, MAX_CONFIG_BYTES, RECIPE, SOURCE_EVALUATION, Config, read_bounded, read_config
+from sj_robust.hub.config import (
+    CARD,
+    FIGURES,
+    MAX_CONFIG_BYTES,
+    RECIPE,
+    SOURCE_EVALUATION,
+    Config,
+    read_bounded,
+    read_config,
+)
 from sj_robust.hub.figure import plot_accuracy
 from sj_robust.hub.readme import BEGIN, END, keep_own
-from sj_robust.hub.results import Point, Results, check_grid, headline, lowest, read_report, read_reports, results
+from sj_robust.hub.results import (
+    Point,
+    Results,
+    check_grid,
+    headline,
+    lowest,
+    read_report,
+    read_reports,
+    results,
+)
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml
 from sj_robust.text import visible
 
@@ -31,21 +50,27 @@ SOURCE = "ANN source"
 
 # names in sj_robust.data → repository on the Hub, and what to call it
 HUB_DATASETS = {
-    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"), "sample": ("uoft-cs/cifar10", "CIFAR-10 (the sample embedded in sj-robust)"),
-    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"), "svhn": ("ufldl-stanford/svhn", "SVHN"),
-    "tiny-imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"), "imagenet": ("ILSVRC/imagenet-1k", "ImageNet-1k")}
+    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"),
+    "sample": ("uoft-cs/cifar10", "CIFAR-10 (the sample embedded in sj-robust)"),
+    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"),
+    "svhn": ("ufldl-stanford/svhn", "SVHN"),
+    "tiny-imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"),
+    "imagenet": ("ILSVRC/imagenet-1k", "ImageNet-1k"),
+}
 TAGS = ["sj-robust", "adversarial-robustness"]
 SPIKING_TAGS = ["spiking-neural-network", "snn", "spikingjelly"]
 OUR_TAGS = frozenset({*TAGS, *SPIKING_TAGS, "timm", "ann2snn"})
 
 
 def write_card(folder: str | Path) -> Path:
-    """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder; returns the card's path.
+    """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder;
+    returns the card's path.
 
-    Every statement comes from config.json, the evaluations, evaluation_source.json and recipe.yaml; what they do not hold is
-    called "not recorded" or "not measured". The front matter is the Hub's metadata. A card that is there keeps what was written by hand
-    around the generated part, and further metadata. Raises SJRobustError where one of these files is damaged, or the evaluation is not
-    of these weights.
+    Every statement comes from config.json, the evaluations, evaluation_source.json and recipe.yaml;
+    what they do not hold is called "not recorded" or "not measured". The front matter is the Hub's
+    metadata. A card that is there keeps what was written by hand around the generated part, and
+    further metadata. Raises SJRobustError where one of these files is damaged, or the evaluation is
+    not of these weights.
     """
     target = Path(folder)
     config = read_config(target)
@@ -58,7 +83,9 @@ def write_card(folder: str | Path) -> Path:
     curves = {**columns(found), **({SOURCE: results(source)} if source else {})}
     if reports:
         plot_accuracy(curves, target / PLOT)
-    text = render(config, reports, source, found, curves, name=_name(target, config), recipe=_recipe(target))
+    text = render(
+        config, reports, source, found, curves, name=_name(target, config), recipe=_recipe(target)
+    )
     card = target / CARD
     if card.exists():
         text = keep_own(read_bounded(card, MAX_CONFIG_BYTES), text, OUR_TAGS)
@@ -67,16 +94,21 @@ def write_card(folder: str | Path) -> Path:
 
 
 def columns(found: Sequence[Results]) -> dict[str, Results]:
-    """What a card says of the model, by its column: the lowest accuracies first, then evaluations of which they are not all."""
+    """What a card says of the model, by its column: the lowest accuracies first, then evaluations
+    of which they are not all."""
     if not found:
         return {}
     first = headline(found)
     beside = [one for one in found if one is not first]
-    return {THIS: first, **{f"{THIS}, {'8-bit images' if one.grid else one.place}": one for one in beside}}
+    return {
+        THIS: first,
+        **{f"{THIS}, {'8-bit images' if one.grid else one.place}": one for one in beside},
+    }
 
 
 def collect_cards(folder: str | Path) -> list[Path]:
-    """Write the card of every zoo model, freshly generated, to `folder`/NAME.md, its plot linked in the zoo; returns the paths."""
+    """Write the card of every zoo model, freshly generated, to `folder`/NAME.md, its plot linked in
+    the zoo; returns the paths."""
     target, written = Path(folder), []
     for entry in zoo.list_models():
         text = write_card(entry.folder).read_text(encoding="utf-8")
@@ -87,91 +119,201 @@ def collect_cards(folder: str | Path) -> list[Path]:
     return written
 
 
-def render(config: Config, reports: Sequence[Report], source: Report | None, measured: Sequence[Results], curves: Mapping[str, Results],
-           *, name: str, recipe: dict[str, Any] | None) -> str:
-    """The text of a card; `measured` are the results of `reports`, and `curves` these and the source's by the column they stand in."""
+def render(
+    config: Config,
+    reports: Sequence[Report],
+    source: Report | None,
+    measured: Sequence[Results],
+    curves: Mapping[str, Results],
+    *,
+    name: str,
+    recipe: dict[str, Any] | None,
+) -> str:
+    """The text of a card; `measured` are the results of `reports`, and `curves` these and the
+    source's by the column they stand in."""
     report, found = next(iter(reports), None), curves.get(THIS)
-    further = [(label, one, shown_verdict(reports[measured.index(one)])) for label, one in curves.items() if label not in (THIS, SOURCE)]
-    robust = "; ".join(dict.fromkeys(one.protocol for _, one in lowest(measured))) if measured else ""
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-                              finalize=lambda value: value if isinstance(value, _Inert) else _line(value))
-    environment.filters.update(line=_line, spoken=_spoken, row=lambda cells: _Inert(" | ".join(map(_line, cells))))
+    further = [
+        (label, one, shown_verdict(reports[measured.index(one)]))
+        for label, one in curves.items()
+        if label not in (THIS, SOURCE)
+    ]
+    robust = (
+        "; ".join(dict.fromkeys(one.protocol for _, one in lowest(measured))) if measured else ""
+    )
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, _Inert) else _line(value),
+    )
+    environment.filters.update(
+        line=_line, spoken=_spoken, row=lambda cells: _Inert(" | ".join(map(_line, cells)))
+    )
     training = config.training or {}
     scratch = bool(training) and _from_scratch(recipe)
     channels, nodes = len(config.settings["mean"]), config.layers_by_node
     body = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
-        name=name, config=config, scratch=scratch, report=report, results=found, further=further, source=source, plot=PLOT,
-        robust=robust or (found.protocol if found else ""), mixed=found is not None and found not in measured,
-        verdict=report and shown_verdict(report), checks=telling_checks(report) if report else [],
-        training=training, columns=list(curves), rows=_rows(curves),
-        source_views=len(gradient_views(source.settings.views)) if source else 0, dataset=_hub_dataset(found.dataset)[1] if found else "",
-        layers=_layers(config, report), energy=_energy(report),
-        settings={key: value for key, value in config.settings.items() if key not in ("mean", "std", "channels", "plan", "nodes")},
+        name=name,
+        config=config,
+        scratch=scratch,
+        report=report,
+        results=found,
+        further=further,
+        source=source,
+        plot=PLOT,
+        robust=robust or (found.protocol if found else ""),
+        mixed=found is not None and found not in measured,
+        verdict=report and shown_verdict(report),
+        checks=telling_checks(report) if report else [],
+        training=training,
+        columns=list(curves),
+        rows=_rows(curves),
+        source_views=len(gradient_views(source.settings.views)) if source else 0,
+        dataset=_hub_dataset(found.dataset)[1] if found else "",
+        layers=_layers(config, report),
+        energy=_energy(report),
+        settings={
+            key: value
+            for key, value in config.settings.items()
+            if key not in ("mean", "std", "channels", "plan", "nodes")
+        },
         nodes=nodes,
-        per_channel=bool(config.settings.get("channels")), commands=_commands(config, recipe),
+        per_channel=bool(config.settings.get("channels")),
+        commands=_commands(config, recipe),
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
-        example=", ".join(map(str, config.input_size or (channels, 32, 32))))
-    content = f"---\n{_metadata(config, measured, name, converted=not scratch and not nodes).to_yaml()}\n---\n\n{BEGIN}\n{body}\n{END}\n"
-    return str(ModelCard(content))
+        example=", ".join(map(str, config.input_size or (channels, 32, 32))),
+    )
+    metadata = _metadata(config, measured, name, converted=not scratch and not nodes).to_yaml()
+    return str(ModelCard(f"---\n{metadata}\n---\n\n{BEGIN}\n{body}\n{END}\n"))
 
 
-def _metadata(config: Config, found: Sequence[Results], name: str, *, converted: bool) -> ModelCardData:
+def _metadata(
+    config: Config, found: Sequence[Results], name: str, *, converted: bool
+) -> ModelCardData:
     training = config.training or {}
     trained_on = HUB_DATASETS.get(str(training.get("dataset")))
-    kind_tags = ["timm"] if config.kind == "ann" else [*SPIKING_TAGS, "ann2snn"] if converted else SPIKING_TAGS
+    kind_tags = (
+        ["timm"]
+        if config.kind == "ann"
+        else [*SPIKING_TAGS, "ann2snn"]
+        if converted
+        else SPIKING_TAGS
+    )
     relation = None if config.base_model is None else "finetune" if config.training else "quantized"
     return ModelCardData(
-        license=config.license, library_name="sj-robust", pipeline_tag="image-classification",
-        tags=[*TAGS, *kind_tags], datasets=[trained_on[0]] if trained_on else None,
-        metrics=["accuracy"] if found else None, base_model=config.base_model, base_model_relation=relation,
-        model_name=name, eval_results=_eval_results(found) if found else None, sj_robust=_index_facts(config))
+        license=config.license,
+        library_name="sj-robust",
+        pipeline_tag="image-classification",
+        tags=[*TAGS, *kind_tags],
+        datasets=[trained_on[0]] if trained_on else None,
+        metrics=["accuracy"] if found else None,
+        base_model=config.base_model,
+        base_model_relation=relation,
+        model_name=name,
+        eval_results=_eval_results(found) if found else None,
+        sj_robust=_index_facts(config),
+    )
 
 
 def _index_facts(config: Config) -> dict[str, Any]:
-    """What a list of models shows and neither tags nor results say; the Hub hands it out with the list."""
-    facts = {"timesteps": config.timesteps, "parameters": config.weights.parameters, "threat": zoo.threat_of(config)}
+    """What a list of models shows and neither tags nor results say; the Hub hands it out with the
+    list."""
+    facts = {
+        "timesteps": config.timesteps,
+        "parameters": config.weights.parameters,
+        "threat": zoo.threat_of(config),
+    }
     return {key: value for key, value in facts.items() if value is not None}
 
 
 def _eval_results(found: Sequence[Results]) -> list[EvalResult]:
-    """One entry per eps and protocol. The Hub tells entries apart by dataset, config and split alone, so both have to be part of the
-    config; the lowest accuracy at each eps, which comes first, goes without the protocol's name."""
+    """One entry per eps and protocol. The Hub tells entries apart by dataset, config and split
+    alone, so both have to be part of the config; the lowest accuracy at each eps, which comes
+    first, goes without the protocol's name."""
     first, chosen = found[0], lowest(found)
     entries = [_eval_result(first, first.clean, "clean", "Clean accuracy", {})]
     if first.microjoules is not None:
         beside = {} if first.ann_microjoules is None else {"ann": round(first.ann_microjoules, 6)}
-        entries.append(replace(entries[0], metric_type="energy", metric_name="Energy per image (estimate, µJ)",
-                               metric_value=round(first.microjoules, 6), metric_args=beside or None))
-    others = [(point, one) for one in found for point in one.robust if not any(point == at and one is of for at, of in chosen)]
-    for (point, one), suffix in [*((at, "") for at in chosen), *((at, f"-{at[1].place}") for at in others)]:
+        entries.append(
+            replace(
+                entries[0],
+                metric_type="energy",
+                metric_name="Energy per image (estimate, µJ)",
+                metric_value=round(first.microjoules, 6),
+                metric_args=beside or None,
+            )
+        )
+    others = [
+        (point, one)
+        for one in found
+        for point in one.robust
+        if not any(point == at and one is of for at, of in chosen)
+    ]
+    for (point, one), suffix in [
+        *((at, "") for at in chosen),
+        *((at, f"-{at[1].place}") for at in others),
+    ]:
         eps = eps_name(point.eps)
-        attack = {**({"protocol": one.named} if one.named else {}), **({"grid": one.grid} if one.grid else {}),
-                  "attacks": one.attacks, "views": one.views}  # fmt: skip
-        entries.append(_eval_result(one, point, f"{one.norm}-{eps.replace('/', '-')}{suffix}",
-                                    f"Robust accuracy ({one.protocol}, eps {eps})", {"eps": point.eps, **attack}))
+        attack = {
+            **({"protocol": one.named} if one.named else {}),
+            **({"grid": one.grid} if one.grid else {}),
+            "attacks": one.attacks,
+            "views": one.views,
+        }
+        entries.append(
+            _eval_result(
+                one,
+                point,
+                f"{one.norm}-{eps.replace('/', '-')}{suffix}",
+                f"Robust accuracy ({one.protocol}, eps {eps})",
+                {"eps": point.eps, **attack},
+            )
+        )
     return entries
 
 
-def _eval_result(found: Results, point: Point, config: str, metric: str, arguments: dict[str, Any]) -> EvalResult:
+def _eval_result(
+    found: Results, point: Point, config: str, metric: str, arguments: dict[str, Any]
+) -> EvalResult:
     repository, pretty = _hub_dataset(found.dataset)
     return EvalResult(
-        task_type="image-classification", task_name="Image classification", dataset_type=repository, dataset_name=pretty,
-        dataset_config=config, dataset_split=found.split, metric_type="accuracy", metric_name=metric,
+        task_type="image-classification",
+        task_name="Image classification",
+        dataset_type=repository,
+        dataset_name=pretty,
+        dataset_config=config,
+        dataset_split=found.split,
+        metric_type="accuracy",
+        metric_name=metric,
         metric_value=round(point.value, 6),
-        metric_args={**arguments, "images": found.n, "wilson95": [round(point.low, 6), round(point.high, 6)]})
+        metric_args={
+            **arguments,
+            "images": found.n,
+            "wilson95": [round(point.low, 6), round(point.high, 6)],
+        },
+    )
 
 
 def _hub_dataset(name: str) -> tuple[str, str]:
-    """Repository on the Hub and readable name; for data we have no repository of, the name it was given."""
+    """Repository on the Hub and readable name; for data we have no repository of, the name it was
+    given."""
     return HUB_DATASETS.get(name, (name, name))
 
 
 def _rows(curves: Mapping[str, Results]) -> list[list[str]]:
-    """Rows (eps, accuracy of each) of the accuracy table; only figures of the same eps share a row."""
-    columns = [{round(point.eps, 9): point for point in (found.clean, *found.robust)} for found in curves.values()]
+    """Rows (eps, accuracy of each) of the accuracy table; only figures of the same eps share a
+    row."""
+    columns = [
+        {round(point.eps, 9): point for point in (found.clean, *found.robust)}
+        for found in curves.values()
+    ]
     every = sorted({eps for column in columns for eps in column})
-    return [["clean" if eps == 0 else eps_name(eps), *(_percent(column.get(eps)) for column in columns)] for eps in every]
+    return [
+        ["clean" if eps == 0 else eps_name(eps), *(_percent(column.get(eps)) for column in columns)]
+        for eps in every
+    ]
 
 
 def _percent(point: Point | None) -> str:
@@ -186,7 +328,11 @@ def _layers(config: Config, report: Report | None) -> list[tuple[str, str, str, 
     for layer in dict.fromkeys([*config.settings.get("nodes", {}), *thresholds, *active]):
         threshold = f"{thresholds[layer]:.4g}" if layer in thresholds else "not recorded"
         measured = active.get(layer)
-        neurons, spikes = (str(measured.neurons), f"{measured.spikes_per_neuron:.3f}") if measured else ("not measured", "not measured")
+        neurons, spikes = (
+            (str(measured.neurons), f"{measured.spikes_per_neuron:.3f}")
+            if measured
+            else ("not measured", "not measured")
+        )
         rows.append((layer, threshold, neurons, spikes))
     return rows
 
@@ -197,23 +343,43 @@ def _energy(report: Report | None) -> list[list[str]]:
     if found is None:
         return []
     costs = [(THIS, found.acs, found.macs, found.microjoules)]
-    if found.dense_acs is not None and found.dense_macs is not None and found.dense_microjoules is not None:
-        costs.append(("the same with sums and means of spikes multiplied", found.dense_acs, found.dense_macs, found.dense_microjoules))
+    if (
+        found.dense_acs is not None
+        and found.dense_macs is not None
+        and found.dense_microjoules is not None
+    ):
+        costs.append(
+            (
+                "the same with sums and means of spikes multiplied",
+                found.dense_acs,
+                found.dense_macs,
+                found.dense_microjoules,
+            )
+        )
     if found.ann_macs is not None and found.ann_microjoules is not None:
         costs.append(("the same architecture as an ANN", 0, found.ann_macs, found.ann_microjoules))
-    return [[name, f"{acs / 1e6:.3f} M", f"{macs / 1e6:.3f} M", energy_name(microjoules)] for name, acs, macs, microjoules in costs]
+    return [
+        [name, f"{acs / 1e6:.3f} M", f"{macs / 1e6:.3f} M", energy_name(microjoules)]
+        for name, acs, macs, microjoules in costs
+    ]
 
 
 def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
-    """What to type to make the model again: the recipe's one command, else those recorded, in the order they were given."""
+    """What to type to make the model again: the recipe's one command, else those recorded, in the
+    order they were given."""
     if recipe is not None:
         return [f"sj-robust run {RECIPE}"]
     recorded = [facts.get("command") for facts in (config.source, config.training or {})]
-    return [" ".join(command.replace("`", "'").split()) for command in recorded if isinstance(command, str)]
+    return [
+        " ".join(command.replace("`", "'").split())
+        for command in recorded
+        if isinstance(command, str)
+    ]
 
 
 def _from_scratch(recipe: Mapping[str, Any] | None) -> bool:
-    """Whether the recipe converted an untrained ANN, so that only its structure and calibrated thresholds were transferred."""
+    """Whether the recipe converted an untrained ANN, so that only its structure and calibrated
+    thresholds were transferred."""
     ann = recipe.get("ann") if recipe else None
     return isinstance(ann, dict) and ann.get("scratch") is True
 
@@ -224,23 +390,36 @@ def _recipe(folder: Path) -> dict[str, Any] | None:
         return None
     content = parse_yaml(read_bounded(path, MAX_RECIPE_BYTES), path, "save the checkpoint again")
     if not isinstance(content, dict):
-        raise SJRobustError(f"{path} holds no mapping, expected a recipe: save the checkpoint again")
+        raise SJRobustError(
+            f"{path} holds no mapping, expected a recipe: save the checkpoint again"
+        )
     return content
 
 
 def _name(folder: Path, config: Config) -> str:
     """What `load` takes: the zoo's name for a folder inside the zoo, else the folder's own."""
     resolved = folder.resolve()
-    return resolved.name if zoo.holds(folder) else (config.name if config.name == resolved.name else resolved.name)
+    return (
+        resolved.name
+        if zoo.holds(folder)
+        else (config.name if config.name == resolved.name else resolved.name)
+    )
 
 
 class _Inert(str):
-    """Text that is harmless in Markdown as it stands. Every other value that the template writes is made so."""
+    """Text that is harmless in Markdown as it stands. Every other value that the template writes is
+    made so."""
 
 
 def _line(value: object, longest: int = 300) -> _Inert:
-    """A recorded value as inert Markdown: one line, no table bar, code fence, HTML, link or picture."""
-    text = visible(" ".join(str(value).split()), longest).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
+    """A recorded value as inert Markdown: one line, no table bar, code fence, HTML, link or
+    picture."""
+    text = (
+        visible(" ".join(str(value).split()), longest)
+        .replace("|", "\\|")
+        .replace("`", "'")
+        .replace("<", "&lt;")
+    )
     return _Inert(re.sub(r"\](?=[(\[:])", r"]\\", text))
 
 
@@ -250,5 +429,9 @@ def _spoken(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return eps_name(value) if 0 < value < 0.2 and eps_name(value).endswith("/255") else f"{value:g}"
+        return (
+            eps_name(value)
+            if 0 < value < 0.2 and eps_name(value).endswith("/255")
+            else f"{value:g}"
+        )
     return _line(value)

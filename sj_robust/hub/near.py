@@ -1,4 +1,5 @@
-"""What a name that leads nowhere may have meant: the nearest names in the places where it was looked for."""
+"""What a name that leads nowhere may have meant: the nearest names in the places where it was
+looked for."""
 
 from __future__ import annotations
 
@@ -12,17 +13,23 @@ from sj_robust.files import zoo_root
 
 
 def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """"did you mean a, b?" with up to three of `names`, the nearest first and case aside; empty where none is near."""
+    """ "did you mean a, b?" with up to three of `names`, the nearest first and case aside; empty
+    where none is near."""
     known = {candidate.lower(): candidate for candidate in names}
     near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=cutoff)
     return f"did you mean {', '.join(known[match] for match in near)}?" if near else ""
 
 
 def suggestion(text: str | Path) -> str:
-    """The same with the zoo's names and the folders that lie where `text` was looked for; it begins with a colon where it says anything."""
+    """The same with the zoo's names and the folders that lie where `text` was looked for; it begins
+    with a colon where it says anything."""
     path = Path(text)
-    candidates = [str(path.with_name(sibling)) for sibling in _folders(path.parent)] if path.name else []
-    hint = did_you_mean(str(path), candidates) or did_you_mean(path.name, (entry.stem for entry in zoo_root().glob("*.yaml")))
+    candidates = (
+        [str(path.with_name(sibling)) for sibling in _folders(path.parent)] if path.name else []
+    )
+    hint = did_you_mean(str(path), candidates) or did_you_mean(
+        path.name, (entry.stem for entry in zoo_root().glob("*.yaml"))
+    )
     return f": {hint}" if hint else ""
 
 
@@ -31,16 +38,29 @@ def missing_folder(text: str | Path) -> str:
     path = Path(text)
     try:
         if os.path.isfile(path):
-            return f"{str(text)!r} is not a folder but a file: expected a checkpoint folder, a zoo model's name or owner/name on the Hub"
+            return (
+                f"{str(text)!r} is not a folder but a file: expected a checkpoint folder, a zoo"
+                " model's name or owner/name on the Hub"
+            )
         above = next(parent for parent in path.absolute().parents if os.path.isdir(parent))
         lacks = path.absolute().relative_to(above).parts[:1]
     except (OSError, ValueError):  # a name that no file can have
         above, lacks = Path.cwd(), ()
-    hint = suggestion(text) or ": expected a checkpoint folder, a zoo model's name or owner/name on the Hub"
-    return f"{str(text)!r} is not a folder ({above} has no {lacks[0] if lacks else 'such folder'!r}){hint}"
+    hint = (
+        suggestion(text)
+        or ": expected a checkpoint folder, a zoo model's name or owner/name on the Hub"
+    )
+    return (
+        f"{str(text)!r} is not a folder ({above} has no"
+        f" {lacks[0] if lacks else 'such folder'!r}){hint}"
+    )
 
 
 def _folders(folder: Path) -> list[str]:
     with suppress(OSError, ValueError):
-        return [entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+        return [
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not entry.name.startswith(".")
+        ]
     return []

@@ -1,4 +1,5 @@
-"""Which commit on the Hub a checkpoint folder comes from, and which files a checkpoint may consist of."""
+"""Which commit on the Hub a checkpoint folder comes from, and which files a checkpoint may consist
+of."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ _FIGURE = re.compile(rf"{FIGURES}/[A-Za-z0-9][A-Za-z0-9_\-]{{0,95}}\.(png|svg)")
 
 
 class Origin(BaseModel):
-    """`.sj_robust.json`: the repository and commit that a folder was last pulled from or pushed as. `push` compares it with the Hub."""
+    """`.sj_robust.json`: the repository and commit that a folder was last pulled from or pushed as.
+    `push` compares it with the Hub."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -54,7 +56,10 @@ def read_origin(path: Path) -> Origin | None:
     try:
         return Origin.model_validate(parse_json(path, 1 << 16))
     except ValidationError as error:
-        raise SJRobustError(f"{path} is not a valid record of where this comes from ({first_error(error)}): delete it") from None
+        raise SJRobustError(
+            f"{path} is not a valid record of where this comes from ({first_error(error)}):"
+            " delete it"
+        ) from None
 
 
 def write_origin(path: Path, origin: Origin) -> None:
@@ -63,14 +68,16 @@ def write_origin(path: Path, origin: Origin) -> None:
 
 
 def origin_path(folder: Path, name: HubName) -> Path:
-    """Where the record of a folder lies: in it, but for the zoo's folders, which belong to the package, in the cache folder."""
+    """Where the record of a folder lies: in it, but for the zoo's folders, which belong to the
+    package, in the cache folder."""
     if zoo_root().resolve() in folder.resolve().parents:
         return cache_folder() / "pushed" / f"{name.repo.replace('/', '--')}.json"
     return folder / ORIGIN
 
 
 def is_own(path: str) -> bool:
-    """Whether `path`, with / between its parts, is a file that a checkpoint consists of. All others are neither fetched nor sent."""
+    """Whether `path`, with / between its parts, is a file that a checkpoint consists of. All others
+    are neither fetched nor sent."""
     return path in FILES - {FIGURES, ORIGIN} or _FIGURE.fullmatch(path) is not None
 
 
@@ -78,7 +85,12 @@ def most_bytes(path: str) -> int:
     """How large a checkpoint's file called `path` may be at most."""
     if path.startswith(f"{FIGURES}/"):
         return MAX_FIGURE_BYTES
-    return {WEIGHTS: 1 << 38, CONFIG: MAX_CONFIG_BYTES, CARD: MAX_CONFIG_BYTES, RECIPE: MAX_CONFIG_BYTES}.get(path, MAX_TEXT_BYTES)
+    return {
+        WEIGHTS: 1 << 38,
+        CONFIG: MAX_CONFIG_BYTES,
+        CARD: MAX_CONFIG_BYTES,
+        RECIPE: MAX_CONFIG_BYTES,
+    }.get(path, MAX_TEXT_BYTES)
 
 
 def own_files(folder: Path) -> list[str]:
@@ -88,15 +100,21 @@ def own_files(folder: Path) -> list[str]:
 
 def _own_names(folder: Path) -> list[str]:
     """What lies in a folder under the names of a checkpoint's files, whatever it is."""
-    found = (path.relative_to(folder).as_posix() for pattern in ("*", f"{FIGURES}/*") for path in folder.glob(pattern))
+    found = (
+        path.relative_to(folder).as_posix()
+        for pattern in ("*", f"{FIGURES}/*")
+        for path in folder.glob(pattern)
+    )
     return sorted(path for path in found if is_own(path))
 
 
 def copy_own_files(source: Path, target: Path, *, leave: bool) -> None:
-    """Copy the checkpoint's own files, as files even where they are links; with `leave` to wherever these point.
+    """Copy the checkpoint's own files, as files even where they are links; with `leave` to wherever
+    these point.
 
-    Without it a link may lead to another file of the folder, hidden ones aside, and in a snapshot of the Hub's cache to the blobs of that
-    cache, but nowhere else. Raises SJRobustError for one that does, and for what is no file, too large or cannot be read.
+    Without it a link may lead to another file of the folder, hidden ones aside, and in a snapshot
+    of the Hub's cache to the blobs of that cache, but nowhere else. Raises SJRobustError for one
+    that does, and for what is no file, too large or cannot be read.
     """
     for path in _own_names(source):
         (target / path).parent.mkdir(parents=True, exist_ok=True)
@@ -104,38 +122,63 @@ def copy_own_files(source: Path, target: Path, *, leave: bool) -> None:
         try:
             with _open(source, path, leave=leave) as file, open(target / path, "wb") as copy:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise SJRobustError(f"{source / path} is a folder, a pipe or a device: expected a file, remove it")
+                    raise SJRobustError(
+                        f"{source / path} is a folder, a pipe or a device: expected a file,"
+                        " remove it"
+                    )
                 size = 0
                 while chunk := file.read(1 << 20):
                     size += len(chunk)
                     if size > most:
-                        raise SJRobustError(f"{source / path} is larger than {most} bytes, no such file is written by sj-robust: remove it")
+                        raise SJRobustError(
+                            f"{source / path} is larger than {most} bytes, no such file is written"
+                            " by sj-robust: remove it"
+                        )
                     copy.write(chunk)
         except OSError as error:
             advice = "expected a readable file, and room for a copy of it"
-            raise SJRobustError(f"{source / path} cannot be copied ({error.strerror}): {advice}") from None
+            raise SJRobustError(
+                f"{source / path} cannot be copied ({error.strerror}): {advice}"
+            ) from None
 
 
 def _open(folder: Path, path: str, *, leave: bool) -> BinaryIO:
-    """A file of the folder, opened. Its path is freed of links and judged, and that very path is opened without following any link:
-    one that is put there in between is refused too."""
+    """A file of the folder, opened. Its path is freed of links and judged, and that very path is
+    opened without following any link: one that is put there in between is refused too."""
     wanted = folder / path
     try:
         found = wanted.resolve(strict=True)
     except (OSError, RuntimeError):  # RuntimeError: links in a circle, until Python 3.13
-        raise SJRobustError(f"{wanted} is a link to nothing that is there: put a file in its place, or remove it") from None
+        raise SJRobustError(
+            f"{wanted} is a link to nothing that is there: put a file in its place, or remove it"
+        ) from None
     root = folder.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
-    home = next((home for home in (root, blobs) if home is not None and home in found.parents), None)
+    home = next(
+        (home for home in (root, blobs) if home is not None and home in found.parents), None
+    )
     if home is None and not leave:
-        raise SJRobustError(f"{wanted} is reached by a link to {found}, outside of the folder: put a copy in its place, or remove it")
-    if home == root and not leave and any(part.startswith(".") for part in found.relative_to(root).parts):
-        raise SJRobustError(f"{wanted} is a link to the hidden {found}: put a copy in its place, or remove it")
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe is not waited for
+        raise SJRobustError(
+            f"{wanted} is reached by a link to {found}, outside of the folder: put a copy in its"
+            " place, or remove it"
+        )
+    if (
+        home == root
+        and not leave
+        and any(part.startswith(".") for part in found.relative_to(root).parts)
+    ):
+        raise SJRobustError(
+            f"{wanted} is a link to the hidden {found}: put a copy in its place, or remove it"
+        )
+    # a pipe is not waited for
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if leave or home is None or os.open not in os.supports_dir_fd:
         return os.fdopen(os.open(found, flags), "rb")
     *folders, name = found.relative_to(home).parts
-    unlinked, passing = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0)
+    unlinked, passing = (
+        getattr(os, "O_NOFOLLOW", 0),
+        getattr(os, "O_PATH", os.O_RDONLY) | getattr(os, "O_DIRECTORY", 0),
+    )
     with ExitStack() as opened:
         at = os.open(home, passing | unlinked)
         opened.callback(os.close, at)
@@ -146,20 +189,31 @@ def _open(folder: Path, path: str, *, leave: bool) -> BinaryIO:
 
 
 def check_replaceable(folder: Path) -> None:
-    """Only a checkpoint of ours may be replaced: a folder with anything else in it is somebody's data. Raises SJRobustError."""
+    """Only a checkpoint of ours may be replaced: a folder with anything else in it is somebody's
+    data. Raises SJRobustError."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise SJRobustError(f"{folder} is a file, expected a folder to put the checkpoint in: choose another path")
+        raise SJRobustError(
+            f"{folder} is a file, expected a folder to put the checkpoint in: choose another path"
+        )
     entries = sorted(entry.name for entry in folder.iterdir())
     if foreign := [entry for entry in entries if entry not in FILES]:
-        some = "; ".join(foreign[:3]) + (f"; and {len(foreign) - 3} more" if len(foreign) > 3 else "")
-        raise SJRobustError(f"{folder} holds files that are not a checkpoint's ({some}) and is kept: choose another folder")
+        some = "; ".join(foreign[:3]) + (
+            f"; and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        )
+        raise SJRobustError(
+            f"{folder} holds files that are not a checkpoint's ({some}) and is kept: choose another"
+            " folder"
+        )
     if entries:
         try:
             read_config(folder)
         except SJRobustError as error:
-            raise SJRobustError(f"{folder} is not a checkpoint of sj-robust and is kept ({error}): choose another folder") from None
+            raise SJRobustError(
+                f"{folder} is not a checkpoint of sj-robust and is kept ({error}): choose another"
+                " folder"
+            ) from None
 
 
 def git_blob_sha1(path: Path) -> str:

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 Kind = Literal["ann", "snn"]
 
 TAG, SPIKING_TAG = "sj-robust", "spiking-neural-network"
-_PROPERTIES: Any = ["cardData", "model-index", "tags", "private", "gated", "lastModified", "downloads"]
+_PROPERTIES: Any = [
+    "cardData",
+    "model-index",
+    "tags",
+    "private",
+    "gated",
+    "lastModified",
+    "downloads",
+]
 # names of sj_robust.data whose repository on the Hub is not called the same
 _DATASETS = {"imagenet": "imagenet-1k", "sample": "cifar10"}
 _DATASET = re.compile(r"[A-Za-z0-9_.\-]{1,96}(/[A-Za-z0-9_.\-]{1,96})?")
@@ -50,7 +58,9 @@ class _Facts(_Claimed):
 
 class _Protocol(_Claimed):
     protocol: Annotated[str, Field(pattern=rf"^{_WORD}$")] | None = None
-    attacks: Annotated[list[Annotated[str, Field(pattern=rf"^{_WORD}$")]], Field(min_length=1, max_length=20)]
+    attacks: Annotated[
+        list[Annotated[str, Field(pattern=rf"^{_WORD}$")]], Field(min_length=1, max_length=20)
+    ]
     views: Annotated[int, Field(ge=0, le=1000)]
 
 
@@ -62,7 +72,8 @@ Form = TypeVar("Form", bound=_Claimed)
 
 
 class HubModel(BaseModel):
-    """A model on the Hub. The figures are what its card says; only the evaluation in the repository can be checked."""
+    """A model on the Hub. The figures are what its card says; only the evaluation in the repository
+    can be checked."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -81,23 +92,35 @@ class HubModel(BaseModel):
     last_modified: str | None
 
 
-def list_hub(dataset: str | None = None, kind: Kind | None = None, author: str | None = None, token: str | None = None) -> list[HubModel]:
+def list_hub(
+    dataset: str | None = None,
+    kind: Kind | None = None,
+    author: str | None = None,
+    token: str | None = None,
+) -> list[HubModel]:
     """Every model on the Hub that is tagged sj-robust, by name.
 
-    dataset: a name of `load_dataset`, or a repository of the Hub; kind: "ann" or "snn"; author: an account or organisation.
-    Raises SJRobustError where the Hub cannot be asked.
+    dataset: a name of `load_dataset`, or a repository of the Hub; kind: "ann" or "snn"; author: an
+    account or organisation. Raises SJRobustError where the Hub cannot be asked.
     """
     with explained(HubName("the list of models"), "listing", ASKING, MAX_PAGE):
         tags = [TAG, SPIKING_TAG] if kind == "snn" else [TAG]
         _ask(10.0)  # the client itself tries an address that does not answer for half a minute
         infos = client(token).list_models(filter=tags, author=author, expand=_PROPERTIES)
         found = [_described(info) for info in infos]
-    return sorted((model for model in found if model is not None and kind in (None, model.kind) and _is_about(model, dataset)),
-                  key=lambda model: model.name)
+    return sorted(
+        (
+            model
+            for model in found
+            if model is not None and kind in (None, model.kind) and _is_about(model, dataset)
+        ),
+        key=lambda model: model.name,
+    )
 
 
 def identity(token: str | None = None, timeout: float = 3.0) -> dict[str, str]:
-    """How the Hub answers from here, and as whom: {"endpoint", "state", "login"}; never raises, never holds a token."""
+    """How the Hub answers from here, and as whom: {"endpoint", "state", "login"}; never raises,
+    never holds a token."""
     from huggingface_hub import get_token, is_offline_mode
 
     try:
@@ -126,7 +149,9 @@ def _ask(timeout: float) -> None:
     """One small request, given up after `timeout` seconds. Raises what the client raises."""
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    hf_raise_for_status(get_session().get(f"{endpoint()}/api/models", params={"limit": 1}, timeout=timeout))
+    hf_raise_for_status(
+        get_session().get(f"{endpoint()}/api/models", params={"limit": 1}, timeout=timeout)
+    )
 
 
 def _described(info: ModelInfo) -> HubModel | None:
@@ -135,25 +160,49 @@ def _described(info: ModelInfo) -> HubModel | None:
         return None
     tags = [tag for tag in (info.tags or [])[:_MOST] if isinstance(tag, str)]
     entries = list(_entries(info))
-    dataset = next((tag.removeprefix("dataset:") for tag in tags if tag.startswith("dataset:")), None)
+    dataset = next(
+        (tag.removeprefix("dataset:") for tag in tags if tag.startswith("dataset:")), None
+    )
     dataset = dataset or next((name for name, _ in entries if name), None)
-    facts = _claimed(_Facts, info.card_data.to_dict().get("sj_robust") if info.card_data else None) or _Facts()
-    protocol = next(filter(None, (_claimed(_Protocol, metric.get("args")) for _, metric in _metrics(info, "accuracy"))), None)
-    energy = next(filter(None, (_claimed(_Energy, metric) for _, metric in _metrics(info, "energy"))), None)
-    return HubModel(name=info.id, kind="snn" if SPIKING_TAG in tags else "ann", accuracies=[accuracy for _, accuracy in entries],
-                    dataset=dataset if dataset and _DATASET.fullmatch(dataset) else None, **facts.model_dump(),
-                    protocol=protocol and protocol_name(protocol.protocol, protocol.attacks, protocol.views),
-                    microjoules=energy and energy.value, private=bool(info.private), gated=bool(info.gated), downloads=info.downloads,
-                    last_modified=info.last_modified and info.last_modified.isoformat())
+    facts = (
+        _claimed(_Facts, info.card_data.to_dict().get("sj_robust") if info.card_data else None)
+        or _Facts()
+    )
+    protocol = next(
+        filter(
+            None,
+            (_claimed(_Protocol, metric.get("args")) for _, metric in _metrics(info, "accuracy")),
+        ),
+        None,
+    )
+    energy = next(
+        filter(None, (_claimed(_Energy, metric) for _, metric in _metrics(info, "energy"))), None
+    )
+    return HubModel(
+        name=info.id,
+        kind="snn" if SPIKING_TAG in tags else "ann",
+        accuracies=[accuracy for _, accuracy in entries],
+        dataset=dataset if dataset and _DATASET.fullmatch(dataset) else None,
+        **facts.model_dump(),
+        protocol=protocol and protocol_name(protocol.protocol, protocol.attacks, protocol.views),
+        microjoules=energy and energy.value,
+        private=bool(info.private),
+        gated=bool(info.gated),
+        downloads=info.downloads,
+        last_modified=info.last_modified and info.last_modified.isoformat(),
+    )
 
 
 def _entries(info: ModelInfo) -> list[tuple[str | None, Accuracy]]:
-    """(data set, accuracy) of the model-index of a card, one per eps and norm; whatever does not have our form is passed over."""
+    """(data set, accuracy) of the model-index of a card, one per eps and norm; whatever does not
+    have our form is passed over."""
     found: dict[tuple[str, float], tuple[str | None, Accuracy]] = {}
     try:
         for dataset, metric in _metrics(info, "accuracy"):
             norm = "l2" if str(dataset.get("config")).startswith("l2-") else "linf"
-            accuracy = Accuracy(eps=(metric.get("args") or {}).get("eps", 0.0), value=metric["value"], norm=norm)
+            accuracy = Accuracy(
+                eps=(metric.get("args") or {}).get("eps", 0.0), value=metric["value"], norm=norm
+            )
             found.setdefault((norm, accuracy.eps), (dataset.get("type"), accuracy))
     except (TypeError, KeyError, AttributeError, ValueError):
         pass
@@ -162,7 +211,9 @@ def _entries(info: ModelInfo) -> list[tuple[str | None, Accuracy]]:
 
 def _metrics(info: ModelInfo, kind: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(data set, metric) of every metric of that kind, until something does not have our form."""
-    index: Any = info.model_index or (info.card_data.to_dict().get("model-index") if info.card_data else None)
+    index: Any = info.model_index or (
+        info.card_data.to_dict().get("model-index") if info.card_data else None
+    )
     with suppress(TypeError, KeyError, IndexError, AttributeError):
         for result in index[0]["results"][:_MOST]:
             for metric in result["metrics"][:_MOST]:

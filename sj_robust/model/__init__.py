@@ -1,4 +1,5 @@
-"""Classifiers: the spiking one, the normalised ANN, the CIFAR architectures registered with timm, and weights from files."""
+"""Classifiers: the spiking one, the normalised ANN, the CIFAR architectures registered with timm,
+and weights from files."""
 
 from sj_robust.model import resnet as resnet
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier

@@ -1,4 +1,5 @@
-"""The spiking classifier: images in [0,1] → normalise → repeat T times → backbone → mean of the logits over time."""
+"""The spiking classifier: images in [0,1] → normalise → repeat T times → backbone → mean of the
+logits over time."""
 
 from __future__ import annotations
 
@@ -19,10 +20,11 @@ from sj_robust.neuron import Surrogate, ThresholdLIF, View, parse_view
 class SpikingActivation(nn.Module):
     """A multistep node on merged batches: [T·N, *] (time-major) → spikes [T·N, *].
 
-    It stands where the ANN had a ReLU, so that the layers around it see ordinary batches. With `repeats` it is the first
-    node of the network: its input [N, *] is the same at every step and is repeated here instead of at the network's input.
-    With `folded` its spikes are worth its threshold to what reads them: the ReLU in its place gives activations divided by it.
-    What it emits is 0 and `worth`.
+    It stands where the ANN had a ReLU, so that the layers around it see ordinary batches. With
+    `repeats` it is the first
+    node of the network: its input [N, *] is the same at every step and is repeated here instead of
+    at the network's input. With `folded` its spikes are worth its threshold to what reads them: the
+    ReLU in its place gives activations divided by it. What it emits is 0 and `worth`.
     """
 
     def __init__(self, node: ThresholdLIF, timesteps: int) -> None:
@@ -35,17 +37,24 @@ class SpikingActivation(nn.Module):
 
     def extra_repr(self) -> str:
         worth = "" if self.worth == 1 else f", emits {self.worth:.4g}"
-        return f"timesteps={self.timesteps}" + (", repeats its input" if self.repeats else "") + worth
+        return (
+            f"timesteps={self.timesteps}" + (", repeats its input" if self.repeats else "") + worth
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         if self.node.view.timeless:  # one step of a ReLU network: nothing to unfold
             activation: Tensor = self.node(x.unsqueeze(0)).squeeze(0)
-            return activation * (self.worth / self.node.threshold_for(x).detach()) if self.folded else activation
+            return (
+                activation * (self.worth / self.node.threshold_for(x).detach())
+                if self.folded
+                else activation
+            )
         if self.repeats:
             x = _repeat(x, self.timesteps)
         if x.shape[0] % self.timesteps:
             raise SJRobustError(
-                f"batch of {x.shape[0]} is no multiple of {self.timesteps} time steps: call the SpikingClassifier, not its backbone"
+                f"batch of {x.shape[0]} is no multiple of {self.timesteps} time steps: call the"
+                " SpikingClassifier, not its backbone"
             )
         sequence = x.view(self.timesteps, x.shape[0] // self.timesteps, *x.shape[1:])
         spikes: Tensor = self.node(sequence).flatten(0, 1)
@@ -55,15 +64,17 @@ class SpikingActivation(nn.Module):
 class SpikingClassifier(SpikingModel):
     """A spiking network as a drop-in classifier, stateless between calls.
 
-    `backbone` holds a SpikingActivation wherever a spike is made and works on merged batches [T·N, C, H, W]; batch norm
-    therefore pools its statistics over T and N (tdBN). Inputs are coded directly: the same image at every step. What comes
-    before the first node (the stem) sees that constant input and is computed once when `repeat_at` names that node; its
-    batch norms keep the running statistics that T copies would have left.
+    `backbone` holds a SpikingActivation wherever a spike is made and works on merged batches [T·N,
+    C, H, W]; batch norm therefore pools its statistics over T and N (tdBN). Inputs are coded
+    directly: the same image at every step. What comes before the first node (the stem) sees that
+    constant input and is computed once when `repeat_at` names that node; its batch norms keep the
+    running statistics that T copies would have left.
 
-    Args: timesteps: T ≥ 1. mean, std: per channel, of images in [0,1]. repeat_at: the activation that repeats its input
-    T times, "" for the network's input; chosen by the conversion, which checks that it changes nothing.
-    settings: JSON-able dict from which `convert.rebuild` makes the same structure. source: JSON-able dict, where the
-    network came from.
+    Args: timesteps: T ≥ 1. mean, std: per channel, of images in [0,1]. repeat_at: the activation
+    that repeats its input T times, "" for the network's input; chosen by the conversion, which
+    checks that it changes nothing.
+    settings: JSON-able dict from which `convert.rebuild` makes the same structure. source:
+    JSON-able dict, where the network came from.
     """
 
     def __init__(
@@ -79,7 +90,9 @@ class SpikingClassifier(SpikingModel):
     ) -> None:
         super().__init__(backbone, mean, std)
         if not any(isinstance(module, SpikingActivation) for module in backbone.modules()):
-            raise SJRobustError("the backbone has no spiking node: convert it with sj_robust.convert first")
+            raise SJRobustError(
+                "the backbone has no spiking node: convert it with sj_robust.convert first"
+            )
         self.settings: dict[str, Any] = settings or {}
         self.source: dict[str, Any] = source or {}
         self.timesteps = timesteps
@@ -87,11 +100,13 @@ class SpikingClassifier(SpikingModel):
         self.folded = self.settings.get("folded", False)
         self.worth = self.settings.get("worth", {})
 
-    # --- structure -------------------------------------------------------------------------------------------------
+    # --- structure --------------------------------------------------------------------------------
 
     def activations(self) -> dict[str, SpikingActivation]:
         """The spiking activations by their name in the backbone, in the backbone's own order."""
-        return {name: m for name, m in self.backbone.named_modules() if isinstance(m, SpikingActivation)}
+        return {
+            name: m for name, m in self.backbone.named_modules() if isinstance(m, SpikingActivation)
+        }
 
     def nodes(self) -> dict[str, ThresholdLIF]:
         """The nodes by the name of the activation they replaced."""
@@ -99,7 +114,8 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def timesteps(self) -> int:
-        """T, the number of time steps. Setting it changes the latency of the network, not its weights."""
+        """T, the number of time steps. Setting it changes the latency of the network, not its
+        weights."""
         return self._timesteps
 
     @timesteps.setter
@@ -112,7 +128,8 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def repeat_at(self) -> str:
-        """The activation whose input is repeated T times: all before it is computed once. "" repeats the images."""
+        """The activation whose input is repeated T times: all before it is computed once. ""
+        repeats the images."""
         return self._repeat_at
 
     @repeat_at.setter
@@ -126,7 +143,8 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def folded(self) -> bool:
-        """Whether a spike is worth its node's threshold, which weights and thresholds hold: see convert.fold."""
+        """Whether a spike is worth its node's threshold, which weights and thresholds hold: see
+        convert.fold."""
         return self._folded
 
     @folded.setter
@@ -139,8 +157,13 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def worth(self) -> dict[str, float]:
-        """What the nodes emit whose spikes are another number than 1, where weights cannot hold it: see convert.fold."""
-        return {name: activation.worth for name, activation in self.activations().items() if activation.worth != 1}
+        """What the nodes emit whose spikes are another number than 1, where weights cannot hold it:
+        see convert.fold."""
+        return {
+            name: activation.worth
+            for name, activation in self.activations().items()
+            if activation.worth != 1
+        }
 
     @worth.setter
     def worth(self, values: dict[str, float]) -> None:
@@ -153,20 +176,24 @@ class SpikingClassifier(SpikingModel):
         if self.worth:
             self.settings["worth"] = self.worth
 
-    # --- forward ---------------------------------------------------------------------------------------------------
+    # --- forward ----------------------------------------------------------------------------------
 
     def forward_sequence(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the "activation" view)."""
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the
+        "activation" view)."""
         views = {node.view for node in self.nodes().values()}
         timeless = [view for view in views if view.timeless]
         if timeless and len(views) > 1:
-            raise SJRobustError(f"the {timeless[0]} view must be set on all nodes at once: "
-                                f"use SpikingClassifier.gradient('{timeless[0]}')")
+            raise SJRobustError(
+                f"the {timeless[0]} view must be set on all nodes at once: "
+                f"use SpikingClassifier.gradient('{timeless[0]}')"
+            )
         steps = 1 if timeless else self.timesteps
         x = self.normalize(x)
         with self._stem_statistics(x.shape[0]):
             logits: Tensor = self.backbone(x if self.repeat_at else _repeat(x, steps))
-        return logits.view(steps, logits.shape[0] // steps, logits.shape[-1])  # not -1: a batch may be empty
+        # not -1: a batch may be empty
+        return logits.view(steps, logits.shape[0] // steps, logits.shape[-1])
 
     @contextmanager
     def gradient(self, view: View | str) -> Iterator[SpikingClassifier]:
@@ -174,7 +201,8 @@ class SpikingClassifier(SpikingModel):
         (BPTR), "rate-temporal" (HART), "ASSG", "activation" (Act: forward too) or "own" (the
         surrogate of its settings, which it was trained with).
 
-        On exit every node has the view it had before. A backward pass uses the view of its forward pass.
+        On exit every node has the view it had before. A backward pass uses the view of its forward
+        pass.
         """
         shown = parse_view(view).instead_of(Surrogate.parse(self.settings.get("surrogate", "PCW")))
         before = [(node, node.view) for node in self.nodes().values()]
@@ -188,10 +216,11 @@ class SpikingClassifier(SpikingModel):
 
     @contextmanager
     def _stem_statistics(self, batch: int) -> Iterator[None]:
-        """While the block runs, training-mode batch norms that see un-repeated input update as T copies would.
+        """While the block runs, training-mode batch norms that see un-repeated input update as T
+        copies would.
 
-        Mean and biased variance of T copies are those of one; the running variance is unbiased over n values, so its
-        new term needs the factor of T·n values instead: [Tn/(Tn−1)] / [n/(n−1)].
+        Mean and biased variance of T copies are those of one; the running variance is unbiased over
+        n values, so its new term needs the factor of T·n values instead: [Tn/(Tn−1)] / [n/(n−1)].
         """
         if not self.repeat_at:
             yield
@@ -200,7 +229,9 @@ class SpikingClassifier(SpikingModel):
             for norm in self.backbone.modules():
                 if isinstance(norm, _BatchNorm) and norm.training and norm.running_var is not None:
                     before = norm.running_var.clone()
-                    stack.callback(norm.register_forward_hook(self._correct_variance(before, batch)).remove)
+                    stack.callback(
+                        norm.register_forward_hook(self._correct_variance(before, batch)).remove
+                    )
             yield
 
     def _correct_variance(self, before: Tensor, batch: int) -> Any:
@@ -210,10 +241,15 @@ class SpikingClassifier(SpikingModel):
             n = pooled_batches() * inputs[0].numel() // inputs[0].shape[1]
             if self.timesteps == 1 or n < 2:
                 return
-            momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked or 1)
+            momentum = (
+                norm.momentum
+                if norm.momentum is not None
+                else 1.0 / float(norm.num_batches_tracked or 1)
+            )
             factor = self.timesteps * (n - 1) / (self.timesteps * n - 1)
             old = (1 - momentum) * before
-            # .data: autograd saved the buffer, though batch statistics never read it in the backward pass
+            # .data: autograd saved the buffer, though batch statistics never read it in the
+            # backward pass
             norm.running_var.data.copy_(old + (norm.running_var - old) * factor)
 
         return hook

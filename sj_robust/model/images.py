@@ -15,7 +15,8 @@ from torch import Tensor
 from sj_robust.errors import SJRobustError
 
 FAR = 10.0
-"""Noise of randomised smoothing lies outside of [0, 1], by less than this; images of 0 to 255 by more."""
+"""Noise of randomised smoothing lies outside of [0, 1], by less than this; images of 0 to 255 by
+more."""
 
 SLIGHTLY = 0.25  # by which an attack on its way, or a finite difference, may leave [0, 1]
 
@@ -25,8 +26,8 @@ _values_known = ContextVar("values_known", default=False)
 
 @contextmanager
 def values_known() -> Iterator[None]:
-    """While the block runs, the values of images are not looked at: what runs there made them itself.
-    Each look at a tensor on a GPU waits for all the work that was given to it before."""
+    """While the block runs, the values of images are not looked at: what runs there made them
+    itself. Each look at a tensor on a GPU waits for all the work that was given to it before."""
     token = _values_known.set(True)
     try:
         yield
@@ -52,18 +53,26 @@ def checked_images(x: Any, channels: int, like: Tensor) -> Tensor:
     expected = f"[N,{channels},H,W]"
     if not isinstance(x, Tensor):
         kind = type(x).__name__
-        raise SJRobustError(f"images are a {kind}: expected a tensor of floats in [0,1], {expected}")
+        raise SJRobustError(
+            f"images are a {kind}: expected a tensor of floats in [0,1], {expected}"
+        )
     if not x.is_floating_point():
-        raise SJRobustError(f"images are {_name(x.dtype)}: expected floats in [0,1]; give "
-                            "images.float() / 255 if they are 0 to 255")  # fmt: skip
+        raise SJRobustError(
+            f"images are {_name(x.dtype)}: expected floats in [0,1]; give "
+            "images.float() / 255 if they are 0 to 255"
+        )
     if x.layout is not torch.strided:
-        raise SJRobustError(f"images are a tensor of layout {x.layout}: expected a dense one, images.to_dense()")
+        raise SJRobustError(
+            f"images are a tensor of layout {x.layout}: expected a dense one, images.to_dense()"
+        )
     if x.dim() != 4 or x.shape[1] != channels:
         advice = _advice(x.shape, channels)
         raise SJRobustError(f"images of shape {list(x.shape)}: expected {expected}{advice}")
     if x.device != like.device:
-        raise SJRobustError(f"images are on {x.device}, the network is on {like.device}: move one "
-                            f"of them, as with images.to({str(like.device)!r})")  # fmt: skip
+        raise SJRobustError(
+            f"images are on {x.device}, the network is on {like.device}: move one "
+            f"of them, as with images.to({str(like.device)!r})"
+        )
     bounds = _bounds(x)
     if bounds is not None:
         _check_bounds(*bounds)
@@ -78,22 +87,31 @@ def checked_labels(labels: Any, count: int, classes: int | None = None) -> Tenso
     is not one for each.
     """
     try:
-        found = labels.detach() if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+        found = (
+            labels.detach() if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+        )
     except (TypeError, ValueError, RuntimeError):
         kind = type(labels).__name__
-        raise SJRobustError(f"labels are a {kind} of something else than numbers: expected the "
-                            "number of a class for each image") from None  # fmt: skip
+        raise SJRobustError(
+            f"labels are a {kind} of something else than numbers: expected the "
+            "number of a class for each image"
+        ) from None
     if found.shape != (count,):
         advice = ""
         if found.dim() == 2 and len(found) == count:
             column = found.shape[1] == 1
-            advice = "; give labels" + (".squeeze(1)" if column else ".argmax(1) if they are one-hot")
-        raise SJRobustError(f"labels have shape {list(found.shape)}: expected [{count}], one for "
-                            f"each image{advice}")  # fmt: skip
+            advice = "; give labels" + (
+                ".squeeze(1)" if column else ".argmax(1) if they are one-hot"
+            )
+        raise SJRobustError(
+            f"labels have shape {list(found.shape)}: expected [{count}], one for each image{advice}"
+        )
     fractions = found.is_floating_point() and not bool((found == found.round()).all())  # NaN too
     if found.is_complex() or fractions:
-        raise SJRobustError(f"labels are {_name(found.dtype)} and not all whole: expected the "
-                            "number of a class for each image")  # fmt: skip
+        raise SJRobustError(
+            f"labels are {_name(found.dtype)} and not all whole: expected the "
+            "number of a class for each image"
+        )
     found = found.long()
     if count:
         low, high = torch.stack(found.aminmax()).tolist()
@@ -126,7 +144,10 @@ def _check_bounds(low: float, high: float) -> None:
         warnings.warn(
             f"images lie more than {SLIGHTLY} outside of [0,1]: right for the noise of randomised "
             "smoothing, wrong for images that were normalised or scaled to [-1,1], as the model "
-            "normalises them itself", OutsideWarning, stacklevel=4)  # fmt: skip
+            "normalises them itself",
+            OutsideWarning,
+            stacklevel=4,
+        )
 
 
 def _advice(shape: torch.Size, channels: int) -> str:

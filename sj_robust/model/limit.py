@@ -18,19 +18,26 @@ LARGEST = 4000
 
 @contextmanager
 def within_size(what: str, tensors: int) -> Iterator[None]:
-    """While the block runs, this thread may build a network of about `tensors` tensors and no far larger one.
+    """While the block runs, this thread may build a network of about `tensors` tensors and no far
+    larger one.
 
-    timm builds whatever its arguments say: 65,536 layers for minutes, or a table in a loop that makes no layer at all. So the
-    parameters and modules registered are counted, and the calls of functions, of which timm's networks take at most 5,000 for
-    each tensor. Counted, not timed: a slow machine refuses nothing else. Nested blocks count for the outermost alone.
+    timm builds whatever its arguments say: 65,536 layers for minutes, or a table in a loop that
+    makes no layer at all. So the parameters and modules registered are counted, and the calls of
+    functions, of which timm's networks take at most 5,000 for
+    each tensor. Counted, not timed: a slow machine refuses nothing else. Nested blocks count for
+    the outermost alone.
 
-    Raises SJRobustError naming `what` beyond that. Where a profiler is at work already, calls are not counted.
+    Raises SJRobustError naming `what` beyond that. Where a profiler is at work already, calls are
+    not counted.
     """
     registered, calls, mine = 0, 0, threading.get_ident()
     most, most_calls = 8 * tensors + 2000, 8_000 * tensors + 300_000
 
     def refuse() -> None:
-        raise SJRobustError(f"{what} asks for a network far larger than {tensors} tensors: refused before it is built")
+        raise SJRobustError(
+            f"{what} asks for a network far larger than {tensors} tensors: refused before it is"
+            " built"
+        )
 
     def register(module: Any, name: str, part: Any) -> None:
         nonlocal registered
@@ -47,8 +54,10 @@ def within_size(what: str, tensors: int) -> Iterator[None]:
             refuse()
 
     profiled = sys.getprofile() is not None
-    hooks = [torch_module.register_module_parameter_registration_hook(register),
-             torch_module.register_module_module_registration_hook(register)]
+    hooks = [
+        torch_module.register_module_parameter_registration_hook(register),
+        torch_module.register_module_module_registration_hook(register),
+    ]
     if not profiled:
         sys.setprofile(call)
     try:

@@ -21,8 +21,8 @@ class NormalizedClassifier(nn.Module):
     `std` (one value per channel) are buffers [C,1,1] outside the state dict: they describe the
     input, they are not learned. num_classes: K, where it is known.
 
-    Raises:
-        SJRobustError: `mean` and `std` that `unit_scale` refuses; in `forward`, what `checked_images`
+    Raises: SJRobustError: `mean` and `std` that `unit_scale` refuses; in `forward`, what
+        `checked_images`
             does not take for images.
     """
 
@@ -80,15 +80,19 @@ def unit_scale(mean: object, std: object) -> tuple[list[float], list[float]]:
         )
     if 1 < max(means) <= 255 and 1 <= min(stds) and max(stds) <= 255:
         scaled = [value / 255 for value in means], [value / 255 for value in stds]
-        warnings.warn(f"mean {_short(means)} and std {_short(stds)} are of images up to 255: divided by 255, {_short(scaled[0])} and "
-                      f"{_short(scaled[1])}, for images in [0,1]", stacklevel=3)  # fmt: skip
+        warnings.warn(
+            f"mean {_short(means)} and std {_short(stds)} are of images up to 255: divided by 255,"
+            f" {_short(scaled[0])} and {_short(scaled[1])}, for images in [0,1]",
+            stacklevel=3,
+        )
         means, stds = scaled
     if not (
         all(0 <= value <= 1 for value in means) and all(0 < value <= 1 for value in stds)
     ):  # False for NaN
         raise SJRobustError(
-            f"mean {_short(means)} and std {_short(stds)}: expected finite values for images in [0,1], a mean from 0 to 1 "
-            "and a std above 0, at most 1 (0 and 1 where the network normalises for itself)"
+            f"mean {_short(means)} and std {_short(stds)}: expected finite values for images in"
+            " [0,1], a mean from 0 to 1 and a std above 0, at most 1 (0 and 1 where the network"
+            " normalises for itself)"
         )
     return means, stds
 
@@ -121,7 +125,8 @@ def count_classes(backbone: nn.Module, model: nn.Module | None = None, channels:
     widths = [module.out_features for module in backbone.modules() if isinstance(module, nn.Linear)]
     if not widths:
         raise SJRobustError(
-            f"{type(backbone).__name__} has neither num_classes nor a linear layer: set its num_classes attribute"
+            f"{type(backbone).__name__} has neither num_classes nor a linear layer: set its"
+            " num_classes attribute"
         )
     return widths[-1]
 
@@ -138,7 +143,8 @@ def count_logits(model: nn.Module, images: Tensor) -> int:
     if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(images)):
         found = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise SJRobustError(
-            f"{type(model).__name__} returns {found} for images {list(images.shape)}: expected logits [N,K] alone"
+            f"{type(model).__name__} returns {found} for images {list(images.shape)}: expected"
+            " logits [N,K] alone"
         )
     return int(logits.shape[1])
 

@@ -34,18 +34,25 @@ def check_convertible(network: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             what = "the network" if module is network else name
             made_from = getattr(module, "original_name", type(module).__name__)
-            raise SJRobustError(f"{what} was compiled by torch.jit (from {made_from}), so that its layers cannot be exchanged: give the "
-                                "network that was scripted or traced, with its state dict loaded")  # fmt: skip
+            raise SJRobustError(
+                f"{what} was compiled by torch.jit (from {made_from}), so that its layers cannot be"
+                " exchanged: give the network that was scripted or traced, with its state dict"
+                " loaded"
+            )
     for name, tensor in _tensors(network):
         if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
             raise SJRobustError(
-                f"{name} of {kind} has no size yet: show the network a batch of images first, as its lazy layers need"
+                f"{name} of {kind} has no size yet: show the network a batch of images first, as"
+                " its lazy layers need"
             )
         if tensor.is_complex():
-            raise SJRobustError(f"{name} of {kind} is complex: expected real weights, of which spikes are made")
+            raise SJRobustError(
+                f"{name} of {kind} is complex: expected real weights, of which spikes are made"
+            )
         if tensor.is_meta:
             raise SJRobustError(
-                f"{name} of {kind} is on the meta device and holds no values: load weights into it first"
+                f"{name} of {kind} is on the meta device and holds no values: load weights into it"
+                " first"
             )
 
 
@@ -104,7 +111,8 @@ def as_float32(network: nn.Module) -> nn.Module:
     }
     if others:
         warnings.warn(
-            f"{type(network).__name__} has weights in {', '.join(sorted(others))}: taken as float32",
+            f"{type(network).__name__} has weights in {', '.join(sorted(others))}: taken as"
+            " float32",
             stacklevel=3,
         )
         network.float()

@@ -1,6 +1,8 @@
-"""ResNets for 32×32 images, registered with timm (He et al., "Deep Residual Learning", 2016, section 4.2).
+"""ResNets for 32×32 images, registered with timm (He et al., "Deep Residual Learning", 2016,
+section 4.2).
 
-The names of the layers are those of timm and of the usual CIFAR implementations; differences are in `checkpoint_renames`.
+The names of the layers are those of timm and of the usual CIFAR implementations; differences are in
+`checkpoint_renames`.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from sj_robust.model.base import PooledClassifier, config, init_weights
 
 
 class SubsampleAndPad(nn.Module):
-    """He et al.'s parameter-free shortcut, option A: every `stride`-th pixel, then zero channels added equally on both sides.
+    """He et al.'s parameter-free shortcut, option A: every `stride`-th pixel, then zero channels
+    added equally on both sides.
 
-    [N,C,H,W] to [N,C',⌈H/stride⌉,⌈W/stride⌉]. A strided view and one padded copy, channels_last where x is (and its sides even).
+    [N,C,H,W] to [N,C',⌈H/stride⌉,⌈W/stride⌉]. A strided view and one padded copy, channels_last
+    where x is (and its sides even).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -54,23 +58,24 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(PooledClassifier):
-    """3×3 stem, stages of `BasicBlock`s (every stage but the first halves the resolution), average pool, linear classifier.
+    """3×3 stem, stages of `BasicBlock`s (every stage but the first halves the resolution), average
+    pool, linear classifier.
 
-    Args:
-        depths: blocks in each stage.
-        widths: channels of each stage.
-        shortcut: where the shape changes, "projection" (1×1 convolution and batch norm, option B) or "identity" (option A, no parameters).
-        num_classes: logits; 0 for features alone.
-        in_chans: image channels.
-        global_pool: timm's name of the last pooling; "" for none.
-        drop_rate: dropout before the classifier.
+    Args: depths: blocks in each stage. widths: channels of each stage. shortcut: where the shape
+        changes, "projection" (1×1 convolution and batch norm, option B) or "identity" (option A, no
+        parameters). num_classes: logits; 0 for features alone. in_chans: image channels.
+        global_pool: timm's name of the last pooling; "" for none. drop_rate: dropout before the
+        classifier.
 
     Raises:
         SJRobustError: an unknown `shortcut`.
     """
 
     # pytorch-cifar and pytorch_resnet_cifar10 say `linear`, timm and torchvision `downsample`
-    checkpoint_renames: ClassVar[tuple[tuple[str, str], ...]] = ((r"^linear\.", "fc."), (r"\.downsample\.", ".shortcut."))
+    checkpoint_renames: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^linear\.", "fc."),
+        (r"\.downsample\.", ".shortcut."),
+    )
 
     def __init__(
         self,
@@ -96,12 +101,15 @@ class ResNet(PooledClassifier):
                 blocks.append(BasicBlock(channels, width, stride, shortcut))
                 channels = width
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": width, "reduction": 2 ** (stage - 1), "module": f"layer{stage}"})
+            self.feature_info.append(
+                {"num_chs": width, "reduction": 2 ** (stage - 1), "module": f"layer{stage}"}
+            )
         self.add_head(global_pool, drop_rate)
         init_weights(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised images [N,C,H,W] to the last feature map [N,widths[-1],H/2^(stages-1),W/2^(stages-1)]."""
+        """Normalised images [N,C,H,W] to the last feature map
+        [N,widths[-1],H/2^(stages-1),W/2^(stages-1)]."""
         x = self.act1(self.bn1(self.conv1(x)))
         for stage in self.feature_info:
             x = self.get_submodule(stage["module"])(x)
@@ -110,12 +118,17 @@ class ResNet(PooledClassifier):
 
 def _shortcut(in_channels: int, channels: int, stride: int, kind: str) -> nn.Module:
     if kind not in ("projection", "identity"):
-        raise SJRobustError(f"shortcut {kind!r} is unknown: use 'projection' (1×1 convolution) or 'identity' (option A, no parameters)")
+        raise SJRobustError(
+            f"shortcut {kind!r} is unknown: use 'projection' (1×1 convolution) or 'identity'"
+            " (option A, no parameters)"
+        )
     if stride == 1 and in_channels == channels:
         return nn.Identity()
     if kind == "identity":
         return SubsampleAndPad(in_channels, channels, stride)
-    return nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+    )
 
 
 default_cfgs = generate_default_cfgs(
@@ -128,9 +141,13 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _resnet(variant: str, pretrained: bool, depths: Sequence[int], widths: Sequence[int], **options: Any) -> nn.Module:
+def _resnet(
+    variant: str, pretrained: bool, depths: Sequence[int], widths: Sequence[int], **options: Any
+) -> nn.Module:
     features = {"out_indices": tuple(range(len(depths)))}
-    return build_model_with_cfg(ResNet, variant, pretrained, feature_cfg=features, depths=depths, widths=widths, **options)
+    return build_model_with_cfg(
+        ResNet, variant, pretrained, feature_cfg=features, depths=depths, widths=widths, **options
+    )
 
 
 @register_model

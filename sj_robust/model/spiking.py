@@ -21,7 +21,8 @@ def check_timesteps(value: object) -> None:
 
 
 class SpikingModel(NormalizedClassifier, ABC):
-    """A spiking network as a drop-in classifier: images [N, C, H, W] in [0,1] → logits [N, K], stateless between calls.
+    """A spiking network as a drop-in classifier: images [N, C, H, W] in [0,1] → logits [N, K],
+    stateless between calls.
 
     `settings` and `source` are JSON-able: how it computes, and where it came from.
     """
@@ -35,26 +36,33 @@ class SpikingModel(NormalizedClassifier, ABC):
         """The spiking nodes by name; what a node returns are its spikes."""
 
     def thresholds(self) -> dict[str, float]:
-        """The firing threshold of every node that has one (the mean, where it has one per channel)."""
+        """The firing threshold of every node that has one (the mean, where it has one per
+        channel)."""
         values = {name: getattr(node, "v_threshold", None) for name, node in self.nodes().items()}
-        return {name: float(value.detach().mean() if isinstance(value, Tensor) else value) for name, value in values.items()
-                if isinstance(value, int | float | Tensor)}
+        return {
+            name: float(value.detach().mean() if isinstance(value, Tensor) else value)
+            for name, value in values.items()
+            if isinstance(value, int | float | Tensor)
+        }
 
     @abstractmethod
     def gradient(self, view: View | str) -> AbstractContextManager[SpikingModel]:
         """Within the block gradients flow by `view`, or the view of that name."""
 
     def true_spikes(self) -> AbstractContextManager[SpikingModel]:
-        """Within the block the network spikes as it does by itself, whatever view is shown outside of it."""
+        """Within the block the network spikes as it does by itself, whatever view is shown outside
+        of it."""
         return self.gradient("own")
 
     def as_ann(self) -> AbstractContextManager[SpikingModel]:
-        """Within the block the network is the ANN of its shape: ReLUs in the nodes' places, and one pass in place of T steps."""
+        """Within the block the network is the ANN of its shape: ReLUs in the nodes' places, and one
+        pass in place of T steps."""
         return self.gradient("activation")
 
     @abstractmethod
     def forward_sequence(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K]; T may be 1 where all steps would be the same."""
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K]; T may be 1 where all steps
+        would be the same."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] in [0,1] → logits [N, K], the mean over time."""

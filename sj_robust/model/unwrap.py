@@ -79,7 +79,8 @@ def spiking(model: Any) -> SpikingModel:
     network = expose(model)
     if not isinstance(network, SpikingModel):
         raise SJRobustError(
-            f"{type(network).__name__} is no spiking network: expected what convert or from_spikingjelly returned"
+            f"{type(network).__name__} is no spiking network: expected what convert or"
+            " from_spikingjelly returned"
         )
     return network
 
@@ -156,5 +157,7 @@ def _scripted_as(module: nn.Module) -> str | None:
 
 def taken_for_ann(model: nn.Module, where: str = "") -> SJRobustError:
     """What is raised for a module with a spiking network in it."""
-    return SJRobustError(f"{type(model).__name__} holds a spiking network{where} and would be taken for an ANN: pass what convert, load or "
-                         "from_spikingjelly returned, by itself")  # fmt: skip
+    return SJRobustError(
+        f"{type(model).__name__} holds a spiking network{where} and would be taken for an ANN: pass"
+        " what convert, load or from_spikingjelly returned, by itself"
+    )

@@ -1,7 +1,8 @@
 """The backends of the multistep node, by name.
 
-A backend computes all T steps of a layer at once, from rest, and is differentiable with respect to the input and the
-threshold. A new one is a function with the signature of `Multistep`, registered under a name; the node stays as it is.
+A backend computes all T steps of a layer at once, from rest, and is differentiable with respect to
+the input and the threshold. A new one is a function with the signature of `Multistep`, registered
+under a name; the node stays as it is.
 """
 
 from __future__ import annotations
@@ -16,16 +17,22 @@ from sj_robust.neuron.surrogate import Surrogate
 
 
 class Multistep(Protocol):
-    """x [T, N, *] float, threshold broadcastable to one step [N, *] → spikes [T, N, *] of 0/1 in x's dtype."""
+    """x [T, N, *] float, threshold broadcastable to one step [N, *] → spikes [T, N, *] of 0/1 in
+    x's dtype."""
 
-    def __call__(self, x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, surrogate: Surrogate) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, surrogate: Surrogate
+    ) -> Tensor: ...
 
 
 _BACKENDS: dict[str, tuple[Multistep, Callable[[Tensor], bool]]] = {}
 
 
-def register_backend(name: str, multistep: Multistep, *, automatic: Callable[[Tensor], bool]) -> None:
-    """Add a backend. `automatic(x)` says whether "auto" may choose it for such an input; the last registered wins."""
+def register_backend(
+    name: str, multistep: Multistep, *, automatic: Callable[[Tensor], bool]
+) -> None:
+    """Add a backend. `automatic(x)` says whether "auto" may choose it for such an input; the last
+    registered wins."""
     _BACKENDS[name] = (multistep, automatic)
 
 
@@ -37,7 +44,9 @@ def available_backends() -> tuple[str, ...]:
 def check_backend(name: str) -> None:
     """Raise SJRobustError unless `name` is "auto" or registered."""
     if name != "auto" and name not in _BACKENDS:
-        raise SJRobustError(f"unknown neuron backend {name!r}: expected auto or one of {', '.join(_BACKENDS)}")
+        raise SJRobustError(
+            f"unknown neuron backend {name!r}: expected auto or one of {', '.join(_BACKENDS)}"
+        )
 
 
 def select_backend(name: str, x: Tensor) -> Multistep:

@@ -1,4 +1,5 @@
-"""The fused CPU backend: a small C kernel, compiled on first use; see kernels/lif_cpu.c and compiler."""
+"""The fused CPU backend: a small C kernel, compiled on first use; see kernels/lif_cpu.c and
+compiler."""
 
 from __future__ import annotations
 
@@ -17,49 +18,106 @@ def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> Tensor:
 
 
 @fused.lif_forward.register_kernel("cpu")
-def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float
+) -> tuple[Tensor, Tensor]:
     return _forward(x, v_threshold, leak, soft_reset, keep=True)
 
 
-def _forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, keep: bool) -> tuple[Tensor, Tensor]:
+def _forward(
+    x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, keep: bool
+) -> tuple[Tensor, Tensor]:
     spikes = fused.steps_like(x)
     potential = fused.steps_like(x) if keep else spikes
     threshold = v_threshold.contiguous()
     _kernel().lif_forward_layer(
-        x.data_ptr(), threshold.data_ptr(), spikes.data_ptr(), potential.data_ptr() if keep else None, x.shape[0], x[0].numel(),
-        x.stride(0), *fused.channels_of(x, v_threshold), leak, soft_reset, torch.get_num_threads(),
-    )  # fmt: skip
+        x.data_ptr(),
+        threshold.data_ptr(),
+        spikes.data_ptr(),
+        potential.data_ptr() if keep else None,
+        x.shape[0],
+        x[0].numel(),
+        x.stride(0),
+        *fused.channels_of(x, v_threshold),
+        leak,
+        soft_reset,
+        torch.get_num_threads(),
+    )
     return spikes, potential
 
 
 @fused.lif_backward.register_kernel("cpu")
-def _(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
-      slope: Tensor | None, threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor,
+    potential: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int,
+    gamma: float,
+    slope: Tensor | None,
+    threshold_gradient: bool,
+) -> tuple[Tensor, Tensor]:
     dx, threshold = torch.empty_like(potential), v_threshold.contiguous()
     size, kernel = potential[0].numel(), _kernel()
-    shares = torch.zeros(kernel.lif_blocks(size) if threshold_gradient else 0, v_threshold.numel(), dtype=torch.float64)
+    shares = torch.zeros(
+        kernel.lif_blocks(size) if threshold_gradient else 0,
+        v_threshold.numel(),
+        dtype=torch.float64,
+    )
     kernel.lif_backward_layer(
-        grad.data_ptr(), potential.data_ptr(), threshold.data_ptr(), None if slope is None else slope.data_ptr(), dx.data_ptr(),
-        shares.data_ptr() if threshold_gradient else None, potential.shape[0], size, *fused.channels_of(potential, v_threshold),
-        leak, soft_reset, surrogate, gamma, torch.get_num_threads(),
-    )  # fmt: skip
+        grad.data_ptr(),
+        potential.data_ptr(),
+        threshold.data_ptr(),
+        None if slope is None else slope.data_ptr(),
+        dx.data_ptr(),
+        shares.data_ptr() if threshold_gradient else None,
+        potential.shape[0],
+        size,
+        *fused.channels_of(potential, v_threshold),
+        leak,
+        soft_reset,
+        surrogate,
+        gamma,
+        torch.get_num_threads(),
+    )
     return dx, shares.sum(0).to(v_threshold.dtype).view(v_threshold.shape)
 
 
 @fused.lif_adapt.register_kernel("cpu")
-def _(potential: Tensor, v_threshold: Tensor, mean: Tensor, spread: Tensor, omega: float, update: float, relaxation: float) -> Tensor:
+def _(
+    potential: Tensor,
+    v_threshold: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    omega: float,
+    update: float,
+    relaxation: float,
+) -> Tensor:
     slope, threshold = torch.empty_like(potential), v_threshold.contiguous()
     _kernel().lif_adapt_layer(
-        potential.data_ptr(), threshold.data_ptr(), mean.data_ptr(), spread.data_ptr(), slope.data_ptr(), potential.shape[0],
-        potential[0].numel(), *fused.channels_of(potential, v_threshold), omega, update, relaxation, torch.get_num_threads(),
-    )  # fmt: skip
+        potential.data_ptr(),
+        threshold.data_ptr(),
+        mean.data_ptr(),
+        spread.data_ptr(),
+        slope.data_ptr(),
+        potential.shape[0],
+        potential[0].numel(),
+        *fused.channels_of(potential, v_threshold),
+        omega,
+        update,
+        relaxation,
+        torch.get_num_threads(),
+    )
     return slope
 
 
 def _kernel():  # type: ignore[no-untyped-def]  # ctypes attributes have no types
     library = cpu_library()
     if library is None:
-        raise SJRobustError(f'the "cpu" backend is {cpu_kernel_status()}; use backend="auto" or "torch"')
+        raise SJRobustError(
+            f'the "cpu" backend is {cpu_kernel_status()}; use backend="auto" or "torch"'
+        )
     return library
 
 

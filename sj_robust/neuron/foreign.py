@@ -1,4 +1,5 @@
-"""Gradient views for nodes that are not ours: SpikingJelly's, and any that make their spikes with a `surrogate_function`.
+"""Gradient views for nodes that are not ours: SpikingJelly's, and any that make their spikes with a
+`surrogate_function`.
 
 A node keeps its dynamics and its spikes. What is exchanged for a while is its surrogate function
 and its forward pass, which becomes the view's (`View.foreign`): back through the node with another
@@ -25,8 +26,9 @@ _THEIRS = ("spikingjelly.activation_based.neuron", "spikingjelly.activation_base
 def find_nodes(network: nn.Module) -> dict[str, nn.Module]:
     """Every spiking node of `network` by its name.
 
-    Raises SJRobustError where there is none, and for one that no view would reach: a node without a `surrogate_function`, or whose
-    function is not the step [u ≥ 0] forward (several levels, or `spiking=False`).
+    Raises SJRobustError where there is none, and for one that no view would reach: a node without a
+    `surrogate_function`, or whose function is not the step [u ≥ 0] forward (several levels, or
+    `spiking=False`).
     """
     found: dict[str, nn.Module] = {}
     for name, module in network.named_modules():
@@ -37,12 +39,27 @@ def find_nodes(network: nn.Module) -> dict[str, nn.Module]:
         elif callable(function):
             _check_steps(function, where)
             found[name] = module
-        elif others := [key for key, child in module.named_children() if isinstance(child, SurrogateFunctionBase)]:
-            raise SJRobustError(f"{where} makes spikes with its {others[0]}: views exchange what is called surrogate_function alone")
-        elif type(module).__module__.startswith(_THEIRS) and "NonSpiking" not in type(module).__name__:
-            raise SJRobustError(f"{where} has no surrogate_function: its spikes cannot be given other gradients")
+        elif others := [
+            key
+            for key, child in module.named_children()
+            if isinstance(child, SurrogateFunctionBase)
+        ]:
+            raise SJRobustError(
+                f"{where} makes spikes with its {others[0]}: views exchange what is called"
+                " surrogate_function alone"
+            )
+        elif (
+            type(module).__module__.startswith(_THEIRS)
+            and "NonSpiking" not in type(module).__name__
+        ):
+            raise SJRobustError(
+                f"{where} has no surrogate_function: its spikes cannot be given other gradients"
+            )
     if not found:
-        raise SJRobustError(f"{type(network).__name__} has no spiking node: expected modules with a surrogate_function, as SpikingJelly's")
+        raise SJRobustError(
+            f"{type(network).__name__} has no spiking node: expected modules with a"
+            " surrogate_function, as SpikingJelly's"
+        )
     return found
 
 
@@ -53,25 +70,42 @@ def _function(node: nn.Module) -> Any:
 
 def _check_steps(function: Any, where: str) -> None:
     parameter = next(function.parameters(), None) if isinstance(function, nn.Module) else None
-    u = torch.tensor([-2.0, -0.01, 0.0, 0.01, 2.0], device=None if parameter is None else parameter.device)
+    u = torch.tensor(
+        [-2.0, -0.01, 0.0, 0.01, 2.0], device=None if parameter is None else parameter.device
+    )
     with torch.no_grad():
         spikes = function(u)
     if not torch.equal(spikes, (u >= 0).to(u)):
         values = [round(value, 3) for value in spikes.tolist()]
-        raise SJRobustError(f"{where} makes {values} of u = {[round(value, 2) for value in u.tolist()]}: expected 1 where u ≥ 0, else 0")
+        raise SJRobustError(
+            f"{where} makes {values} of u = {[round(value, 2) for value in u.tolist()]}: expected 1"
+            " where u ≥ 0, else 0"
+        )
 
 
 def described(node: nn.Module) -> str:
-    """What a node computes, in one line: class, constants, surrogate function. How it is run (mode, backend) is left out."""
+    """What a node computes, in one line: class, constants, surrogate function. How it is run (mode,
+    backend) is left out."""
     function = _function(node)
-    name = repr(function) if isinstance(function, nn.Module) else getattr(function, "__name__", type(function).__name__)
-    facts = [part for part in map(str.strip, node.extra_repr().split(",")) if part and not part.startswith(("step_mode", "backend"))]
+    name = (
+        repr(function)
+        if isinstance(function, nn.Module)
+        else getattr(function, "__name__", type(function).__name__)
+    )
+    facts = [
+        part
+        for part in map(str.strip, node.extra_repr().split(","))
+        if part and not part.startswith(("step_mode", "backend"))
+    ]
     text = f"{type(node).__name__}({', '.join([*facts, *([] if function is None else [name])])})"
-    return re.sub(r"\d+\.\d{6,}(e[+-]?\d+)?", lambda number: f"{float(number[0]):.5g}", " ".join(text.split()))
+    return re.sub(
+        r"\d+\.\d{6,}(e[+-]?\d+)?", lambda number: f"{float(number[0]):.5g}", " ".join(text.split())
+    )
 
 
 class NodeInView:
-    """One node, shown in a view between `take` and `release`. `restart` comes before each pass through the network.
+    """One node, shown in a view between `take` and `release`. `restart` comes before each pass
+    through the network.
 
     Raises SJRobustError for a node in single-step mode in a view that needs all steps at once.
     """
@@ -82,8 +116,10 @@ class NodeInView:
         self._before: Any = None
         self.restart()
         if view.all_at_once and not self._pass.multistep:
-            raise SJRobustError(f"the {view} view needs all steps at once, {name} is in "
-                                "single-step mode: set_step_mode(net, 'm')")
+            raise SJRobustError(
+                f"the {view} view needs all steps at once, {name} is in "
+                "single-step mode: set_step_mode(net, 'm')"
+            )
 
     def restart(self) -> None:
         """Forget the last pass; its graph keeps what it needs."""
@@ -121,7 +157,8 @@ class NodeInView:
             if self._pass.spikes_made == made:
                 raise SJRobustError(
                     f"{self._pass.where} makes spikes without its surrogate_function in eval mode: "
-                    "no view can give them a gradient")
+                    "no view can give them a gradient"
+                )
             return spikes
 
         return self._view.foreign(x, run, self._pass)
@@ -131,7 +168,8 @@ class _Spike(SurrogateFunctionBase):  # type: ignore[misc]  # SpikingJelly has n
     """Stands in place of a node's surrogate function, and asks the view's."""
 
     def __init__(self, view: View) -> None:
-        super().__init__(spiking=False)  # what ComplementaryLIFNode asks before it takes its function in eval mode
+        # what ComplementaryLIFNode asks before it takes its function in eval mode
+        super().__init__(spiking=False)
         self.view = view
         self.seen: Pass
         self.function: Callable[[Tensor], Tensor] | None = None  # within the node's forward
@@ -152,8 +190,9 @@ class _Spike(SurrogateFunctionBase):  # type: ignore[misc]  # SpikingJelly has n
 
         spikes = self.view.foreign(u, run, self.seen)
         if not made or spikes is not made[0]:
-            raise SJRobustError(f"{self.seen.where} makes spikes outside of its forward: it has no "
-                                f"{self.view} view")
+            raise SJRobustError(
+                f"{self.seen.where} makes spikes outside of its forward: it has no {self.view} view"
+            )
         return made[0]
 
 

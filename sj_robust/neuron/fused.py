@@ -1,9 +1,9 @@
 """The fused backends as torch custom ops: one formula for autograd, one kernel per device.
 
-`sj_robust::lif_spikes` and `sj_robust::lif_forward` (which also keeps the potential) run all T steps of a layer from rest;
-`sj_robust::lif_backward` goes back through them; `sj_robust::lif_adapt` is adaptive sharpness. Each device adds its kernels:
-cpu_backend and cupy_backend.
-torch.compile sees them as opaque ops with known shapes and does not break its graph.
+`sj_robust::lif_spikes` and `sj_robust::lif_forward` (which also keeps the potential) run all T
+steps of a layer from rest; `sj_robust::lif_backward` goes back through them; `sj_robust::lif_adapt`
+is adaptive sharpness. Each device adds its kernels: cpu_backend and cupy_backend. torch.compile
+sees them as opaque ops with known shapes and does not break its graph.
 """
 
 from __future__ import annotations
@@ -18,23 +18,33 @@ from sj_robust.neuron import torch_backend
 from sj_robust.neuron.backend import Multistep
 from sj_robust.neuron.surrogate import SURROGATE_NAMES, Surrogate
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of inputs; the state is float32 in any case
+# of inputs; the state is float32 in any case
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def multistep(x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, surrogate: Surrogate) -> Tensor:
+def multistep(
+    x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, surrogate: Surrogate
+) -> Tensor:
     """All T steps of a layer from rest; see `sj_robust.neuron.backend.Multistep`.
 
-    What the kernels do not know takes the torch backend: float64, and thresholds that are neither one nor one per channel.
+    What the kernels do not know takes the torch backend: float64, and thresholds that are neither
+    one nor one per channel.
     """
     if not takes(x, v_threshold):
-        return torch_backend.multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=surrogate)
+        return torch_backend.multistep(
+            x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=surrogate
+        )
     if not x.dtype == v_threshold.dtype == torch.float32:
-        wide = multistep(x.float(), v_threshold.float(), leak=leak, soft_reset=soft_reset, surrogate=surrogate)
+        wide = multistep(
+            x.float(), v_threshold.float(), leak=leak, soft_reset=soft_reset, surrogate=surrogate
+        )
         return wide.to(x.dtype)
     x = dense(x)
     if not (torch.is_grad_enabled() and (x.requires_grad or v_threshold.requires_grad)):
         return lif_spikes(x, v_threshold, leak, soft_reset)
-    return lif_forward(x, v_threshold, leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma)[0]
+    return lif_forward(
+        x, v_threshold, leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma
+    )[0]
 
 
 def takes(x: Tensor, v_threshold: Tensor) -> bool:
@@ -45,13 +55,18 @@ def takes(x: Tensor, v_threshold: Tensor) -> bool:
 
 
 def serves(multistep_in_use: Multistep, x: Tensor, v_threshold: Tensor) -> bool:
-    """Whether the ops themselves can stand in for that backend, for views that need the potential."""
-    return (inspect.unwrap(multistep_in_use) is multistep and takes(x, v_threshold)
-            and x.dtype == v_threshold.dtype == torch.float32)
+    """Whether the ops themselves can stand in for that backend, for views that need the
+    potential."""
+    return (
+        inspect.unwrap(multistep_in_use) is multistep
+        and takes(x, v_threshold)
+        and x.dtype == v_threshold.dtype == torch.float32
+    )
 
 
-def spikes_and_potential(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-                         multistep_in_use: Multistep) -> tuple[Tensor, Tensor]:
+def spikes_and_potential(
+    x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, multistep_in_use: Multistep
+) -> tuple[Tensor, Tensor]:
     """All T steps of a layer from rest and its potentials before reset, [T, N, *]; no gradients."""
     if serves(multistep_in_use, x, v_threshold):
         kept: tuple[Tensor, Tensor] = lif_forward(dense(x), v_threshold, leak, soft_reset, 0, 1.0)
@@ -60,7 +75,8 @@ def spikes_and_potential(x: Tensor, v_threshold: Tensor, leak: float, soft_reset
 
 
 def dense(x: Tensor) -> Tensor:
-    """`x` itself where each step fills one block of memory, in any order of its dimensions (steps may repeat one); else a copy."""
+    """`x` itself where each step fills one block of memory, in any order of its dimensions (steps
+    may repeat one); else a copy."""
     expected = 1
     for stride, size in sorted(zip(x.stride()[1:], x.shape[1:], strict=True)):
         if size != 1:
@@ -71,17 +87,24 @@ def dense(x: Tensor) -> Tensor:
 
 
 def steps_like(x: Tensor) -> Tensor:
-    """An empty tensor of x's shape [T, N, *], each step laid out as x's steps are, one after the other."""
-    return torch.empty_strided(x.shape, (x[0].numel(), *x.stride()[1:]), dtype=x.dtype, device=x.device)
+    """An empty tensor of x's shape [T, N, *], each step laid out as x's steps are, one after the
+    other."""
+    return torch.empty_strided(
+        x.shape, (x[0].numel(), *x.stride()[1:]), dtype=x.dtype, device=x.device
+    )
 
 
 def laid_out_as(potential: Tensor, other: Tensor) -> Tensor:
-    """`other` itself where its elements lie in memory as those of `potential`; else a copy that does."""
-    return other if other.stride() == potential.stride() else torch.empty_like(potential).copy_(other)
+    """`other` itself where its elements lie in memory as those of `potential`; else a copy that
+    does."""
+    return (
+        other if other.stride() == potential.stride() else torch.empty_like(potential).copy_(other)
+    )
 
 
 def channels_of(x: Tensor, v_threshold: Tensor) -> tuple[int, int]:
-    """(C, inner): the threshold of the element at offset j of a step is that of channel (j // inner) % C."""
+    """(C, inner): the threshold of the element at offset j of a step is that of channel (j //
+    inner) % C."""
     return (1, 1) if v_threshold.numel() == 1 else (v_threshold.numel(), x.stride(2))
 
 
@@ -91,19 +114,37 @@ def lif_spikes(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) ->
 
 
 @torch.library.custom_op("sj_robust::lif_forward", mutates_args=())
-def lif_forward(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float) -> tuple[Tensor, Tensor]:
+def lif_forward(
+    x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float
+) -> tuple[Tensor, Tensor]:
     raise NotImplementedError(f"no fused kernel for {x.device.type}")
 
 
 @torch.library.custom_op("sj_robust::lif_backward", mutates_args=())
-def lif_backward(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
-                 slope: Tensor | None, threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+def lif_backward(
+    grad: Tensor,
+    potential: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int,
+    gamma: float,
+    slope: Tensor | None,
+    threshold_gradient: bool,
+) -> tuple[Tensor, Tensor]:
     raise NotImplementedError(f"no fused kernel for {grad.device.type}")
 
 
 @torch.library.custom_op("sj_robust::lif_adapt", mutates_args=("mean", "spread"))
-def lif_adapt(potential: Tensor, v_threshold: Tensor, mean: Tensor, spread: Tensor, omega: float, update: float,
-              relaxation: float) -> Tensor:
+def lif_adapt(
+    potential: Tensor,
+    v_threshold: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    omega: float,
+    update: float,
+    relaxation: float,
+) -> Tensor:
     raise NotImplementedError(f"no fused kernel for {potential.device.type}")
 
 
@@ -113,18 +154,37 @@ def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> Tensor:
 
 
 @lif_forward.register_fake
-def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float
+) -> tuple[Tensor, Tensor]:
     return steps_like(x), steps_like(x)
 
 
 @lif_backward.register_fake
-def _(grad: Tensor, potential: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float,
-      slope: Tensor | None, threshold_gradient: bool) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor,
+    potential: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int,
+    gamma: float,
+    slope: Tensor | None,
+    threshold_gradient: bool,
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(potential), torch.empty_like(v_threshold)
 
 
 @lif_adapt.register_fake
-def _(potential: Tensor, v_threshold: Tensor, mean: Tensor, spread: Tensor, omega: float, update: float, relaxation: float) -> Tensor:
+def _(
+    potential: Tensor,
+    v_threshold: Tensor,
+    mean: Tensor,
+    spread: Tensor,
+    omega: float,
+    update: float,
+    relaxation: float,
+) -> Tensor:
     return torch.empty_like(potential)
 
 
@@ -135,11 +195,20 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+def _backward(
+    ctx: Any, grad: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
     if grad is None:
         return None, None, None, None, None, None
     potential, v_threshold = ctx.saved_tensors
-    dx, dv_threshold = lif_backward(laid_out_as(potential, grad), potential, v_threshold, *ctx.settings, None, ctx.needs_input_grad[1])
+    dx, dv_threshold = lif_backward(
+        laid_out_as(potential, grad),
+        potential,
+        v_threshold,
+        *ctx.settings,
+        None,
+        ctx.needs_input_grad[1],
+    )
     return dx, dv_threshold if ctx.needs_input_grad[1] else None, None, None, None, None
 
 

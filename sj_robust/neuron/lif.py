@@ -20,17 +20,20 @@ Reset = Literal["hard", "soft"]
 
 
 class ThresholdLIF(BaseNode):
-    """A SpikingJelly node whose firing threshold is a parameter (one for the layer, or one per channel).
+    """A SpikingJelly node whose firing threshold is a parameter (one for the layer, or one per
+    channel).
 
-        h = leak·v + x;   s = [h − v_threshold ≥ 0];   v = (1 − s)·h  ("hard")  or  h − s·v_threshold  ("soft")
+        h = leak·v + x;   s = [h − v_threshold ≥ 0]
+        v = (1 − s)·h  (reset="hard")   or   h − s·v_threshold  ("soft")
 
-    It emits 0/1 and is differentiable with respect to its input and its threshold; the reset path is not detached.
-    leak = 1 is the integrate-and-fire node.
+    It emits 0/1 and is differentiable with respect to its input and its threshold; the reset path
+    is not detached. leak = 1 is the integrate-and-fire node.
 
-    Step modes, as in SpikingJelly: in multistep mode ("m", the default here) the input is [T, N, *], every forward starts
-    from rest and leaves no state behind, so no reset is needed between calls; in single-step mode ("s") the input is
-    [N, *] and the potential `v` is kept until `functional.reset_net`. `store_v_seq = True` records the potentials after
-    reset in `v_seq` [T, N, *], at the speed of a step-by-step loop. In SpikingJelly's functional form an explicit state
+    Step modes, as in SpikingJelly: in multistep mode ("m", the default here) the input is [T, N,
+    *], every forward starts from rest and leaves no state behind, so no reset is needed between
+    calls; in single-step mode ("s") the input is [N, *] and the potential `v` is kept until
+    `functional.reset_net`. `store_v_seq = True` records the potentials after reset in `v_seq` [T,
+    N, *], at the speed of a step-by-step loop. In SpikingJelly's functional form an explicit state
     tensor is honoured in both modes.
 
     `view` says how gradients flow back: a Surrogate, or another of neuron.views, also by its name:
@@ -38,9 +41,10 @@ class ThresholdLIF(BaseNode):
     (forward and backward are those of a ReLU). Reading it gives the View. A forward pass fixes the
     view of its own backward.
 
-    Args: v_threshold: initial threshold, above 0. leak: 0 < leak ≤ 1. backend: "auto" or a name from
-    `available_backends()`. channels: C for one threshold per channel of [.., C, H, W] or [.., C].
-    Raises SJRobustError for a value outside these bounds. Source: Özdenizci & Legenstein, TMLR 2024, equations 3–6.
+    Args: v_threshold: initial threshold, above 0. leak: 0 < leak ≤ 1. backend: "auto" or a name
+    from `available_backends()`. channels: C for one threshold per channel of [.., C, H, W] or [..,
+    C]. Raises SJRobustError for a value outside these bounds. Source: Özdenizci & Legenstein, TMLR
+    2024, equations 3–6.
     """
 
     v_threshold: nn.Parameter
@@ -62,9 +66,17 @@ class ThresholdLIF(BaseNode):
             raise SJRobustError(f"reset must be 'hard' or 'soft', got {reset!r}")
         check_backend(backend)
         v_reset = 0.0 if reset == "hard" else None
-        super().__init__(float(v_threshold), v_reset, surrogate_function=surrogate.spike, detach_reset=False, step_mode="m")
+        super().__init__(
+            float(v_threshold),
+            v_reset,
+            surrogate_function=surrogate.spike,
+            detach_reset=False,
+            step_mode="m",
+        )
         del self.v_threshold  # the plain float that BaseNode leaves would shadow the parameter
-        self.v_threshold = nn.Parameter(torch.full(() if channels is None else (channels,), float(v_threshold)))
+        self.v_threshold = nn.Parameter(
+            torch.full(() if channels is None else (channels,), float(v_threshold))
+        )
         self.leak = float(leak)
         self.backend = backend
         self.view = surrogate
@@ -82,11 +94,15 @@ class ThresholdLIF(BaseNode):
         return self.v_reset is None
 
     def extra_repr(self) -> str:
-        threshold = f"{self.v_threshold.item():.4g}" if self.v_threshold.dim() == 0 else f"[{self.v_threshold.numel()}]"
+        threshold = (
+            f"{self.v_threshold.item():.4g}"
+            if self.v_threshold.dim() == 0
+            else f"[{self.v_threshold.numel()}]"
+        )
         reset = "soft" if self.soft_reset else "hard"
         return (
-            f"v_threshold={threshold}, leak={self.leak:g}, reset={reset}, view={self.view}, backend={self.backend}, "
-            f"step_mode={self.step_mode}"
+            f"v_threshold={threshold}, leak={self.leak:g}, reset={reset}, view={self.view},"
+            f" backend={self.backend}, step_mode={self.step_mode}"
         )
 
     def threshold_for(self, step: Tensor) -> Tensor:
@@ -101,8 +117,11 @@ class ThresholdLIF(BaseNode):
             return super().multi_step_forward(x_seq)  # type: ignore[no-any-return]
         return self._from_rest(x_seq)
 
-    def materialize_states(self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str) -> tuple[Any, ...]:
-        # A float means "at rest": kept in multistep mode, where it lets the backend run the whole sequence at once.
+    def materialize_states(
+        self, inputs: tuple[Tensor, ...], states: tuple[Any, ...], step_mode: str
+    ) -> tuple[Any, ...]:
+        # A float means "at rest": kept in multistep mode, where it lets the backend run the whole
+        # sequence at once.
         if step_mode == "m" and isinstance(states[0], float):
             return states
         return super().materialize_states(inputs, states, step_mode)  # type: ignore[no-any-return]

@@ -1,9 +1,9 @@
 """Surrogate derivatives of the spike function.
 
-A spike is s = [u ≥ 0] with u = h − v_th, the distance of the membrane potential to the threshold. Its derivative is zero
-almost everywhere, so a surrogate σ'(u) stands in for it. Which one is used decides what a gradient attack can see (see view).
-It is the plainest gradient view, and the one that backends compute with: they and the other views
-are built on it.
+A spike is s = [u ≥ 0] with u = h − v_th, the distance of the membrane potential to the threshold.
+Its derivative is zero almost everywhere, so a surrogate σ'(u) stands in for it. Which one is used
+decides what a gradient attack can see (see view). It is the plainest gradient view, and the one
+that backends compute with: they and the other views are built on it.
 """
 
 from __future__ import annotations
@@ -45,9 +45,15 @@ class Surrogate(View):
 
     def __post_init__(self) -> None:
         if self.name not in SURROGATE_NAMES:
-            raise SJRobustError(f"unknown surrogate {self.name!r}: expected one of {', '.join(SURROGATE_NAMES)}")
-        if not (isinstance(self.gamma, (int, float)) and math.isfinite(self.gamma) and self.gamma > 0):
-            raise SJRobustError(f"surrogate width must be a finite number above 0, got {self.gamma!r}")
+            raise SJRobustError(
+                f"unknown surrogate {self.name!r}: expected one of {', '.join(SURROGATE_NAMES)}"
+            )
+        if not (
+            isinstance(self.gamma, (int, float)) and math.isfinite(self.gamma) and self.gamma > 0
+        ):
+            raise SJRobustError(
+                f"surrogate width must be a finite number above 0, got {self.gamma!r}"
+            )
 
     @classmethod
     def parse(cls, text: str) -> Surrogate:
@@ -56,7 +62,9 @@ class Surrogate(View):
         try:
             return cls(name, float(width) if width else 1.0)
         except ValueError:
-            raise SJRobustError(f"surrogate {text!r}: the width after ':' must be a number, as in PCW:0.5") from None
+            raise SJRobustError(
+                f"surrogate {text!r}: the width after ':' must be a number, as in PCW:0.5"
+            ) from None
 
     def __str__(self) -> str:
         return self.name if self.name == "STE" else f"{self.name}:{self.gamma:g}"
@@ -80,12 +88,20 @@ class Surrogate(View):
         """[u ≥ 0] as 0/1 in the dtype of `u`; its backward multiplies by σ'(u)."""
         return _Spike.apply(u, self)  # type: ignore[no-any-return]
 
-    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-              multistep: Callable[..., Tensor]) -> Tensor:
+    def steps(
+        self,
+        node: nn.Module,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Callable[..., Tensor],
+    ) -> Tensor:
         return multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=self)
 
-    def step(self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float,
-             soft_reset: bool) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool
+    ) -> tuple[Tensor, Tensor]:
         h = leak * v + x
         s = self.spike(h - v_threshold)
         return s, h - s * v_threshold if soft_reset else (1 - s) * h

@@ -35,17 +35,27 @@ class View(ABC):
     def __str__(self) -> str: ...
 
     @abstractmethod
-    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-              multistep: Callable[..., Tensor]) -> Tensor:
+    def steps(
+        self,
+        node: nn.Module,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Callable[..., Tensor],
+    ) -> Tensor:
         """All T steps of our `node` from rest, x [T, N, *] → [T, N, *]; `multistep` is its backend
         (`neuron.backend.Multistep`). With a true forward pass it is called for gradients alone."""
 
-    def step(self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float,
-             soft_reset: bool) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool
+    ) -> tuple[Tensor, Tensor]:
         """One step of our node: its input and potential [N, *] → what it emits and the potential
         after. Raises SJRobustError where it takes all steps at once."""
-        raise SJRobustError(f"the {self} view needs the whole sequence at once: "
-                            "use step_mode 'm' without store_v_seq")
+        raise SJRobustError(
+            f"the {self} view needs the whole sequence at once: "
+            "use step_mode 'm' without store_v_seq"
+        )
 
     @abstractmethod
     def foreign(self, x: Tensor, run: Run, seen: Pass) -> Any:
@@ -76,8 +86,9 @@ class Pass:
     def check_one_each(self, view: View, x: Tensor, spikes: Any, u: Tensor) -> None:
         """Raise SJRobustError unless there is a spike, and a potential, of each element of x."""
         if not (isinstance(spikes, Tensor) and spikes.shape == x.shape and u.numel() == x.numel()):
-            raise SJRobustError(f"{self.where} does not make one spike of each input: "
-                                f"it has no {view} view")
+            raise SJRobustError(
+                f"{self.where} does not make one spike of each input: it has no {view} view"
+            )
 
 
 def fires(u: Tensor) -> Tensor:

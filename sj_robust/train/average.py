@@ -16,7 +16,8 @@ def start(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def update(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, step: int) -> None:
-    """ema ← d·ema + (1−d)·weights, integers copied; d = min(decay, (1+step)/(10+step)), so that a short run forgets its first weights."""
+    """ema ← d·ema + (1−d)·weights, integers copied; d = min(decay, (1+step)/(10+step)), so that a
+    short run forgets its first weights."""
     decay = min(decay, (1 + step) / (10 + step))
     for name, tensor in weights.items():
         if tensor.is_floating_point():
@@ -27,7 +28,8 @@ def update(ema: dict[str, Tensor], weights: dict[str, Tensor], decay: float, ste
 
 @contextmanager
 def swapped(weights: dict[str, Tensor], ema: dict[str, Tensor]) -> Iterator[None]:
-    """The average in place of the weights for the block (nothing happens where `ema` is empty); the weights come back bit for bit."""
+    """The average in place of the weights for the block (nothing happens where `ema` is empty); the
+    weights come back bit for bit."""
     kept = start(weights) if ema else {}
     copy(ema, weights)
     try:

@@ -1,4 +1,5 @@
-"""The state of a training run as one safetensors file: tensors, and everything else as JSON in the header. No pickle."""
+"""The state of a training run as one safetensors file: tensors, and everything else as JSON in the
+header. No pickle."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ STATE_FILE = "state.safetensors"
 
 
 class Validation(BaseModel):
-    """Accuracies on the held-out training images after `step` steps; `robust` is under PGD at the training eps (None: not attacked)."""
+    """Accuracies on the held-out training images after `step` steps; `robust` is under PGD at the
+    training eps (None: not attacked)."""
 
     step: int
     clean: float
@@ -34,8 +36,9 @@ class Validation(BaseModel):
 
 
 class Progress(BaseModel):
-    """Where a run stands. Together with the tensors this continues it bit for bit: data order, augmentation, attack noise and
-    dropout are functions of (seed, step), so that no generator state is needed."""
+    """Where a run stands. Together with the tensors this continues it bit for bit: data order,
+    augmentation, attack noise and dropout are functions of (seed, step), so that no generator state
+    is needed."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -65,10 +68,15 @@ class Progress(BaseModel):
     @property
     def images_per_second(self) -> float:
         """Training images over the seconds of training steps alone."""
-        return self.step * self.config.batch_size / self.training_seconds if self.training_seconds else 0.0
+        return (
+            self.step * self.config.batch_size / self.training_seconds
+            if self.training_seconds
+            else 0.0
+        )
 
     def add(self, result: Validation) -> bool:
-        """Note a validation; whether it is the best yet (of equals the later: it was trained longer)."""
+        """Note a validation; whether it is the best yet (of equals the later: it was trained
+        longer)."""
         self.validations.append(result)
         if self.best and result.score < self.best.score:
             return False
@@ -91,23 +99,33 @@ Groups = dict[str, dict[str, Tensor]]  # "model", "momentum", "ema", "best" → 
 
 
 def save_state(folder: Path, progress: Progress, groups: Groups) -> None:
-    """Write the state atomically: whatever happens meanwhile, the old or the new one is there, whole.
+    """Write the state atomically: whatever happens meanwhile, the old or the new one is there,
+    whole.
 
-    Raises SJRobustError where a weight is not finite: such a state must not replace the last good one.
+    Raises SJRobustError where a weight is not finite: such a state must not replace the last good
+    one.
     """
-    tensors = {f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
-               for group, members in groups.items() for name, tensor in members.items()}
-    broken = next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    tensors = {
+        f"{group}/{name}": tensor.detach().to("cpu", copy=True).contiguous()
+        for group, members in groups.items()
+        for name, tensor in members.items()
+    }
+    broken = next(
+        (name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None
+    )
     if broken:
-        raise SJRobustError(f"training diverged: {broken} is not finite after step {progress.step}; the state in {folder} is the last "
-                            "good one. Lower lr and start again in another folder")
+        raise SJRobustError(
+            f"training diverged: {broken} is not finite after step {progress.step}; the state in"
+            f" {folder} is the last good one. Lower lr and start again in another folder"
+        )
     text = progress.model_dump_json()
     with atomic_path(folder / STATE_FILE) as temporary:
         save_file(tensors, temporary, metadata={"progress": text, "digest": _digest(text, tensors)})
 
 
 def load_state(folder: Path) -> tuple[Progress, Groups]:
-    """Read what `save_state` wrote. Raises SJRobustError where the file is damaged or of another version."""
+    """Read what `save_state` wrote. Raises SJRobustError where the file is damaged or of another
+    version."""
     path = folder / STATE_FILE
     try:
         with safe_open(path, framework="pt") as file:
@@ -119,8 +137,10 @@ def load_state(folder: Path) -> tuple[Progress, Groups]:
         progress = Progress.model_validate_json(text)
     except (SafetensorError, KeyError, ValueError, ValidationError, OSError) as error:
         reason = first_line(error)
-        raise SJRobustError(f"cannot resume: {path} is damaged or from another version ({reason}); "
-                            "delete it to start this run again") from error
+        raise SJRobustError(
+            f"cannot resume: {path} is damaged or from another version ({reason}); "
+            "delete it to start this run again"
+        ) from error
     groups: Groups = {}
     for name, tensor in tensors.items():
         group, _, rest = name.partition("/")
@@ -129,11 +149,15 @@ def load_state(folder: Path) -> tuple[Progress, Groups]:
 
 
 def check_same_run(saved: Progress, wanted: Progress, folder: Path) -> None:
-    """Raise SJRobustError naming the first thing in which the run in `folder` differs from the one asked for."""
+    """Raise SJRobustError naming the first thing in which the run in `folder` differs from the one
+    asked for."""
+
     def differ(what: str, old: Any, new: Any) -> None:
         if old != new:
-            raise SJRobustError(f"cannot resume {folder}: it was started with {what}={old}, now {what}={new}; "
-                                "use the same value or another folder")
+            raise SJRobustError(
+                f"cannot resume {folder}: it was started with {what}={old}, now {what}={new}; "
+                "use the same value or another folder"
+            )
 
     differ("kind", saved.kind, wanted.kind)
     for field in TrainConfig.model_fields:
@@ -144,10 +168,18 @@ def check_same_run(saved: Progress, wanted: Progress, folder: Path) -> None:
 
 
 def restore(current: dict[str, Tensor], saved: dict[str, Tensor], folder: Path) -> None:
-    """Copy `saved` into `current` in place (which keeps memory formats). Raises SJRobustError where they are not the same network's."""
-    if {name: t.shape for name, t in current.items()} != {name: t.shape for name, t in saved.items()}:
-        odd = sorted(current.keys() ^ saved.keys()) or [name for name in current if current[name].shape != saved[name].shape]
-        raise SJRobustError(f"cannot resume {folder}: its state is of another network (first difference: {odd[0]}); use another folder")
+    """Copy `saved` into `current` in place (which keeps memory formats). Raises SJRobustError where
+    they are not the same network's."""
+    if {name: t.shape for name, t in current.items()} != {
+        name: t.shape for name, t in saved.items()
+    }:
+        odd = sorted(current.keys() ^ saved.keys()) or [
+            name for name in current if current[name].shape != saved[name].shape
+        ]
+        raise SJRobustError(
+            f"cannot resume {folder}: its state is of another network (first difference: {odd[0]});"
+            " use another folder"
+        )
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(saved[name])

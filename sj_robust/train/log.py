@@ -13,8 +13,8 @@ LOG_FILE, CURVES_FILE = "log.jsonl", "curves.png"
 
 
 class Log:
-    """Append-only JSON lines in `folder`. `start` (bytes, from the saved state) cuts off what a killed run wrote after its last
-    saved state, so that the resumed run writes those lines once."""
+    """Append-only JSON lines in `folder`. `start` (bytes, from the saved state) cuts off what a
+    killed run wrote after its last saved state, so that the resumed run writes those lines once."""
 
     def __init__(self, folder: Path, start: int) -> None:
         self._path = folder / LOG_FILE
@@ -26,7 +26,8 @@ class Log:
         self._file.flush()  # for whoever follows the log
 
     def sync(self) -> int:
-        """Bring the lines to disk; the length of the log in bytes, which belongs in the state saved next."""
+        """Bring the lines to disk; the length of the log in bytes, which belongs in the state saved
+        next."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
@@ -55,22 +56,33 @@ class NoLog(Log):
 
 def read_log(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """All lines of `folder`/log.jsonl, in order; each has "event": "train" or "validation"."""
-    return [json.loads(line) for line in (Path(folder) / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (Path(folder) / LOG_FILE).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def draw_curves(folder: Path) -> None:
-    """Draw loss and learning rate, and accuracies in training and validation, over epochs, into `folder`/curves.png."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # imported here: slow, and needed once per validation
+    """Draw loss and learning rate, and accuracies in training and validation, over epochs, into
+    `folder`/curves.png."""
+    # imported here: slow, and needed once per validation
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     lines = read_log(folder)
     figure = Figure(figsize=(11, 4))
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, gridspec_kw={"left": 0.06, "right": 0.98, "bottom": 0.13, "top": 0.96, "wspace": 0.3})
+    left, right = figure.subplots(
+        1, 2, gridspec_kw={"left": 0.06, "right": 0.98, "bottom": 0.13, "top": 0.96, "wspace": 0.3}
+    )
     rate = left.twinx()
 
     def plot(axes: Any, event: str, key: str, label: str, style: str) -> None:
-        points = [(line["epoch"], line[key]) for line in lines if line["event"] == event and line.get(key) is not None]
+        points = [
+            (line["epoch"], line[key])
+            for line in lines
+            if line["event"] == event and line.get(key) is not None
+        ]
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
 

@@ -21,10 +21,17 @@ def thresholds(model: nn.Module) -> list[nn.Parameter]:
 def decay_groups(model: nn.Module, config: TrainConfig) -> tuple[list[str], list[str]]:
     """Names of the trainable parameters (with, without) weight decay.
 
-    Without: thresholds, biases and batch norm (every parameter of one dimension or none), unless `decay_all`.
+    Without: thresholds, biases and batch norm (every parameter of one dimension or none), unless
+    `decay_all`.
     """
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    decayed = [name for name, parameter in trainable if config.decay_all or (parameter.dim() > 1 and not name.endswith(THRESHOLD))]
+    trainable = [
+        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
+    decayed = [
+        name
+        for name, parameter in trainable
+        if config.decay_all or (parameter.dim() > 1 and not name.endswith(THRESHOLD))
+    ]
     return decayed, [name for name, _ in trainable if name not in decayed]
 
 
@@ -32,17 +39,23 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     """SGD over the trainable parameters; `learning_rate` sets the rate before each step."""
     parameters = dict(model.named_parameters())
     decayed, plain = decay_groups(model, config)
-    groups = [{"params": [parameters[name] for name in names], "weight_decay": decay}
-              for names, decay in ((decayed, config.weight_decay), (plain, 0.0)) if names]
+    groups = [
+        {"params": [parameters[name] for name in names], "weight_decay": decay}
+        for names, decay in ((decayed, config.weight_decay), (plain, 0.0))
+        if names
+    ]
     return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
 
 
 def momentum_buffers(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, Tensor]:
-    """The optimiser's momentum by parameter name, live: zeros where it has none yet (a first step from zeros equals torch's own)."""
+    """The optimiser's momentum by parameter name, live: zeros where it has none yet (a first step
+    from zeros equals torch's own)."""
     buffers = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and optimizer.defaults["momentum"]:
-            buffers[name] = optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter, requires_grad=False))
+            buffers[name] = optimizer.state[parameter].setdefault(
+                "momentum_buffer", torch.zeros_like(parameter, requires_grad=False)
+            )
     return buffers
 
 

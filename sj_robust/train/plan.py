@@ -23,7 +23,8 @@ def augmentation(config: TrainConfig) -> Augmentation | None:
 
 @dataclass(frozen=True)
 class Plan:
-    """The schedule of a run over `train`, selected on `held_out`; steps count from 0 over all epochs, `total` in all."""
+    """The schedule of a run over `train`, selected on `held_out`; steps count from 0 over all
+    epochs, `total` in all."""
 
     train: ImageDataset
     held_out: ImageDataset
@@ -33,7 +34,8 @@ class Plan:
 
     @staticmethod
     def make(dataset: ImageDataset, config: TrainConfig) -> Plan:
-        """Hold out `config.validation` images of `dataset`, stratified and seeded; train on the rest, whole batches only."""
+        """Hold out `config.validation` images of `dataset`, stratified and seeded; train on the
+        rest, whole batches only."""
         train, held_out = dataset.split_off(config.validation, config.seed)
         per_epoch = steps_per_epoch(train, config.batch_size)
         return Plan(train, held_out, config, per_epoch, max(1, round(config.epochs * per_epoch)))
@@ -44,14 +46,22 @@ class Plan:
 
     def validates(self, step: int) -> bool:
         """Whether the model is validated after `step` steps; always after the last."""
-        return step == self.total or (step > 0 and step % max(1, round(self.config.validate_every * self.per_epoch)) == 0)
+        return step == self.total or (
+            step > 0 and step % max(1, round(self.config.validate_every * self.per_epoch)) == 0
+        )
 
     def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(indices, x, y) of step `start`, `start`+1, … without end."""
         epoch, step = divmod(start, self.per_epoch)
         while True:
-            yield from batches(self.train, self.config.batch_size, seed=self.config.seed, epoch=epoch,
-                               augment=augmentation(self.config), start=step)
+            yield from batches(
+                self.train,
+                self.config.batch_size,
+                seed=self.config.seed,
+                epoch=epoch,
+                augment=augmentation(self.config),
+                start=step,
+            )
             epoch, step = epoch + 1, 0
 
     def seed(self, step: int) -> int:

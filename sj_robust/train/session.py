@@ -25,6 +25,10 @@ class Stopwatch:
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Global random state restored afterwards; meanwhile cuDNN kernels that give the same bits each time."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.backends.cudnn.flags(enabled=True, deterministic=True):
+    """Global random state restored afterwards; meanwhile cuDNN kernels that give the same bits each
+    time."""
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        torch.backends.cudnn.flags(enabled=True, deterministic=True),
+    ):
         yield

@@ -1,4 +1,5 @@
-"""FGSM, RFGSM and PGD: closed forms, the ball, independence from batches, and models left as they were found."""
+"""FGSM, RFGSM and PGD: closed forms, the ball, independence from batches, and models left as they
+were found."""
 
 from __future__ import annotations
 
@@ -16,8 +17,15 @@ from sj_robust.errors import SJRobustError
 
 EPS = 8 / 255
 ATTACKS: list[Attack] = [
-    FGSM(eps=EPS), RFGSM(eps=EPS), RFGSM(eps=EPS, alpha=EPS), PGD(eps=EPS), PGD(eps=EPS, steps=3, step_size=EPS, random_start=False),
-    RFGSM(eps=EPS, loss="kl"), PGD(eps=EPS, steps=4, loss="kl"), PGD(eps=0.3, steps=2), FGSM(eps=0.0),
+    FGSM(eps=EPS),
+    RFGSM(eps=EPS),
+    RFGSM(eps=EPS, alpha=EPS),
+    PGD(eps=EPS),
+    PGD(eps=EPS, steps=3, step_size=EPS, random_start=False),
+    RFGSM(eps=EPS, loss="kl"),
+    PGD(eps=EPS, steps=4, loss="kl"),
+    PGD(eps=0.3, steps=2),
+    FGSM(eps=0.0),
 ]
 
 
@@ -32,11 +40,18 @@ def sample() -> ImageDataset:
 
 @pytest.fixture(scope="module")
 def cnn(sample: ImageDataset) -> nn.Module:
-    """A small convolutional network with batch norm, trained on real images until it knows most of them."""
+    """A small convolutional network with batch norm, trained on real images until it knows most of
+    them."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 64, 10),
+        nn.Conv2d(3, 16, 3, stride=2, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 64, 10),
     )
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for step in range(60):
@@ -64,7 +79,9 @@ def images(count: int = 6) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=identify)
-def test_stays_in_the_ball_and_in_range(attack: Attack, cnn: nn.Module, sample: ImageDataset) -> None:
+def test_stays_in_the_ball_and_in_range(
+    attack: Attack, cnn: nn.Module, sample: ImageDataset
+) -> None:
     x, y = sample.floats(range(32)), sample.labels[:32]
     x[:4] = (x[:4] > 0.5).float()  # saturated pixels
     x_adv = attack(cnn, x, y)
@@ -81,11 +98,16 @@ def test_stays_in_the_ball_and_in_range(attack: Attack, cnn: nn.Module, sample: 
 def test_fgsm_on_a_linear_model_is_the_closed_form() -> None:
     model, (x, y) = linear(), images()
     weight = model[1].weight.detach()
-    uphill = (weight[1 - y] - weight[y]).sign().view_as(x)  # the cross-entropy of two classes grows along w_other − w_true
+    # the cross-entropy of two classes grows along w_other − w_true
+    uphill = (weight[1 - y] - weight[y]).sign().view_as(x)
     assert torch.equal(FGSM(eps=EPS)(model, x, y), (x + EPS * uphill).clamp(0, 1))
 
 
-@pytest.mark.parametrize("attack", [PGD(eps=EPS), PGD(eps=EPS, random_start=False), PGD(eps=EPS, steps=3, step_size=EPS)], ids=identify)
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(eps=EPS), PGD(eps=EPS, random_start=False), PGD(eps=EPS, steps=3, step_size=EPS)],
+    ids=identify,
+)
 def test_pgd_on_a_linear_model_reaches_the_optimum(attack: PGD) -> None:
     model, (x, y) = linear(), images()
     weight = model[1].weight.detach()
@@ -100,7 +122,11 @@ def smooth() -> nn.Module:
 
 def kl(model: nn.Module, x: Tensor, x_adv: Tensor) -> Tensor:
     """Σ_k p_k·(log p_k − log q_k), written out: p clean, q adversarial."""
-    p, log_p, log_q = model(x).softmax(1).detach(), model(x).log_softmax(1).detach(), model(x_adv).log_softmax(1)
+    p, log_p, log_q = (
+        model(x).softmax(1).detach(),
+        model(x).log_softmax(1).detach(),
+        model(x_adv).log_softmax(1),
+    )
     return (p * (log_p - log_q)).sum()
 
 
@@ -111,7 +137,7 @@ def test_rfgsm_follows_its_formula_in_float64(loss: str) -> None:
     start = (x.double() + alpha * signs_like(x, 5, ids).double()).clamp(0, 1).requires_grad_()
     precise = smooth().double()
     value = F.cross_entropy(precise(start), y) if loss == "ce" else kl(precise, x.double(), start)
-    gradient, = torch.autograd.grad(value, start)
+    (gradient,) = torch.autograd.grad(value, start)
     assert gradient.abs().min() > 1e-9  # no sign is a matter of rounding
     expected = (start + (EPS - alpha) * gradient.sign()).clamp(0, 1)
     assert (x_adv - expected).abs().max() < 1e-6
@@ -126,7 +152,7 @@ def test_pgd_follows_its_formula_in_float64(loss: str) -> None:
     for _ in range(3):
         point.requires_grad_()
         value = F.cross_entropy(precise(point), y) if loss == "ce" else kl(precise, exact, point)
-        gradient, = torch.autograd.grad(value, point)
+        (gradient,) = torch.autograd.grad(value, point)
         point = (point + EPS / 2 * gradient.sign()).detach()
         point = torch.minimum(torch.maximum(point, exact - EPS), exact + EPS).clamp(0, 1)
     assert (x_adv - point).abs().max() < 1e-6
@@ -142,7 +168,9 @@ def test_kl_needs_no_labels_and_raises_the_divergence(cnn: nn.Module, sample: Im
         assert kl(cnn, x, x_adv) > 5 * kl(cnn, x, start)
 
 
-def test_attacks_break_a_natural_network_and_more_steps_break_more(cnn: nn.Module, sample: ImageDataset) -> None:
+def test_attacks_break_a_natural_network_and_more_steps_break_more(
+    cnn: nn.Module, sample: ImageDataset
+) -> None:
     x, y = sample.floats(range(200)), sample.labels[:200]
 
     def accuracy(images: Tensor) -> float:
@@ -182,7 +210,14 @@ class Witness(nn.Module):
 
     def __init__(self, fail_at: int | None = None) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(16, 2))
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.Flatten(),
+            nn.Linear(16, 2),
+        )
         self.fail_at, self.calls, self.seen_training, self.seen_grad = fail_at, 0, False, False
         self.train()
         self.body[1].eval()
@@ -201,10 +236,19 @@ def snapshot(model: nn.Module) -> tuple[object, ...]:
     flags = [module.training for module in model.modules()]
     wants = [parameter.requires_grad for parameter in model.parameters()]
     grads = [parameter.grad is None for parameter in model.parameters()]
-    return flags, wants, grads, torch.get_rng_state().tolist(), torch.is_grad_enabled(), [v.tolist() for v in model.state_dict().values()]
+    return (
+        flags,
+        wants,
+        grads,
+        torch.get_rng_state().tolist(),
+        torch.is_grad_enabled(),
+        [v.tolist() for v in model.state_dict().values()],
+    )
 
 
-@pytest.mark.parametrize("attack", [FGSM(eps=EPS), PGD(eps=EPS, steps=3), RFGSM(eps=EPS, loss="kl")], ids=identify)
+@pytest.mark.parametrize(
+    "attack", [FGSM(eps=EPS), PGD(eps=EPS, steps=3), RFGSM(eps=EPS, loss="kl")], ids=identify
+)
 @pytest.mark.parametrize("fail_at", [None, 1, 2])
 def test_the_model_is_left_as_it_was(attack: Attack, fail_at: int | None) -> None:
     model, (x, y) = Witness(fail_at), images()
@@ -221,7 +265,9 @@ def test_the_model_is_left_as_it_was(attack: Attack, fail_at: int | None) -> Non
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_works_where_gradients_are_off(context: Callable[[], torch.autograd.grad_mode.no_grad]) -> None:
+def test_works_where_gradients_are_off(
+    context: Callable[[], torch.autograd.grad_mode.no_grad],
+) -> None:
     model, (x, y) = linear(), images()
     expected = PGD(eps=EPS)(model, x, y)
     with context():
@@ -230,30 +276,39 @@ def test_works_where_gradients_are_off(context: Callable[[], torch.autograd.grad
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: FGSM(eps=-0.1), "eps is -0.1: expected a number ≥ 0"),
-    (lambda: PGD(eps=float("nan")), "eps is nan"),
-    (lambda: PGD(eps=EPS, steps=0), "steps is 0: expected at least 1"),
-    (lambda: PGD(eps=EPS, step_size=-1.0), "step_size is -1.0"),
-    (lambda: RFGSM(eps=0.1, alpha=0.2), "alpha is 0.2: expected 0 ≤ alpha ≤ eps = 0.1"),
-    (lambda: PGD(eps=EPS, loss="cw"), "loss is 'cw'"),
-    (lambda: FGSM(eps=EPS, loss="kl"), "goes nowhere"),
-    (lambda: PGD(eps=EPS, loss="kl", random_start=False), "needs random_start=True"),
-    (lambda: parse_attack("apgd", EPS), "unknown attack 'apgd': expected one of fgsm, rfgsm, pgdN"),
-    (lambda: parse_attack("pgd0", EPS), "unknown attack 'pgd0'"),
-    (lambda: parse_attack("pgd10", -1), "eps is -1"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FGSM(eps=-0.1), "eps is -0.1: expected a number ≥ 0"),
+        (lambda: PGD(eps=float("nan")), "eps is nan"),
+        (lambda: PGD(eps=EPS, steps=0), "steps is 0: expected at least 1"),
+        (lambda: PGD(eps=EPS, step_size=-1.0), "step_size is -1.0"),
+        (lambda: RFGSM(eps=0.1, alpha=0.2), "alpha is 0.2: expected 0 ≤ alpha ≤ eps = 0.1"),
+        (lambda: PGD(eps=EPS, loss="cw"), "loss is 'cw'"),
+        (lambda: FGSM(eps=EPS, loss="kl"), "goes nowhere"),
+        (lambda: PGD(eps=EPS, loss="kl", random_start=False), "needs random_start=True"),
+        (
+            lambda: parse_attack("apgd", EPS),
+            "unknown attack 'apgd': expected one of fgsm, rfgsm, pgdN",
+        ),
+        (lambda: parse_attack("pgd0", EPS), "unknown attack 'pgd0'"),
+        (lambda: parse_attack("pgd10", -1), "eps is -1"),
+    ],
+)
 def test_settings_out_of_range_are_named(make: Callable[[], Attack], message: str) -> None:
     with pytest.raises(SJRobustError, match=message):
         make()
 
 
-@pytest.mark.parametrize(("x", "message"), [
-    (torch.full((2, 3, 4, 4), 1.5), r"images lie in \[1.5, 1.5\]: expected \[0, 1\]"),
-    (torch.full((2, 3, 4, 4), float("nan")), "images lie in"),
-    (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "expected float32"),
-    (torch.zeros(3, 3, 4, 4), r"labels have shape \[2\]: expected \[3\]"),
-])
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.full((2, 3, 4, 4), 1.5), r"images lie in \[1.5, 1.5\]: expected \[0, 1\]"),
+        (torch.full((2, 3, 4, 4), float("nan")), "images lie in"),
+        (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "expected float32"),
+        (torch.zeros(3, 3, 4, 4), r"labels have shape \[2\]: expected \[3\]"),
+    ],
+)
 def test_images_that_do_not_fit_are_named(x: Tensor, message: str) -> None:
     with pytest.raises(SJRobustError, match=message):
         FGSM(eps=EPS)(linear(), x, torch.zeros(2, dtype=torch.int64))
@@ -280,9 +335,26 @@ def test_names_parse_back_and_settings_say_everything() -> None:
         assert isinstance(attack, kind)
         assert (attack.name, attack.eps) == (name, EPS)
     assert PGD(eps=0.2, steps=20).settings == {
-        "name": "pgd20", "eps": 0.2, "norm": "linf", "targeted": False, "restarts": 1, "loss": "ce", "steps": 20, "keep": "best",
-        "step_size": 2.5 * 0.2 / 20, "random_start": True}
+        "name": "pgd20",
+        "eps": 0.2,
+        "norm": "linf",
+        "targeted": False,
+        "restarts": 1,
+        "loss": "ce",
+        "steps": 20,
+        "keep": "best",
+        "step_size": 2.5 * 0.2 / 20,
+        "random_start": True,
+    }
     assert RFGSM(eps=0.2).settings == {
-        "name": "rfgsm", "eps": 0.2, "norm": "linf", "targeted": False, "restarts": 1, "loss": "ce", "alpha": 0.1, "step_size": 0.1}
+        "name": "rfgsm",
+        "eps": 0.2,
+        "norm": "linf",
+        "targeted": False,
+        "restarts": 1,
+        "loss": "ce",
+        "alpha": 0.1,
+        "step_size": 0.1,
+    }
     with pytest.raises(TypeError):
         FGSM(EPS)  # keyword-only

@@ -27,16 +27,30 @@ def bits(seed: int, image: int, draw: int, element: int) -> int:
 
 def test_reference_splitmix_is_splitmix64() -> None:
     # First outputs for seed 0 of the public reference implementation (Vigna, splitmix64.c).
-    assert [splitmix(n * GOLDEN & MASK) for n in (1, 2, 3)] == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [splitmix(n * GOLDEN & MASK) for n in (1, 2, 3)] == [
+        0xE220A8397B1DCDAF,
+        0x6E789E6AA1B965F4,
+        0x06C45D188009454F,
+    ]
 
 
 @pytest.mark.parametrize(("seed", "draw"), [(0, 0), (7, 3), (2**63 + 11, 1), (5 << 40, 0)])
 def test_noise_has_the_hashed_bits(seed: int, draw: int) -> None:
     ids = torch.tensor([0, 5, 123_456])
     x = torch.zeros(3, 3, 2, 5)
-    expected = torch.tensor([[bits(seed, image, draw, element) >> 40 for element in range(30)] for image in ids.tolist()])
+    expected = torch.tensor(
+        [
+            [bits(seed, image, draw, element) >> 40 for element in range(30)]
+            for image in ids.tolist()
+        ]
+    )
     assert torch.equal(uniform_like(x, seed, ids, draw).flatten(1), expected.float() / 2**24)
-    negative = torch.tensor([[bits(seed, image, draw, element) >> 63 for element in range(30)] for image in ids.tolist()])
+    negative = torch.tensor(
+        [
+            [bits(seed, image, draw, element) >> 63 for element in range(30)]
+            for image in ids.tolist()
+        ]
+    )
     assert torch.equal(signs_like(x, seed, ids, draw).flatten(1), negative.float() * 2 - 1)
 
 
@@ -48,11 +62,16 @@ def test_uniform_is_uniform_and_uncorrelated() -> None:
     assert noise.max() < 1
     counts = torch.histc(noise, bins=64, min=0, max=1)
     expected = noise.numel() / 64
-    assert ((counts - expected) ** 2 / expected).sum() < 120  # χ² with 63 degrees of freedom: p < 2e-5 beyond
+    # χ² with 63 degrees of freedom: p < 2e-5 beyond
+    assert ((counts - expected) ** 2 / expected).sum() < 120
     rows = noise.flatten(1)
     correlation = torch.corrcoef(rows)
-    assert (correlation - torch.eye(200)).abs().max() < 0.2  # 200² pairs over 768 elements: σ = 0.036
-    assert torch.corrcoef(torch.stack([rows[:, :-1].flatten(), rows[:, 1:].flatten()]))[0, 1].abs() < 0.01
+    # 200² pairs over 768 elements: σ = 0.036
+    assert (correlation - torch.eye(200)).abs().max() < 0.2
+    assert (
+        torch.corrcoef(torch.stack([rows[:, :-1].flatten(), rows[:, 1:].flatten()]))[0, 1].abs()
+        < 0.01
+    )
 
 
 def test_signs_are_balanced() -> None:
@@ -80,8 +99,12 @@ def test_an_images_noise_ignores_batch_and_order() -> None:
 
 def test_seed_draw_and_id_each_change_the_noise() -> None:
     x = torch.zeros(1, 50)
-    variants = [uniform_like(x, 0, torch.tensor([0])), uniform_like(x, 1, torch.tensor([0])), uniform_like(x, 0, torch.tensor([1])),
-                uniform_like(x, 0, torch.tensor([0]), draw=1)]
+    variants = [
+        uniform_like(x, 0, torch.tensor([0])),
+        uniform_like(x, 1, torch.tensor([0])),
+        uniform_like(x, 0, torch.tensor([1])),
+        uniform_like(x, 0, torch.tensor([0]), draw=1),
+    ]
     for i, one in enumerate(variants):
         for other in variants[:i]:
             assert (one - other).abs().max() > 0.1

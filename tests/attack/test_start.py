@@ -1,4 +1,5 @@
-"""Attacks that begin where others ended, and those of many sources: never worse, alike in any batch, no trace left."""
+"""Attacks that begin where others ended, and those of many sources: never worse, alike in any
+batch, no trace left."""
 
 from __future__ import annotations
 
@@ -34,17 +35,26 @@ from sj_robust.neuron import parse_view
 
 EPS = {"linf": 4 / 255, "l2": 0.25}
 GOING_ON: list[Callable[..., Attack]] = [
-    lambda **s: Rotating(steps=12, **s), lambda **s: Rotating(steps=5, restarts=3, **s),
-    lambda **s: Square(queries=60, **s), lambda **s: Square(queries=20, p0=0.8, restarts=2, **s),
-]  # fmt: skip
+    lambda **s: Rotating(steps=12, **s),
+    lambda **s: Rotating(steps=5, restarts=3, **s),
+    lambda **s: Square(queries=60, **s),
+    lambda **s: Square(queries=20, p0=0.8, restarts=2, **s),
+]
 
 
 @cache
 def networks() -> tuple[SpikingClassifier, nn.Module, Tensor, Tensor]:
-    """A spiking network, the ANN that it was made of, images [48, 3, 8, 8] and what the network says of them."""
+    """A spiking network, the ANN that it was made of, images [48, 3, 8, 8] and what the network
+    says of them."""
     torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
-                             nn.Linear(72, 6))  # fmt: skip
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 6),
+    )
     x = torch.rand(48, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     ann = NormalizedClassifier(backbone, [0.5] * 3, [0.25] * 3).eval()
     snn = convert(ann, x.view(8, 6, 3, 8, 8), timesteps=3, calibration_timesteps=10).eval()
@@ -53,7 +63,16 @@ def networks() -> tuple[SpikingClassifier, nn.Module, Tensor, Tensor]:
 
 def sources(*extra: nn.Module) -> Sources:
     snn = networks()[0]
-    return Sources(snn, [*(GradientView(snn, parse_view(view)) for view in ("PCW:1", "ASSG", "activation", "rate")), *extra])
+    return Sources(
+        snn,
+        [
+            *(
+                GradientView(snn, parse_view(view))
+                for view in ("PCW:1", "ASSG", "activation", "rate")
+            ),
+            *extra,
+        ],
+    )
 
 
 def margins(x_adv: Tensor) -> Tensor:
@@ -63,8 +82,12 @@ def margins(x_adv: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("make", GOING_ON, ids=lambda make: f"{make(eps=0.1).name}-{make(eps=0.1).restarts}")
-def test_going_on_is_never_worse_stays_inside_and_is_alike_in_any_batch(make: Callable[..., Attack], norm: str) -> None:
+@pytest.mark.parametrize(
+    "make", GOING_ON, ids=lambda make: f"{make(eps=0.1).name}-{make(eps=0.1).restarts}"
+)
+def test_going_on_is_never_worse_stays_inside_and_is_alike_in_any_batch(
+    make: Callable[..., Attack], norm: str
+) -> None:
     snn, ann, x, y = networks()
     attack, ids = make(eps=EPS[norm], norm=norm), torch.arange(len(x)) + 50
     model = sources(ann) if attack.many_sources else snn
@@ -75,14 +98,19 @@ def test_going_on_is_never_worse_stays_inside_and_is_alike_in_any_batch(make: Ca
     assert torch.equal(torch.get_rng_state(), before)
     assert (margins(x_adv) <= margins(start)).all()
     assert (margins(x_adv) < margins(start) - 1e-6).any()
-    assert (x_adv - x).flatten(1).norm(torch.inf if norm == "linf" else 2, dim=1).max() <= EPS[norm] + 1e-6
+    assert (x_adv - x).flatten(1).norm(torch.inf if norm == "linf" else 2, dim=1).max() <= EPS[
+        norm
+    ] + 1e-6
     assert x_adv.min() >= 0 and x_adv.max() <= 1
-    assert torch.equal(x_adv[margins(start) < 0], start[margins(start) < 0])  # what is broken is left alone
+    # what is broken is left alone
+    assert torch.equal(x_adv[margins(start) < 0], start[margins(start) < 0])
     order, again = torch.tensor([7, 2, 11, 0, 5]), torch.tensor([7, 2, 11, 0, 5, 5])
     part = attack(model, x[order], y[order], seed=3, ids=ids[order], start=start[order])
     alone = attack(model, x[5:6], y[5:6], seed=3, ids=ids[5:6], start=start[5:6])
     # In another batch a convolution may round otherwise, and a spike flip by it.
-    same = [torch.allclose(a, b, atol=1e-5) for a, b in zip([*part, *alone], x_adv[again], strict=True)]
+    same = [
+        torch.allclose(a, b, atol=1e-5) for a, b in zip([*part, *alone], x_adv[again], strict=True)
+    ]
     assert sum(same) >= 5
     assert not torch.equal(attack(model, x, y, seed=4, ids=ids, start=start), x_adv)
     channels_last = attack(model, x.to(memory_format=torch.channels_last), y, start=start)
@@ -106,7 +134,11 @@ def test_rounds_go_on_from_what_the_first_found_and_begin_anew(norm: Literal["li
     model, ids = sources(ann), torch.arange(len(x)) + 50
     attack = parse_attack("rotating6+square20", EPS[norm], norm)
     assert isinstance(attack, Rounds)
-    assert not attack.gradients_alone and not attack.black_box and parse_attack("fgsm+rotating2", 0.1).gradients_alone
+    assert (
+        not attack.gradients_alone
+        and not attack.black_box
+        and parse_attack("fgsm+rotating2", 0.1).gradients_alone
+    )
     assert (attack.name, attack.iterations, attack.many_sources) == ("rotating6+square20", 26, True)
     begin = attack.first(model, x, y, seed=3, ids=ids)
     by_hand = attack.second(snn, x, y, seed=3, ids=ids, start=begin)
@@ -122,7 +154,8 @@ def test_rounds_go_on_from_what_the_first_found_and_begin_anew(norm: Literal["li
 
 
 def test_square_drifts_along_a_tread_to_its_edge() -> None:
-    """Where one pixel changes no logit, and several do, as on the staircase of a spiking network."""
+    """Where one pixel changes no logit, and several do, as on the staircase of a spiking
+    network."""
 
     class Stairs(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -145,7 +178,9 @@ def test_the_model_decides_whichever_source_has_the_gradient() -> None:
     x_adv = Rotating(eps=EPS["linf"], steps=10)(Sources(snn, [fragile]), x, y)
     found = torch.stack([margin(fragile(x_adv), y), margins(x_adv)]) < 0
     assert (found[0] & ~found[1]).sum() > 10
-    best = Rotating(eps=EPS["linf"], steps=10)(Sources(snn, [fragile, GradientView(snn, parse_view("PCW:1"))]), x, y)
+    best = Rotating(eps=EPS["linf"], steps=10)(
+        Sources(snn, [fragile, GradientView(snn, parse_view("PCW:1"))]), x, y
+    )
     assert (margins(best) < 0).sum() > found[1].sum()
 
 
@@ -165,14 +200,18 @@ def test_rotating_reaches_the_optimum_of_a_linear_model_and_a_given_class() -> N
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
     x, y = torch.full((4, 3, 8, 8), 0.5), torch.zeros(4, dtype=torch.int64)
     with torch.no_grad():
-        model[1].bias.copy_(torch.tensor([0.01, 0.0]) - model[1].weight.sum(1) / 2)  # any step decides
+        # any step decides
+        model[1].bias.copy_(torch.tensor([0.01, 0.0]) - model[1].weight.sum(1) / 2)
         weight = (model[1].weight[1 - y] - model[1].weight[y]).view_as(x)
     for targeted in (False, True):
         wanted = 1 - y if targeted else y
         x_adv = Rotating(eps=0.1, steps=1, targeted=targeted)(model, x, wanted, start=x)
-        assert torch.allclose(x_adv, x + 0.05 * weight.sign(), atol=1e-6)  # the first step is eps/2 long
+        # the first step is eps/2 long
+        assert torch.allclose(x_adv, x + 0.05 * weight.sign(), atol=1e-6)
     x_adv = Rotating(eps=0.1, norm="l2", steps=1)(model, x, y, start=x)
-    assert torch.allclose(x_adv, x + 0.05 * weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1), atol=1e-6)
+    assert torch.allclose(
+        x_adv, x + 0.05 * weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1), atol=1e-6
+    )
 
 
 def test_all_sources_are_left_as_they_were() -> None:
@@ -197,22 +236,43 @@ def test_all_sources_are_left_as_they_were() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     assert (first.seen, second.seen) == ({(False, False)}, {(False, False)})
     assert (first.body.training, second.body.training, snn.training) == (True, False, False)
-    assert (first.body[1].weight.requires_grad, second.body[1].weight.requires_grad) == (True, False)
-    assert torch.equal(Rotating(eps=0.1, steps=6)(model, x[:6], y[:6]), found)  # the statistics of ASSG are forgotten
+    assert (first.body[1].weight.requires_grad, second.body[1].weight.requires_grad) == (
+        True,
+        False,
+    )
+    # the statistics of ASSG are forgotten
+    assert torch.equal(Rotating(eps=0.1, steps=6)(model, x[:6], y[:6]), found)
 
 
 def test_what_attacks_say_of_themselves() -> None:
     ball = {"eps": 0.1}
     going_on = {"rotating100", "square5000"}
-    others = (FGSM(**ball), PGD(**ball), SAPGD(**ball), APGD(**ball), FAB(**ball), UniformNoise(**ball))
+    others = (
+        FGSM(**ball),
+        PGD(**ball),
+        SAPGD(**ball),
+        APGD(**ball),
+        FAB(**ball),
+        UniformNoise(**ball),
+    )
     for attack in (*others, *(parse_attack(name, 0.1) for name in going_on)):
         assert attack.takes_start == (attack.name in going_on)
         assert attack.many_sources == (attack.name == "rotating100")
         assert attack.starts_at_random == (type(attack) not in (FGSM, FAB, UniformNoise))
     assert not PGD(eps=0.1, random_start=False).starts_at_random
-    assert parse_attack("rotating", 0.1) == Rotating(eps=0.1, steps=100) == parse_attack("rotating100", 0.1)
+    assert (
+        parse_attack("rotating", 0.1)
+        == Rotating(eps=0.1, steps=100)
+        == parse_attack("rotating100", 0.1)
+    )
     assert parse_attack("rotating7", 0.5, "l2").settings == {
-        "name": "rotating7", "eps": 0.5, "norm": "l2", "targeted": False, "restarts": 1, "steps": 7}
+        "name": "rotating7",
+        "eps": 0.5,
+        "norm": "l2",
+        "targeted": False,
+        "restarts": 1,
+        "steps": 7,
+    }
     assert "p0" not in Square(eps=0.1).settings  # as in reports before it could be set
     assert Square(eps=0.1, p0=0.5).settings["p0"] == 0.5
 
@@ -224,15 +284,23 @@ def test_wrong_starts_and_settings_are_named() -> None:
     nan = x.clone()
     nan[3] = torch.nan
     for start, message in (
-        (x[:3], r"the images to start from are torch.float32 \[3, 3, 8, 8\]: expected torch.float32 \[48, 3, 8, 8\]"),
+        (
+            x[:3],
+            (
+                r"the images to start from are torch.float32 \[3, 3, 8, 8\]: expected torch.float32"
+                r" \[48, 3, 8, 8\]"
+            ),
+        ),
         (outside, "up to 0.* from their images under linf: expected .* at most eps = 0.1"),
         (nan, r"the images to start from lie in \[nan, nan\]"),
         ([x], "the images to start from are of type list"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(SJRobustError, match=message):
             Rotating(eps=0.1)(snn, x, y, start=start)
     for attack in (PGD(eps=0.1), FGSM(eps=0.1), FAB(eps=0.1), UniformNoise(eps=0.1)):
-        with pytest.raises(SJRobustError, match=f"{attack.name} begins at places of its own: leave start out"):
+        with pytest.raises(
+            SJRobustError, match=f"{attack.name} begins at places of its own: leave start out"
+        ):
             attack(snn, x, y, start=x)
     for attack in (Rotating(eps=0.1), Square(eps=0.1)):
         with pytest.raises(SJRobustError, match="needs labels"):
@@ -255,7 +323,9 @@ def test_wrong_starts_and_settings_are_named() -> None:
 
 def test_an_attack_that_takes_no_start_need_not_know_of_it() -> None:
     class Still(Attack):
-        def run(self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor) -> Tensor:  # type: ignore[override]
+        def run(
+            self, model: nn.Module, x: Tensor, y: Tensor | None, seed: int, ids: Tensor
+        ) -> Tensor:  # type: ignore[override]
             return x
 
     _, ann, x, y = networks()

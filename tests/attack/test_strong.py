@@ -1,4 +1,5 @@
-"""SA-PGD, APGD, FAB, Square and noise: the contract they share, their formulas, and what they find."""
+"""SA-PGD, APGD, FAB, Square and noise: the contract they share, their formulas, and what they
+find."""
 
 from __future__ import annotations
 
@@ -8,7 +9,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sj_robust.attack import APGD, FAB, FGSM, PGD, SAPGD, Attack, GradientView, Rotating, Rounds, Square, UniformNoise, parse_attack
+from sj_robust.attack import (
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    SAPGD,
+    Attack,
+    GradientView,
+    Rotating,
+    Rounds,
+    Square,
+    UniformNoise,
+    parse_attack,
+)
 from sj_robust.attack.gradient import checkpoints
 from sj_robust.attack.loss import margin, objective
 from sj_robust.attack.noise import uniform_like
@@ -19,11 +33,18 @@ from sj_robust.neuron import parse_view
 
 EPS = 8 / 255
 ATTACKS: list[Callable[..., Attack]] = [
-    lambda **s: SAPGD(steps=6, **s), lambda **s: SAPGD(steps=6, loss="dlr", **s), lambda **s: APGD(steps=6, **s),
-    lambda **s: APGD(steps=6, loss="dlr", **s), lambda **s: APGD(steps=3, loss="t", targets=2, **s),
-    lambda **s: FAB(steps=4, targets=2, **s), lambda **s: FAB(steps=3, targets=0, **s),
-    lambda **s: Square(queries=25, **s), lambda **s: UniformNoise(restarts=3, **s),
-    lambda **s: PGD(steps=3, **s), lambda **s: FGSM(**s), lambda **s: Rotating(steps=6, **s),
+    lambda **s: SAPGD(steps=6, **s),
+    lambda **s: SAPGD(steps=6, loss="dlr", **s),
+    lambda **s: APGD(steps=6, **s),
+    lambda **s: APGD(steps=6, loss="dlr", **s),
+    lambda **s: APGD(steps=3, loss="t", targets=2, **s),
+    lambda **s: FAB(steps=4, targets=2, **s),
+    lambda **s: FAB(steps=3, targets=0, **s),
+    lambda **s: Square(queries=25, **s),
+    lambda **s: UniformNoise(restarts=3, **s),
+    lambda **s: PGD(steps=3, **s),
+    lambda **s: FGSM(**s),
+    lambda **s: Rotating(steps=6, **s),
     lambda **s: Rounds(first=PGD(steps=2, **s), second=Square(queries=15, **s), restarts=2, **s),
 ]
 L2 = [make for make in ATTACKS if make(eps=EPS).name.split("-")[0] != "sapgd6"]
@@ -35,7 +56,13 @@ def name(make: Callable[..., Attack]) -> str:
 
 def net(classes: int = 6) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, classes)).eval()
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(32, classes),
+    ).eval()
 
 
 def images(model: nn.Module, count: int = 12) -> tuple[Tensor, Tensor]:
@@ -48,17 +75,28 @@ def images(model: nn.Module, count: int = 12) -> tuple[Tensor, Tensor]:
 
 def spiking() -> tuple[SpikingClassifier, Tensor, Tensor]:
     torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(),
-                             nn.Linear(72, 6))
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(72, 6),
+    )
     x = torch.rand(12, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     ann = NormalizedClassifier(backbone, [0.5] * 3, [0.25] * 3)
     snn = convert(ann, x.view(2, 6, 3, 8, 8), timesteps=3, calibration_timesteps=10).eval()
     return snn, x, snn(x).argmax(1)
 
 
-@pytest.mark.parametrize(("make", "norm"), [(make, "linf") for make in ATTACKS] + [(make, "l2") for make in L2],
-                         ids=[f"{name(make)}-linf" for make in ATTACKS] + [f"{name(make)}-l2" for make in L2])
-def test_in_the_ball_alike_in_any_batch_and_order_and_leaving_no_trace(make: Callable[..., Attack], norm: str) -> None:
+@pytest.mark.parametrize(
+    ("make", "norm"),
+    [(make, "linf") for make in ATTACKS] + [(make, "l2") for make in L2],
+    ids=[f"{name(make)}-linf" for make in ATTACKS] + [f"{name(make)}-l2" for make in L2],
+)
+def test_in_the_ball_alike_in_any_batch_and_order_and_leaving_no_trace(
+    make: Callable[..., Attack], norm: str
+) -> None:
     model = net()
     x, y = images(model)
     eps = EPS if norm == "linf" else 0.4
@@ -69,7 +107,9 @@ def test_in_the_ball_alike_in_any_batch_and_order_and_leaving_no_trace(make: Cal
     x_adv = attack(model, x, y, seed=3, ids=ids)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in model.modules())
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
+    )
     assert (x_adv.shape, x_adv.dtype, x_adv.requires_grad) == (x.shape, torch.float32, False)
     size = (x_adv - x).flatten(1).norm(torch.inf if norm == "linf" else 2, dim=1)
     assert size.max() <= eps + 1e-6
@@ -78,7 +118,8 @@ def test_in_the_ball_alike_in_any_batch_and_order_and_leaving_no_trace(make: Cal
     torch.manual_seed(10)
     part = attack(model, x[order], y[order], seed=3, ids=ids[order])
     alone = attack(model, x[5:6], y[5:6], seed=3, ids=ids[5:6])
-    # Convolutions may round differently in another batch: a sign may flip where a gradient is about zero, no more.
+    # Convolutions may round differently in another batch: a sign may flip where a gradient is about
+    # zero, no more.
     assert (part - x_adv[order]).abs().gt(1e-5).float().mean() < 0.02
     assert (alone - x_adv[5:6]).abs().gt(1e-5).float().mean() < 0.02
     other = attack(model, x, y, seed=4, ids=ids)
@@ -90,7 +131,9 @@ def test_in_the_ball_alike_in_any_batch_and_order_and_leaving_no_trace(make: Cal
 
 @pytest.mark.parametrize("make", ATTACKS, ids=name)
 @pytest.mark.parametrize("view", ["PCW:1", "ASSG", "rate-temporal", "activation"])
-def test_any_attack_runs_under_any_view_to_the_same_result_twice(make: Callable[..., Attack], view: str) -> None:
+def test_any_attack_runs_under_any_view_to_the_same_result_twice(
+    make: Callable[..., Attack], view: str
+) -> None:
     snn, x, y = spiking()
     seen = GradientView(snn, parse_view(view))
     attack = make(eps=EPS)
@@ -113,8 +156,14 @@ def test_the_best_image_is_kept_not_the_last() -> None:
 def test_restarts_only_help() -> None:
     model = net()
     x, y = images(model)
-    for make in (lambda **s: PGD(steps=2, **s), lambda **s: SAPGD(steps=2, **s), lambda **s: APGD(steps=2, **s)):
-        one, five = (margin(model(make(eps=EPS, restarts=count)(model, x, y)), y) for count in (1, 5))
+    for make in (
+        lambda **s: PGD(steps=2, **s),
+        lambda **s: SAPGD(steps=2, **s),
+        lambda **s: APGD(steps=2, **s),
+    ):
+        one, five = (
+            margin(model(make(eps=EPS, restarts=count)(model, x, y)), y) for count in (1, 5)
+        )
         assert (five <= one + 1e-6).all()
         assert (five < one - 1e-6).any()
 
@@ -133,8 +182,13 @@ def test_l2_attacks_reach_the_optimum_of_a_linear_model() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2)).requires_grad_(False)
     x = torch.full((4, 3, 8, 8), 0.5)
     y = torch.tensor([0, 1, 0, 1])
-    lowest = margin(model(x), y) - 0.3 * (model[1].weight[0] - model[1].weight[1]).norm()  # a margin falls by eps·‖w_y − w_k‖ at most
-    for attack in (FGSM(eps=0.3, norm="l2"), PGD(eps=0.3, steps=30, norm="l2"), APGD(eps=0.3, steps=30, norm="l2")):
+    # a margin falls by eps·‖w_y − w_k‖ at most
+    lowest = margin(model(x), y) - 0.3 * (model[1].weight[0] - model[1].weight[1]).norm()
+    for attack in (
+        FGSM(eps=0.3, norm="l2"),
+        PGD(eps=0.3, steps=30, norm="l2"),
+        APGD(eps=0.3, steps=30, norm="l2"),
+    ):
         assert torch.allclose(margin(model(attack(model, x, y)), y), lowest, atol=6e-3), attack.name
 
 
@@ -151,7 +205,7 @@ def test_sapgd_follows_its_formula_in_float64() -> None:
     for _ in range(steps):
         leaf = x_adv.requires_grad_()
         value = nn.functional.cross_entropy(precise(leaf), y)
-        g, = torch.autograd.grad(value, leaf)
+        (g,) = torch.autograd.grad(value, leaf)
         x_adv = leaf.detach()
         tried.append(x_adv)
         best = max(best, (value.item(), x_adv, g), key=lambda entry: entry[0])
@@ -169,7 +223,8 @@ def test_sapgd_follows_its_formula_in_float64() -> None:
 
 
 def test_the_checkpoints_are_those_of_apgd() -> None:
-    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]  # gaps 22, 19, 16, 13, 10, 7, 6, 6
+    # gaps 22, 19, 16, 13, 10, 7, 6, 6
+    assert sorted(checkpoints(100)) == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
 def test_dlr_is_the_ratio_of_its_paper_and_does_not_see_the_scale() -> None:
@@ -180,7 +235,8 @@ def test_dlr_is_the_ratio_of_its_paper_and_does_not_see_the_scale() -> None:
 
 
 def test_apgd_starts_where_the_library_would_and_finds_as_much() -> None:
-    """Same algorithm, our own start: as strong as the library run by itself, within a few images."""
+    """Same algorithm, our own start: as strong as the library run by itself, within a few
+    images."""
     from pyautoattack.autopgd_base import APGDAttack
 
     model = net()
@@ -202,7 +258,10 @@ def test_gradients_that_vanish_by_scale_stop_ce_not_dlr() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 1e6 * model(x)
 
-    broken = {loss: int((margin(model(APGD(eps=EPS, steps=10, loss=loss)(Scaled(), x, y)), y) < 0).sum()) for loss in ("ce", "dlr")}
+    broken = {
+        loss: int((margin(model(APGD(eps=EPS, steps=10, loss=loss)(Scaled(), x, y)), y) < 0).sum())
+        for loss in ("ce", "dlr")
+    }
     assert broken["dlr"] > broken["ce"]
 
 
@@ -210,7 +269,9 @@ def test_nan_logits_come_to_light() -> None:
     class Breaks(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             logits = x.flatten(1)[:, :4]
-            return torch.where((x - 0.5).abs().flatten(1).amax(1, keepdim=True) > 0, logits * torch.nan, logits)
+            return torch.where(
+                (x - 0.5).abs().flatten(1).amax(1, keepdim=True) > 0, logits * torch.nan, logits
+            )
 
     x = torch.full((2, 3, 8, 8), 0.5)
     x_adv = PGD(eps=EPS, steps=2)(Breaks(), x, torch.tensor([0, 1]))
@@ -218,24 +279,42 @@ def test_nan_logits_come_to_light() -> None:
 
 
 def test_names_parse_back() -> None:
-    for text in ("fgsm", "rfgsm", "pgd7", "sapgd100-ce", "sapgd20-dlr", "apgd100-ce", "apgd20-dlr", "apgd100-t", "fab", "fab-t",
-                 "square5000", "noise10"):
+    for text in (
+        "fgsm",
+        "rfgsm",
+        "pgd7",
+        "sapgd100-ce",
+        "sapgd20-dlr",
+        "apgd100-ce",
+        "apgd20-dlr",
+        "apgd100-t",
+        "fab",
+        "fab-t",
+        "square5000",
+        "noise10",
+    ):
         assert parse_attack(text, EPS).name == text
     assert parse_attack("apgd-ce", EPS).name == "apgd100-ce"
     assert parse_attack("square", EPS).name == "square5000"
     assert parse_attack("pgd7", 0.5, "l2").norm == "l2"
 
 
-@pytest.mark.parametrize(("make", "message"), [
-    (lambda: PGD(eps=EPS, norm="l1"), "norm is 'l1'"),
-    (lambda: SAPGD(eps=EPS, norm="l2"), "use APGD under l2"),
-    (lambda: APGD(eps=EPS, loss="kl"), "loss is 'kl'"),
-    (lambda: APGD(eps=EPS, targeted=True), "use PGD with targeted=True"),
-    (lambda: PGD(eps=EPS, loss="dlr", targeted=True), 'a targeted attack descends on the loss "ce"'),
-    (lambda: PGD(eps=EPS, random_start=False, restarts=2), "restarts without a random start"),
-    (lambda: Square(eps=EPS, queries=0), "queries is 0"),
-    (lambda: parse_attack("apgd-kl", EPS), "unknown attack 'apgd-kl'"),
-])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PGD(eps=EPS, norm="l1"), "norm is 'l1'"),
+        (lambda: SAPGD(eps=EPS, norm="l2"), "use APGD under l2"),
+        (lambda: APGD(eps=EPS, loss="kl"), "loss is 'kl'"),
+        (lambda: APGD(eps=EPS, targeted=True), "use PGD with targeted=True"),
+        (
+            lambda: PGD(eps=EPS, loss="dlr", targeted=True),
+            'a targeted attack descends on the loss "ce"',
+        ),
+        (lambda: PGD(eps=EPS, random_start=False, restarts=2), "restarts without a random start"),
+        (lambda: Square(eps=EPS, queries=0), "queries is 0"),
+        (lambda: parse_attack("apgd-kl", EPS), "unknown attack 'apgd-kl'"),
+    ],
+)
 def test_wrong_settings_are_named(make: Callable[[], Attack], message: str) -> None:
     with pytest.raises(SJRobustError, match=message):
         make()
@@ -244,7 +323,11 @@ def test_wrong_settings_are_named(make: Callable[[], Attack], message: str) -> N
 def test_too_few_classes_are_named() -> None:
     x, y = torch.rand(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    for attack, least in ((APGD(eps=EPS, loss="dlr"), 3), (APGD(eps=EPS, loss="t"), 4), (SAPGD(eps=EPS, loss="dlr"), 3)):
+    for attack, least in (
+        (APGD(eps=EPS, loss="dlr"), 3),
+        (APGD(eps=EPS, loss="t"), 4),
+        (SAPGD(eps=EPS, loss="dlr"), 3),
+    ):
         with pytest.raises(SJRobustError, match=f"at least {least} classes"):
             attack(model, x, y)
     with pytest.raises(SJRobustError, match="needs labels"):

@@ -18,9 +18,13 @@ from sj_robust.neuron import ENSEMBLE_VIEWS, Surrogate, ThresholdLIF, View, pars
 def snn() -> SpikingClassifier:
     torch.manual_seed(0)
     backbone = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), SpikingActivation(ThresholdLIF(0.4, surrogate=Surrogate("PCW", 2.0)), 4),
-        nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), SpikingActivation(ThresholdLIF(0.3), 4),
-        nn.Flatten(), nn.Linear(128, 5),
+        nn.Conv2d(3, 8, 3, padding=1),
+        SpikingActivation(ThresholdLIF(0.4, surrogate=Surrogate("PCW", 2.0)), 4),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        SpikingActivation(ThresholdLIF(0.3), 4),
+        nn.Flatten(),
+        nn.Linear(128, 5),
     )
     return SpikingClassifier(backbone, timesteps=4, mean=[0.5] * 3, std=[0.25] * 3).eval()
 
@@ -38,11 +42,18 @@ def node_views(snn: SpikingClassifier) -> list[object]:
 
 
 @pytest.mark.parametrize("view", ENSEMBLE_VIEWS, ids=view_name)
-def test_views_show_the_true_spikes_except_activation(snn: SpikingClassifier, x: Tensor, view: Surrogate) -> None:
+def test_views_show_the_true_spikes_except_activation(
+    snn: SpikingClassifier, x: Tensor, view: Surrogate
+) -> None:
     before = node_views(snn)
     logits = GradientView(snn, view)(x)
     if view == parse_view("activation"):
-        relu = nn.Sequential(*(nn.ReLU() if isinstance(layer, SpikingActivation) else layer for layer in snn.backbone))
+        relu = nn.Sequential(
+            *(
+                nn.ReLU() if isinstance(layer, SpikingActivation) else layer
+                for layer in snn.backbone
+            )
+        )
         assert torch.allclose(logits, relu((x - snn.mean) / snn.std), atol=1e-6)
         assert not torch.allclose(logits, snn(x), atol=1e-3)
     else:
@@ -50,15 +61,17 @@ def test_views_show_the_true_spikes_except_activation(snn: SpikingClassifier, x:
     assert node_views(snn) == before
 
 
-def test_each_view_has_its_own_gradient_also_when_backward_comes_later(snn: SpikingClassifier, x: Tensor) -> None:
+def test_each_view_has_its_own_gradient_also_when_backward_comes_later(
+    snn: SpikingClassifier, x: Tensor
+) -> None:
     gradients = {}
     for view in ENSEMBLE_VIEWS:
         late = x.clone().requires_grad_()
         loss = GradientView(snn, view)(late).square().sum()  # the context is left before backward
-        gradients[view_name(view)], = torch.autograd.grad(loss, late)
+        (gradients[view_name(view)],) = torch.autograd.grad(loss, late)
         within = x.clone().requires_grad_()
         with snn.gradient(view):
-            expected, = torch.autograd.grad(snn(within).square().sum(), within)
+            (expected,) = torch.autograd.grad(snn(within).square().sum(), within)
         assert torch.equal(gradients[view_name(view)], expected)
     names = list(gradients)
     for i, one in enumerate(names):
@@ -71,8 +84,11 @@ def test_an_attack_through_a_view_uses_its_gradient(snn: SpikingClassifier, x: T
     for view in (Surrogate("RECT", 0.5), "rate", "activation"):
         leaf = x.clone().requires_grad_()
         with snn.gradient(view):
-            gradient, = torch.autograd.grad(nn.functional.cross_entropy(snn(leaf), Y), leaf)
-        assert torch.equal(FGSM(eps=8 / 255)(GradientView(snn, view), x, Y), (x + 8 / 255 * gradient.sign()).clamp(0, 1))
+            (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(snn(leaf), Y), leaf)
+        assert torch.equal(
+            FGSM(eps=8 / 255)(GradientView(snn, view), x, Y),
+            (x + 8 / 255 * gradient.sign()).clamp(0, 1),
+        )
 
 
 def test_an_attack_leaves_a_training_network_alone(snn: SpikingClassifier, x: Tensor) -> None:
@@ -128,7 +144,8 @@ class Doubled(View):
 
 
 def test_the_view_says_whether_its_logits_decide_and_hears_when_an_attack_starts(
-        snn: SpikingClassifier, x: Tensor) -> None:
+    snn: SpikingClassifier, x: Tensor
+) -> None:
     view = Doubled()
     seen = GradientView(snn, view)
     shown = seen(x)

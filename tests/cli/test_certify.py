@@ -26,12 +26,35 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def test_a_zoo_model_is_certified(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "certificate.json"
-    done = cli("certify", MODEL, *FEW, "--sigma", "10/200", "--alpha", 0.01, "--seed", 3, "--out", file, "--json")
+    done = cli(
+        "certify",
+        MODEL,
+        *FEW,
+        "--sigma",
+        "10/200",
+        "--alpha",
+        0.01,
+        "--seed",
+        3,
+        "--out",
+        file,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     found = Certificate.model_validate_json(done.stdout)
     settings = found.settings
-    assert (settings.sigma, settings.n0, settings.n, settings.alpha, settings.seed) == (0.05, 5, 20, 0.01, 3)
-    assert (found.dataset.name, found.dataset.split, found.dataset.evaluated) == ("sample", "test", 2)
+    assert (settings.sigma, settings.n0, settings.n, settings.alpha, settings.seed) == (
+        0.05,
+        5,
+        20,
+        0.01,
+        3,
+    )
+    assert (found.dataset.name, found.dataset.split, found.dataset.evaluated) == (
+        "sample",
+        "test",
+        2,
+    )
     assert Certificate.model_validate_json(file.read_text()) == found
     assert f"result: {file}" in done.stderr
 
@@ -44,13 +67,16 @@ def test_a_spiking_one_in_words(cli: Cli) -> None:
     assert "mean certified radius" in done.stdout
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (("--sigma", 0), "sigma is 0.0"),
-    (("--sigma", 0.25, "--alpha", 1.5), "alpha is 1.5"),
-    (("--sigma", 0.25, "--n", 4), "expected at least 10"),
-    (("--sigma", 0.25, "--max-images", 100_000), "max_images is 100000"),
-    (("--sigma", 0.25, "--data", "no/such/folder"), "no dataset 'no/such/folder'"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--sigma", 0), "sigma is 0.0"),
+        (("--sigma", 0.25, "--alpha", 1.5), "alpha is 1.5"),
+        (("--sigma", 0.25, "--n", 4), "expected at least 10"),
+        (("--sigma", 0.25, "--max-images", 100_000), "max_images is 100000"),
+        (("--sigma", 0.25, "--data", "no/such/folder"), "no dataset 'no/such/folder'"),
+    ],
+)
 def test_a_failure_is_one_line(cli: Cli, wrong: tuple[object, ...], message: str) -> None:
     done = cli("certify", MODEL, *FEW, *wrong)
     assert (done.returncode, done.stdout) == (1, "")
@@ -59,13 +85,17 @@ def test_a_failure_is_one_line(cli: Cli, wrong: tuple[object, ...], message: str
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("wrong", [(), ("--sigma", "little"), ("--sigma", 0.25, "--n", 0), ("--sigma", 0.25, "--n0", 0)])
+@pytest.mark.parametrize(
+    "wrong", [(), ("--sigma", "little"), ("--sigma", 0.25, "--n", 0), ("--sigma", 0.25, "--n0", 0)]
+)
 def test_wrong_usage_is_2(cli: Cli, wrong: tuple[object, ...]) -> None:
     done = cli("certify", MODEL, *FEW, *wrong)
     assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_help_has_an_example_and_needs_no_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_WITHOUT_TORCH], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "Example: sj-robust certify" in done.stdout

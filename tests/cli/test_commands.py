@@ -17,15 +17,40 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 TRAINING = ("--data", "colours", "--batch-size", 8, "--eps", "4/255", "--validation", 8)
 NORMALISED = ("--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25")
-CALIBRATION = ("--data", "colours", "--timesteps", 2, "--calibration-timesteps", 3, "--batches", 1, "--batch-size", 4)
+CALIBRATION = (
+    "--data",
+    "colours",
+    "--timesteps",
+    2,
+    "--calibration-timesteps",
+    3,
+    "--batches",
+    1,
+    "--batch-size",
+    4,
+)
 
 
 @pytest.fixture(scope="module")
 def ann(cli: Cli, workplace: Path) -> Path:
-    done = cli("train-ann", "cifar_resnet20", *NORMALISED, *TRAINING, "--epochs", 0.5, "--out", "steps/ann", "--json")
+    done = cli(
+        "train-ann",
+        "cifar_resnet20",
+        *NORMALISED,
+        *TRAINING,
+        "--epochs",
+        0.5,
+        "--out",
+        "steps/ann",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["kind"], result["checkpoint"], result["config"]["eps"]) == ("ann", "steps/ann", pytest.approx(4 / 255))
+    assert (result["kind"], result["checkpoint"], result["config"]["eps"]) == (
+        "ann",
+        "steps/ann",
+        pytest.approx(4 / 255),
+    )
     return workplace / "steps/ann"
 
 
@@ -46,17 +71,40 @@ def test_converting_twice_gives_the_same_network(cli: Cli, snn: Path, workplace:
     assert torch.equal(first(x), second(x))
 
 
-def test_evaluate_by_protocol_with_transfer_checks_and_figures(cli: Cli, snn: Path, workplace: Path) -> None:
-    settings = ("--data", "colours", "--protocol", "strong", "--transfer", "steps/ann", "--eps", "8/255", "--max-images", 4)
-    done = cli("evaluate", "steps/snn", *settings, "--check-images", 2, "--plot", "steps/figures", "--json")
+def test_evaluate_by_protocol_with_transfer_checks_and_figures(
+    cli: Cli, snn: Path, workplace: Path
+) -> None:
+    settings = (
+        "--data",
+        "colours",
+        "--protocol",
+        "strong",
+        "--transfer",
+        "steps/ann",
+        "--eps",
+        "8/255",
+        "--max-images",
+        4,
+    )
+    done = cli(
+        "evaluate", "steps/snn", *settings, "--check-images", 2, "--plot", "steps/figures", "--json"
+    )
     assert done.returncode == 0, done.stderr
     report = Report.from_json(done.stdout)
     assert report.settings.protocol == "strong@2"
     assert "transfer:steps/ann" in report.settings.views
     assert report.verdict is not None
-    assert {path.name for path in (workplace / "steps/figures").iterdir()} >= {"accuracy.png", "accuracy.pdf", "views.png"}
-    for wrong, message in ((("--attacks", "fgsm"), "leave --attacks out"), (("--protocol", "fast"), "unknown protocol 'fast'"),
-                           (("--norm", "l3"), "norm is 'l3'"), (("--transfer", "nobody"), "'nobody' is neither a checkpoint folder")):
+    assert {path.name for path in (workplace / "steps/figures").iterdir()} >= {
+        "accuracy.png",
+        "accuracy.pdf",
+        "views.png",
+    }
+    for wrong, message in (
+        (("--attacks", "fgsm"), "leave --attacks out"),
+        (("--protocol", "fast"), "unknown protocol 'fast'"),
+        (("--norm", "l3"), "norm is 'l3'"),
+        (("--transfer", "nobody"), "'nobody' is neither a checkpoint folder"),
+    ):
         done = cli("evaluate", "steps/snn", *settings, *wrong)
         assert done.returncode == 1
         assert message in done.stderr.splitlines()[-1]
@@ -64,7 +112,17 @@ def test_evaluate_by_protocol_with_transfer_checks_and_figures(cli: Cli, snn: Pa
 
 def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -> None:
     augmented = ("--augmentation", "resized-crop-flip", "--crop-scale", 0.5)
-    done = cli("finetune", "steps/snn", *TRAINING, *augmented, "--epochs", 0.5, "--out", "steps/tuned", "--json")
+    done = cli(
+        "finetune",
+        "steps/snn",
+        *TRAINING,
+        *augmented,
+        "--epochs",
+        0.5,
+        "--out",
+        "steps/tuned",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     config = json.loads(done.stdout)["config"]
     assert (config["augmentation"], config["crop_scale"]) == ("resized-crop-flip", 0.5)
@@ -72,7 +130,17 @@ def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -
     assert sj_robust.load(tuned).thresholds().keys() == sj_robust.load(snn).thresholds().keys()
 
     attack = ("--eps", "2/255", "--eps", 0.05, "--attacks", "fgsm", "--views", "PCW:1,rate")
-    done = cli("evaluate", "steps/tuned", "--data", "colours", *attack, "--out", "steps/report.json", "--record", "--json")
+    done = cli(
+        "evaluate",
+        "steps/tuned",
+        "--data",
+        "colours",
+        *attack,
+        "--out",
+        "steps/report.json",
+        "--record",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     report = Report.from_json(done.stdout)
     assert report.settings.eps == [pytest.approx(2 / 255), 0.05]
@@ -93,11 +161,21 @@ def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -
 
 
 def test_an_interrupted_training_goes_on_only_with_resume(cli: Cli, ann: Path) -> None:
-    again = ("train-ann", "cifar_resnet20", *NORMALISED, *TRAINING, "--epochs", 0.5, "--out", "steps/ann")
+    again = (
+        "train-ann",
+        "cifar_resnet20",
+        *NORMALISED,
+        *TRAINING,
+        "--epochs",
+        0.5,
+        "--out",
+        "steps/ann",
+    )
     refused = cli(*again)
     assert refused.returncode == 1
     assert "resume" in refused.stderr
-    assert cli(*again, "--resume").returncode == 0  # it had finished, so there is nothing left to do
+    # it had finished, so there is nothing left to do
+    assert cli(*again, "--resume").returncode == 0
 
 
 def test_a_users_own_class_goes_all_the_way(cli: Cli, workplace: Path) -> None:

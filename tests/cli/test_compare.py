@@ -32,17 +32,23 @@ def test_the_table_says_what_the_comparison_found(cli: Cli) -> None:
     done, found = cli("compare", *ZOO), compare_models(ZOO)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    table = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│ ")]
+    table = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│ ")
+    ]
     rows = [cells for cells in table if cells[0]]  # the others hold the intervals
     assert len(rows) == len(found.rows)
     for cells, row in zip(rows, found.rows, strict=True):
         assert cells[:2] == [str(row.rank or "–"), row.name]
         assert cells[-1] == checks_word(row)
-        raised = ",".join(map(str, row.marks.robust)).translate(str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒"))
+        raised = ",".join(map(str, row.marks.robust)).translate(
+            str.maketrans("0123456789,", "⁰¹²³⁴⁵⁶⁷⁸⁹˒")
+        )
         figures = [row.at(eps) for eps in found.columns]
         assert cells[-2] == ("–" if row.microjoules is None else energy(row))
-        assert cells[-2 - len(figures):-2] == [f"{100 * cell.value:.1f} %{raised}" if cell else "not measured" for cell in figures]
-    after = lines[next(number for number, line in enumerate(lines) if line.startswith("└")) + 1:]
+        assert cells[-2 - len(figures) : -2] == [
+            f"{100 * cell.value:.1f} %{raised}" if cell else "not measured" for cell in figures
+        ]
+    after = lines[next(number for number, line in enumerate(lines) if line.startswith("└")) + 1 :]
     assert after[:2] == found.about()
     assert [line.split(" ", 1)[1] for line in after[2:]] == found.footnotes
 
@@ -70,7 +76,9 @@ def test_the_page_is_written_beside_the_table(cli: Cli, tmp_path: Path) -> None:
     assert [path.name for path in page.parent.iterdir()] == ["compare.html"]
 
 
-def test_a_folder_without_evaluation_is_not_measured_and_its_name_is_not_obeyed(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_without_evaluation_is_not_measured_and_its_name_is_not_obeyed(
+    cli: Cli, tmp_path: Path
+) -> None:
     folder = tmp_path / "[red]\x1b[31mmine"
     folder.mkdir()
     measured = next(entry for entry in list_models() if entry.results)
@@ -79,7 +87,8 @@ def test_a_folder_without_evaluation_is_not_measured_and_its_name_is_not_obeyed(
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if "mine" in line)
     assert r"[red]\x1b[31mmine" in line
-    assert line.count("not measured") == 2 + len(measured.results[0].robust)  # clean, every eps, checks
+    # clean, every eps, checks
+    assert line.count("not measured") == 2 + len(measured.results[0].robust)
     assert "\x1b" not in done.stdout
 
 
@@ -90,8 +99,13 @@ def test_an_unknown_model_is_named(cli: Cli, name: str) -> None:
 
 def test_a_page_that_cannot_be_written_is_named(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for path, reason in ((tmp_path, "is a folder, expected a file"), (tmp_path / "file" / "page.html", "is a file, expected a folder")):
-        assert f"{path if path == tmp_path else path.parent} {reason}" in failure(cli("compare", ZOO[0], "--html", path))
+    for path, reason in (
+        (tmp_path, "is a folder, expected a file"),
+        (tmp_path / "file" / "page.html", "is a file, expected a folder"),
+    ):
+        assert f"{path if path == tmp_path else path.parent} {reason}" in failure(
+            cli("compare", ZOO[0], "--html", path)
+        )
 
 
 def test_the_models_of_the_hub_beside_those_named(hub: Any, cli: Cli) -> None:
@@ -111,7 +125,9 @@ def test_the_models_of_the_hub_beside_those_named(hub: Any, cli: Cli) -> None:
     gated, other = done.stderr.splitlines()
     assert gated.startswith("bob/gated is left out: ") and "ask for access" in gated
     assert other.startswith("bob/other-weights is left out: the evaluation is of another model")
-    weights = [request.path for request in hub.requests if request.path.endswith("model.safetensors")]
+    weights = [
+        request.path for request in hub.requests if request.path.endswith("model.safetensors")
+    ]
     assert weights  # of the one that was named
     assert all(path.startswith("/alice/snn/") for path in weights)
 
@@ -120,7 +136,10 @@ def test_the_models_of_the_hub_beside_those_named(hub: Any, cli: Cli) -> None:
     done = cli("compare", "--hub", "--dataset", "cifar10")
     assert done.returncode == 0, done.stderr
     assert "alice/snn" in done.stdout and "bob/ann" not in done.stdout
-    assert any(line.startswith("bob/ann is left out: ") and "arrived twice" in line for line in done.stderr.splitlines())
+    assert any(
+        line.startswith("bob/ann is left out: ") and "arrived twice" in line
+        for line in done.stderr.splitlines()
+    )
     done = cli("compare", "--hub", "--dataset", "svhn")
     assert (done.returncode, done.stderr) == (0, "")
     assert "No model has a recorded evaluation." in done.stdout
@@ -128,8 +147,16 @@ def test_the_models_of_the_hub_beside_those_named(hub: Any, cli: Cli) -> None:
     assert "cannot be reached" in failure(cli("compare", SNN, "--hub"))
 
 
-@pytest.mark.parametrize("args", [
-    (), (ZOO[0], "--markdown", "--json"), (ZOO[0], "--html"), ("--dataset", "cifar10"), (ZOO[0], "--dataset", "cifar10")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        (),
+        (ZOO[0], "--markdown", "--json"),
+        (ZOO[0], "--html"),
+        ("--dataset", "cifar10"),
+        (ZOO[0], "--dataset", "cifar10"),
+    ],
+)
 def test_wrong_usage_is_2(cli: Cli, args: tuple[str, ...]) -> None:
     done = cli("compare", *args)
     assert (done.returncode, done.stdout) == (2, "")

@@ -21,14 +21,29 @@ from torch import nn
 class Six(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv, self.act, self.conv2, self.pool = nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 1), nn.MaxPool2d(2)
-        self.fc = nn.Linear(4, 2)
+        self.conv, self.act, self.conv2 = nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 4, 1)
+        self.pool, self.fc = nn.MaxPool2d(2), nn.Linear(4, 2)
 
     def forward(self, x):
         return self.fc(F.relu(self.conv2(self.pool(self.act(self.conv(x))))).mean((2, 3)))
 """
-CONVERT = ("convert", "--model", "sixes:Six", "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--timesteps", 2,
-           "--calibration-timesteps", 3, "--batches", 1, "--batch-size", 4)  # fmt: skip
+CONVERT = (
+    "convert",
+    "--model",
+    "sixes:Six",
+    "--mean",
+    "0.5,0.5,0.5",
+    "--std",
+    "0.25,0.25,0.25",
+    "--timesteps",
+    2,
+    "--calibration-timesteps",
+    3,
+    "--batches",
+    1,
+    "--batch-size",
+    4,
+)
 
 
 @pytest.fixture
@@ -45,7 +60,10 @@ def test_a_choice_is_asked_for_and_then_made(cli: Cli, place: Path, workplace: P
     assert "act (ReLU6)" in refused.stderr
     assert "--replace-activation relu" in refused.stderr
     assert not (place / "snn").exists()
-    assert cli(*CONVERT, *data, "--out", "snn", "--replace-activation", "tanh", cwd=place).returncode == 2
+    assert (
+        cli(*CONVERT, *data, "--out", "snn", "--replace-activation", "tanh", cwd=place).returncode
+        == 2
+    )
 
     chosen = ("--replace-activation", "relu", "--pooling", "average", "--percentile", 90)
     done = cli(*CONVERT, *data, "--out", "snn", *chosen, "--json", cwd=place)

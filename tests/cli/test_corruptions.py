@@ -26,12 +26,29 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def test_a_zoo_model_on_corrupted_images(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
-    done = cli("corruptions", MODEL, *FEW, "--names", "fog, pixelate", "--severities", "5,1", "--seed", 3, "--out", file, "--json")
+    done = cli(
+        "corruptions",
+        MODEL,
+        *FEW,
+        "--names",
+        "fog, pixelate",
+        "--severities",
+        "5,1",
+        "--seed",
+        3,
+        "--out",
+        file,
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     found = CorruptionReport.model_validate_json(done.stdout)
     settings = found.settings
     assert (settings.names, settings.severities, settings.seed) == (["fog", "pixelate"], [1, 5], 3)
-    assert (found.dataset.name, found.dataset.split, found.dataset.evaluated) == ("sample", "test", 8)
+    assert (found.dataset.name, found.dataset.split, found.dataset.evaluated) == (
+        "sample",
+        "test",
+        8,
+    )
     assert CorruptionReport.model_validate_json(file.read_text()) == found
     assert f"result: {file}" in done.stderr
 
@@ -45,13 +62,16 @@ def test_a_spiking_one_in_words(cli: Cli) -> None:
     assert "severity 2" in done.stdout
 
 
-@pytest.mark.parametrize(("wrong", "code", "message"), [
-    (("--names", "haze"), 1, "sj-robust: unknown corruption 'haze'"),
-    (("--names", ","), 1, "sj-robust: no names given"),
-    (("--severities", "7"), 1, "sj-robust: severity is 7"),
-    (("--severities", "1.5"), 2, "'1.5' is not a whole number"),
-    (("--severities", "high"), 2, "'high' is not a whole number"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "code", "message"),
+    [
+        (("--names", "haze"), 1, "sj-robust: unknown corruption 'haze'"),
+        (("--names", ","), 1, "sj-robust: no names given"),
+        (("--severities", "7"), 1, "sj-robust: severity is 7"),
+        (("--severities", "1.5"), 2, "'1.5' is not a whole number"),
+        (("--severities", "high"), 2, "'high' is not a whole number"),
+    ],
+)
 def test_failures_are_one_line(cli: Cli, wrong: tuple[str, str], code: int, message: str) -> None:
     done = cli("corruptions", MODEL, *FEW, *wrong)
     assert done.returncode == code
@@ -61,6 +81,8 @@ def test_failures_are_one_line(cli: Cli, wrong: tuple[str, str], code: int, mess
 
 
 def test_help_has_an_example_and_needs_no_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_WITHOUT_TORCH], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "Example: sj-robust corruptions" in done.stdout

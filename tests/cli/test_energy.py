@@ -33,14 +33,25 @@ def test_energy(cli: Cli, tmp_path: Path) -> None:
     done = cli("energy", SNN, *FEW, "--batch-size", 2, "--split", "train", "--out", file, "--json")
     assert done.returncode == 0, done.stderr
     found = Energy.model_validate_json(done.stdout)
-    assert (found.dataset.name, found.dataset.split, found.dataset.evaluated, found.batch_size) == ("sample", "train", 3, 2)
+    assert (found.dataset.name, found.dataset.split, found.dataset.evaluated, found.batch_size) == (
+        "sample",
+        "train",
+        3,
+        2,
+    )
     assert Energy.model_validate_json(file.read_text()) == found
     assert f"result: {file}" in done.stderr
 
 
 def test_energy_joins_the_recorded_evaluation_of_the_same_images(cli: Cli, tmp_path: Path) -> None:
-    snn, sample, folder = sj_robust.load(SNN), sj_robust.load_dataset("sample", "test"), tmp_path / "snn"
-    report = sj_robust.evaluate(snn, sample, attacks=[], max_images=2, check_images=0).model_copy(update={"energy": None})
+    snn, sample, folder = (
+        sj_robust.load(SNN),
+        sj_robust.load_dataset("sample", "test"),
+        tmp_path / "snn",
+    )
+    report = sj_robust.evaluate(snn, sample, attacks=[], max_images=2, check_images=0).model_copy(
+        update={"energy": None}
+    )
     sj_robust.save(snn, folder, report=report)
     done = cli("energy", folder, *FEW, "--split", "train", "--record")
     assert (done.returncode, done.stdout) == (1, "")
@@ -57,7 +68,9 @@ def test_energy_joins_an_evaluation_whose_labels_were_mapped(cli: Cli, tmp_path:
     for number in range(2):
         place = tmp_path / "data" / sample.classes[int(sample.labels[number])]
         place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(sample.images[number].permute(1, 2, 0).numpy()).save(place / f"{number}.png")  # type: ignore[index]
+        Image.fromarray(sample.images[number].permute(1, 2, 0).numpy()).save(
+            place / f"{number}.png"
+        )  # type: ignore[index]
     (tmp_path / "data" / "classes.txt").write_text("\n".join(reversed(sample.classes)))
     data = sj_robust.load_dataset(tmp_path / "data", "test")
     with pytest.warns(UserWarning, match="mapped by name"):
@@ -77,13 +90,29 @@ def test_energy_of_an_ann_in_words(cli: Cli) -> None:
 
 def test_latency(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "latency.json"
-    attack = ("--eps", "4/255", "--attack", "fgsm", "--view", "rate", "--robust-images", 2, "--seed", 3)
+    attack = (
+        "--eps",
+        "4/255",
+        "--attack",
+        "fgsm",
+        "--view",
+        "rate",
+        "--robust-images",
+        2,
+        "--seed",
+        3,
+    )
     done = cli("latency", SNN, *FEW, *attack, "--out", file, "--json")
     assert done.returncode == 0, done.stderr
     found = Latency.model_validate_json(done.stdout)
     assert (found.dataset.evaluated, len(found.clean), found.seed) == (3, 4, 3)
     (robust,) = found.robust
-    assert (robust.eps, robust.attack, robust.view, robust.accuracy[0].total) == (pytest.approx(4 / 255), "fgsm", "rate", 2)
+    assert (robust.eps, robust.attack, robust.view, robust.accuracy[0].total) == (
+        pytest.approx(4 / 255),
+        "fgsm",
+        "rate",
+        2,
+    )
     assert Latency.model_validate_json(file.read_text()) == found
 
 
@@ -94,14 +123,17 @@ def test_latency_in_words(cli: Cli) -> None:
     assert "steps until" in done.stdout
 
 
-@pytest.mark.parametrize(("wrong", "message"), [
-    (("latency", ANN), "has no time steps"),
-    (("latency", SNN, "--robust-images", 9), "robust_images is 9: expected 1 to 3"),
-    (("latency", SNN, "--eps", "1/255", "--attack", "magic"), "unknown attack 'magic'"),
-    (("energy", SNN, "--max-images", 100_000), "max_images is 100000"),
-    (("energy", SNN, "--data", "no/such/folder"), "no dataset 'no/such/folder'"),
-    (("energy", "no-such-model"), "no-such-model"),
-])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("latency", ANN), "has no time steps"),
+        (("latency", SNN, "--robust-images", 9), "robust_images is 9: expected 1 to 3"),
+        (("latency", SNN, "--eps", "1/255", "--attack", "magic"), "unknown attack 'magic'"),
+        (("energy", SNN, "--max-images", 100_000), "max_images is 100000"),
+        (("energy", SNN, "--data", "no/such/folder"), "no dataset 'no/such/folder'"),
+        (("energy", "no-such-model"), "no-such-model"),
+    ],
+)
 def test_a_failure_is_one_line(cli: Cli, wrong: tuple[object, ...], message: str) -> None:
     command, checkpoint, *options = wrong
     done = cli(command, checkpoint, *FEW, *options)
@@ -111,7 +143,10 @@ def test_a_failure_is_one_line(cli: Cli, wrong: tuple[object, ...], message: str
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("wrong", [("latency", "--eps", "8"), ("energy", "--max-images", 0), ("latency", "--robust-images", 0)])
+@pytest.mark.parametrize(
+    "wrong",
+    [("latency", "--eps", "8"), ("energy", "--max-images", 0), ("latency", "--robust-images", 0)],
+)
 def test_wrong_usage_is_2(cli: Cli, wrong: tuple[object, ...]) -> None:
     command, *options = wrong
     done = cli(command, SNN, *FEW, *options)
@@ -120,6 +155,8 @@ def test_wrong_usage_is_2(cli: Cli, wrong: tuple[object, ...]) -> None:
 
 @pytest.mark.parametrize("command", ["energy", "latency"])
 def test_help_has_an_example_and_needs_no_torch(command: str) -> None:
-    done = subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH, command], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_WITHOUT_TORCH, command], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert f"Example: sj-robust {command}" in done.stdout

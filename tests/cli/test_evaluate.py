@@ -23,16 +23,36 @@ import sj_robust
 
 def build(timesteps=3):
     torch.manual_seed(0)
-    net = nn.Sequential(layer.Conv2d(3, 8, 3, stride=2), neuron.LIFNode(), layer.Flatten(), layer.Linear(8 * 15 * 15, 10))
+    head = layer.Flatten(), layer.Linear(8 * 15 * 15, 10)
+    net = nn.Sequential(layer.Conv2d(3, 8, 3, stride=2), neuron.LIFNode(), *head)
     functional.set_step_mode(net, "m")
-    return sj_robust.from_spikingjelly(net, timesteps=timesteps, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    scaling = dict(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    return sj_robust.from_spikingjelly(net, timesteps=timesteps, **scaling)
 """
 
 
 def test_a_network_of_ones_own_is_evaluated_and_compared(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "my_spiking_network.py").write_text(BUILDER)
-    done = cli("evaluate", "--model", "my_spiking_network:build", "--arg", "timesteps=2", "--data", "sample", "--protocol", "quick",
-               "--eps", "2/255", "--max-images", "16", "--check-images", "0", "--out", "mine.json", cwd=tmp_path)
+    done = cli(
+        "evaluate",
+        "--model",
+        "my_spiking_network:build",
+        "--arg",
+        "timesteps=2",
+        "--data",
+        "sample",
+        "--protocol",
+        "quick",
+        "--eps",
+        "2/255",
+        "--max-images",
+        "16",
+        "--check-images",
+        "0",
+        "--out",
+        "mine.json",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     assert "Sequential (SNN, T=2) on sample test, first 16" in done.stdout
     assert json.loads((tmp_path / "mine.json").read_text())["model"]["timesteps"] == 2
@@ -41,9 +61,21 @@ def test_a_network_of_ones_own_is_evaluated_and_compared(cli: Cli, tmp_path: Pat
     row = next(row for row in json.loads(beside.stdout)["rows"] if row["name"] == "mine")
     assert (row["kind"], row["architecture"], row["timesteps"]) == ("snn", "Sequential", 2)
     for wrong, code, message in [
-        (("evaluate", "--data", "sample"), 2, "give either a network by name or --model MODULE:FUNCTION"),
-        (("evaluate", "--model", "my_spiking_network:build", "--data", "sample", "--record"), 2, "--record writes into a CHECKPOINT"),
-        (("energy", "--model", "my_spiking_network:build", "--data", "sample", "--record"), 2, "--record writes into a CHECKPOINT"),
+        (
+            ("evaluate", "--data", "sample"),
+            2,
+            "give either a network by name or --model MODULE:FUNCTION",
+        ),
+        (
+            ("evaluate", "--model", "my_spiking_network:build", "--data", "sample", "--record"),
+            2,
+            "--record writes into a CHECKPOINT",
+        ),
+        (
+            ("energy", "--model", "my_spiking_network:build", "--data", "sample", "--record"),
+            2,
+            "--record writes into a CHECKPOINT",
+        ),
         (("compare", "nothing.json"), 1, "no file nothing.json: expected a report"),
     ]:
         done = cli(*wrong, cwd=tmp_path)
@@ -52,18 +84,62 @@ def test_a_network_of_ones_own_is_evaluated_and_compared(cli: Cli, tmp_path: Pat
         assert "Traceback" not in done.stderr
 
 
-def test_its_checkpoint_goes_through_the_commands(cli: Cli, workplace: Path, tmp_path: Path) -> None:
-    name, data, source = "my_network_of_colours:build", workplace / "colours", BUILDER.replace("8 * 15 * 15, 10", "8 * 3 * 3, 2")
+def test_its_checkpoint_goes_through_the_commands(
+    cli: Cli, workplace: Path, tmp_path: Path
+) -> None:
+    name, data, source = (
+        "my_network_of_colours:build",
+        workplace / "colours",
+        BUILDER.replace("8 * 15 * 15, 10", "8 * 3 * 3, 2"),
+    )
     module: dict[str, Any] = {}
     (tmp_path / "my_network_of_colours.py").write_text(source)
     exec(source, module)
     sj_robust.save(module["build"](), tmp_path / "mine", builder=name)
     run = partial(cli, cwd=tmp_path)
     for command in (
-        ("finetune", "mine", "--epochs", "0.5", "--batch-size", "8", "--validation", "8", "--out", "tuned"),
-        ("evaluate", "tuned", "--attacks", "fgsm", "--views", "own,PCW:1", "--eps", "4/255", "--check-images", "0", "--record"),
-        ("evaluate", "tuned", "--attacks", "fgsm", "--views", "own", "--eps", "4/255", "--check-images", "0", "--grid", "8bit",
-         "--roughness-images", "3", "--record"),
+        (
+            "finetune",
+            "mine",
+            "--epochs",
+            "0.5",
+            "--batch-size",
+            "8",
+            "--validation",
+            "8",
+            "--out",
+            "tuned",
+        ),
+        (
+            "evaluate",
+            "tuned",
+            "--attacks",
+            "fgsm",
+            "--views",
+            "own,PCW:1",
+            "--eps",
+            "4/255",
+            "--check-images",
+            "0",
+            "--record",
+        ),
+        (
+            "evaluate",
+            "tuned",
+            "--attacks",
+            "fgsm",
+            "--views",
+            "own",
+            "--eps",
+            "4/255",
+            "--check-images",
+            "0",
+            "--grid",
+            "8bit",
+            "--roughness-images",
+            "3",
+            "--record",
+        ),
         ("latency", "tuned", "--eps", "4/255", "--attack", "fgsm"),
     ):
         done = run(*command, "--data", data, "--model", name)
@@ -72,13 +148,37 @@ def test_its_checkpoint_goes_through_the_commands(cli: Cli, workplace: Path, tmp
     assert done.returncode == 0, done.stderr
     assert "fgsm" in (tmp_path / "tuned/README.md").read_text()
     gridded = Report.from_json((tmp_path / "tuned/evaluation_8bit.json").read_text())
-    assert gridded.settings.grid == "8bit" and gridded.roughness is not None and gridded.roughness.model[0].images == 3
+    assert (
+        gridded.settings.grid == "8bit"
+        and gridded.roughness is not None
+        and gridded.roughness.model[0].images == 3
+    )
     done = run("info", "tuned")
     assert "nodes" in done.stdout and "1: LIFNode(v_threshold=1.0" in done.stdout
     for wrong, message in [
-        (("evaluate", "tuned", "--data", data), f"holds your own network (it was made by '{name}')"),
-        (("convert", "tuned", "--model", name, "--data", data, "--timesteps", "2", "--out", "again"), "is a spiking network already"),
-        (("export", "tuned", "--model", name, "--format", "nir", "--out", "tuned.nir"), "is exported by SpikingJelly"),
+        (
+            ("evaluate", "tuned", "--data", data),
+            f"holds your own network (it was made by '{name}')",
+        ),
+        (
+            (
+                "convert",
+                "tuned",
+                "--model",
+                name,
+                "--data",
+                data,
+                "--timesteps",
+                "2",
+                "--out",
+                "again",
+            ),
+            "is a spiking network already",
+        ),
+        (
+            ("export", "tuned", "--model", name, "--format", "nir", "--out", "tuned.nir"),
+            "is exported by SpikingJelly",
+        ),
     ]:
         done = run(*wrong)
         assert (done.returncode, done.stdout) == (1, "")
@@ -88,7 +188,9 @@ def test_its_checkpoint_goes_through_the_commands(cli: Cli, workplace: Path, tmp
 def test_what_has_no_effect_is_wrong_usage_and_l2_radii_may_be_large(cli: Cli) -> None:
     snn = "resnet20-snn-t4.cifar10_linf_pgd"
     few = ("--data", "sample", "--max-images", "2", "--check-images", "0")
-    done = cli("evaluate", snn, *few, "--norm", "l2", "--eps", "2", "--attacks", "pgd1", "--views", "PCW:1")
+    done = cli(
+        "evaluate", snn, *few, "--norm", "l2", "--eps", "2", "--attacks", "pgd1", "--views", "PCW:1"
+    )
     assert done.returncode == 0, done.stderr
     for wrong, code, message in [
         (("--eps", "2", "--attacks", "pgd1"), 2, "write 8/255, not 8"),
@@ -107,7 +209,9 @@ def test_what_has_no_effect_is_wrong_usage_and_l2_radii_may_be_large(cli: Cli) -
     assert "attack has no effect without eps" in done.stderr
 
 
-def test_classes_are_compared_by_name_in_every_command(cli: Cli, workplace: Path, tmp_path: Path) -> None:
+def test_classes_are_compared_by_name_in_every_command(
+    cli: Cli, workplace: Path, tmp_path: Path
+) -> None:
     colours, net = tmp_path / "colours", ("--model", "my_networks:make")
     shutil.copytree(workplace / "colours", colours)
     shutil.copy(workplace / "my_networks.py", tmp_path)
@@ -115,18 +219,69 @@ def test_classes_are_compared_by_name_in_every_command(cli: Cli, workplace: Path
 
     def command(*words: str) -> tuple[str, ...]:
         return {
-            "evaluate": ("evaluate", "ann", *net, "--attacks", "fgsm", "--eps", "1/255", "--check-images", "0"),
+            "evaluate": (
+                "evaluate",
+                "ann",
+                *net,
+                "--attacks",
+                "fgsm",
+                "--eps",
+                "1/255",
+                "--check-images",
+                "0",
+            ),
             "corruptions": ("corruptions", "ann", *net, "--names", "fog", "--severities", "1"),
             "certify": ("certify", "ann", *net, "--sigma", "0.1", "--n", "20", "--max-images", "2"),
-            "convert": ("convert", "ann", *net, "--batches", "1", "--batch-size", "8", "--calibration-timesteps", "2", "--out", "snn"),
-            "latency": ("latency", "snn", *net), "finetune": ("finetune", "snn", *net, "--epochs", "0.5", "--batch-size", "8",
-                                                              "--validation", "8", "--out", "tuned"),
-        }[words[0]] + ("--data", "colours", *words[1:])  # fmt: skip
+            "convert": (
+                "convert",
+                "ann",
+                *net,
+                "--batches",
+                "1",
+                "--batch-size",
+                "8",
+                "--calibration-timesteps",
+                "2",
+                "--out",
+                "snn",
+            ),
+            "latency": ("latency", "snn", *net),
+            "finetune": (
+                "finetune",
+                "snn",
+                *net,
+                "--epochs",
+                "0.5",
+                "--batch-size",
+                "8",
+                "--validation",
+                "8",
+                "--out",
+                "tuned",
+            ),
+        }[words[0]] + ("--data", "colours", *words[1:])
 
-    trained = run("train-ann", *net, "--data", "colours", "--epochs", "1", "--batch-size", "8", "--validation", "8",
-                  "--mean", "0.5,0.5,0.5", "--std", "0.25,0.25,0.25", "--out", "ann")  # fmt: skip
+    trained = run(
+        "train-ann",
+        *net,
+        "--data",
+        "colours",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "8",
+        "--validation",
+        "8",
+        "--mean",
+        "0.5,0.5,0.5",
+        "--std",
+        "0.25,0.25,0.25",
+        "--out",
+        "ann",
+    )
     assert trained.returncode == 0, trained.stderr
     assert json.loads((tmp_path / "ann" / "config.json").read_text())["classes"] == ["blue", "red"]
+
     def found(name: str, *more: str) -> subprocess.CompletedProcess[str]:
         return run(*command(name, *more))
 
@@ -140,4 +295,7 @@ def test_classes_are_compared_by_name_in_every_command(cli: Cli, workplace: Path
         assert said.returncode == 0, said.stderr
         assert name != "evaluate" or said.stdout.splitlines()[:4] == before
     for checkpoint in ("snn", "tuned"):
-        assert json.loads((tmp_path / checkpoint / "config.json").read_text())["classes"] == ["blue", "red"]
+        assert json.loads((tmp_path / checkpoint / "config.json").read_text())["classes"] == [
+            "blue",
+            "red",
+        ]

@@ -22,7 +22,8 @@ from torch import nn
 
 def convolutions():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), *head)
 
 def layers():
     torch.manual_seed(0)
@@ -48,7 +49,8 @@ class Itself(nn.Module):
 
 def colour():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), *head)
 """
 SMALL = ("--timesteps", 2, "--calibration-timesteps", 2, "--batches", 1, "--batch-size", 8)
 GREY = ("--mean", "0.13", "--std", "0.31")
@@ -148,8 +150,24 @@ def test_trained_converted_and_finetuned(cli: Cli, place: Path) -> None:
         )
         assert trained.returncode == 0, trained.stderr
         built = ("--model", "greys:convolutions") if name == "own" else ()
-        assert cli("convert", f"{name}-ann", *built, "--data", "coloured", *SMALL, "--norm", "fuse", "--percentile", 100, "--out",
-                   f"{name}-snn", cwd=place).returncode == 0  # fmt: skip
+        assert (
+            cli(
+                "convert",
+                f"{name}-ann",
+                *built,
+                "--data",
+                "coloured",
+                *SMALL,
+                "--norm",
+                "fuse",
+                "--percentile",
+                100,
+                "--out",
+                f"{name}-snn",
+                cwd=place,
+            ).returncode
+            == 0
+        )
         tuned = cli(
             "finetune",
             f"{name}-snn",
@@ -187,7 +205,10 @@ evaluate: {eps: [4/255], attacks: [fgsm], views: ["PCW:1"], max_images: 8, check
         (
             "colour",
             GREY,
-            "mean has 1 values, and greys:colour takes images of 3 channels: give mean and std 3 values each",
+            (
+                "mean has 1 values, and greys:colour takes images of 3 channels: give mean and std"
+                " 3 values each"
+            ),
         ),
         (
             "convolutions",

@@ -1,4 +1,5 @@
-"""`sj-robust list`: the zoo as a table that fits the terminal, filtered, at once and without torch."""
+"""`sj-robust list`: the zoo as a table that fits the terminal, filtered, at once and without
+torch."""
 
 from __future__ import annotations
 
@@ -14,7 +15,20 @@ import pytest
 
 from sj_robust.hub import list_models
 
-COLUMNS = ["model", "kind", "dataset", "threat", "T", "parameters", "clean", "2/255", "4/255", "8/255", "protocol", "energy, µJ"]
+COLUMNS = [
+    "model",
+    "kind",
+    "dataset",
+    "threat",
+    "T",
+    "parameters",
+    "clean",
+    "2/255",
+    "4/255",
+    "8/255",
+    "protocol",
+    "energy, µJ",
+]
 IN_A_TERMINAL = """
 import os, pty, sys
 os.environ["COLUMNS"] = sys.argv[1]
@@ -45,24 +59,41 @@ def test_a_line_says_what_the_index_does(cli: Cli) -> None:
     done = cli("list")
     assert (done.returncode, done.stderr) == (0, "")
     header, rule, *lines = done.stdout.splitlines()
-    assert header.replace("energy, µJ", "energy,µJ").split() == [name.replace(" ", "") for name in COLUMNS]
+    assert header.replace("energy, µJ", "energy,µJ").split() == [
+        name.replace(" ", "") for name in COLUMNS
+    ]
     assert len(lines) == len(list_models())
     for line, entry in zip(lines, list_models(), strict=True):
         assert len(line) <= len(rule)
         found = entry.strongest
-        facts = [entry.name, entry.kind, entry.dataset, entry.threat, entry.timesteps, entry.parameters and f"{entry.parameters:,}"]
+        facts = [
+            entry.name,
+            entry.kind,
+            entry.dataset,
+            entry.threat,
+            entry.timesteps,
+            entry.parameters and f"{entry.parameters:,}",
+        ]
         at = {round(255 * point.eps, 6): point.value for point in found.robust} if found else {}
-        accuracies = [percent(found and found.clean.value), *(percent(at.get(radius)) for radius in (2, 4, 8))]
+        accuracies = [
+            percent(found and found.clean.value),
+            *(percent(at.get(radius)) for radius in (2, 4, 8)),
+        ]
         for word in (*(str(fact or "–") for fact in facts), *accuracies):
             assert word in line.split()
         if found:
             assert found.short_protocol in line
-            assert line.split()[-1] == ("–" if found.microjoules is None else f"{found.microjoules:.1f}")
+            assert line.split()[-1] == (
+                "–" if found.microjoules is None else f"{found.microjoules:.1f}"
+            )
 
 
 @pytest.mark.parametrize("width", [100, 80])
 def test_it_fits_a_terminal_and_imports_no_torch(width: int) -> None:
-    command, environment = [sys.executable, "-c", IN_A_TERMINAL, str(width)], os.environ | {"NO_COLOR": "1"}
+    command, environment = (
+        [sys.executable, "-c", IN_A_TERMINAL, str(width)],
+        os.environ | {"NO_COLOR": "1"},
+    )
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     text = re.sub(r"\x1b\[\d*m", "", done.stdout)  # bold headers
@@ -75,13 +106,19 @@ def test_it_fits_a_terminal_and_imports_no_torch(width: int) -> None:
     assert ("protocol" in text) == (width == 100)
 
 
-@pytest.mark.parametrize(("options", "wanted"), [
-    (("--kind", "ann"), lambda entry: entry.kind == "ann"),
-    (("--threat", "linf", "--dataset", "cifar10"), lambda entry: (entry.threat, entry.dataset) == ("linf", "cifar10")),
-    (("--threat", "none"), lambda entry: entry.threat == "none"),
-    (("--timesteps", 4), lambda entry: entry.timesteps == 4),
-    (("--timesteps", 4, "--kind", "ann"), lambda entry: False),
-])
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("--kind", "ann"), lambda entry: entry.kind == "ann"),
+        (
+            ("--threat", "linf", "--dataset", "cifar10"),
+            lambda entry: (entry.threat, entry.dataset) == ("linf", "cifar10"),
+        ),
+        (("--threat", "none"), lambda entry: entry.threat == "none"),
+        (("--timesteps", 4), lambda entry: entry.timesteps == 4),
+        (("--timesteps", 4, "--kind", "ann"), lambda entry: False),
+    ],
+)
 def test_filters(cli: Cli, options: tuple[object, ...], wanted: Callable[[Any], bool]) -> None:
     listed = json.loads(cli("list", *options, "--json").stdout)
     expected = [entry.name for entry in list_models() if wanted(entry)]
@@ -109,15 +146,29 @@ model-index:
 
 def test_what_cards_on_the_hub_say_and_what_strangers_write(hub: Any, cli: Cli) -> None:
     def publish(name: str, facts: str, energy: str, args: str) -> None:
-        hub.create(name).put({"README.md": CARD.format(facts=facts, energy=energy, args=args).encode()})
+        hub.create(name).put(
+            {"README.md": CARD.format(facts=facts, energy=energy, args=args).encode()}
+        )
 
-    publish("alice/good", "{timesteps: 4, parameters: 1234567, threat: linf}", "30.26", "attacks: [pgd10], views: 19, protocol: quick@1")
-    publish("bob/odd", '{timesteps: 4, threat: "[red]\\e[31m"}', ".inf", "attacks: [7], views: many")
+    publish(
+        "alice/good",
+        "{timesteps: 4, parameters: 1234567, threat: linf}",
+        "30.26",
+        "attacks: [pgd10], views: 19, protocol: quick@1",
+    )
+    publish(
+        "bob/odd", '{timesteps: 4, threat: "[red]\\e[31m"}', ".inf", "attacks: [7], views: many"
+    )
     publish("bob/list", "[1, 2]", "[]", "attacks: [fgsm, pgd10], views: 1")
-    lines = {line.split()[0]: " ".join(line.split()) for line in cli("list", "--hub").stdout.splitlines() if "/" in line.split()[0]}
+    lines = {
+        line.split()[0]: " ".join(line.split())
+        for line in cli("list", "--hub").stdout.splitlines()
+        if "/" in line.split()[0]
+    }
     assert lines == {
         "alice/good": "alice/good snn cifar10 linf 4 1,234,567 70.0 – – 50.0 quick@1 30.3",
         "bob/odd": "bob/odd snn cifar10 – – – 70.0 – – 50.0 – –",
-        "bob/list": "bob/list snn cifar10 – – – 70.0 – – 50.0 fgsm + pgd10, 1 view –"}
+        "bob/list": "bob/list snn cifar10 – – – 70.0 – – 50.0 fgsm + pgd10, 1 view –",
+    }
     shown = cli("list", "--hub", "--timesteps", 4, "--threat", "linf").stdout
     assert "alice/good" in shown and "bob/" not in shown

@@ -1,4 +1,5 @@
-"""Where results go: refused before the work where they cannot be written, shown where that comes too late, and in any locale."""
+"""Where results go: refused before the work where they cannot be written, shown where that comes
+too late, and in any locale."""
 
 from __future__ import annotations
 
@@ -26,8 +27,30 @@ def make():
     return my_networks.make()
 """
 WRITERS: dict[str, tuple[str, ...]] = {
-    "evaluate": ("evaluate", SNN, *FEW, "--attacks", "fgsm", "--views", "PCW:1", "--check-images", "0", "--out"),
-    "evaluate --plot": ("evaluate", SNN, *FEW, "--attacks", "fgsm", "--views", "PCW:1", "--check-images", "0", "--plot"),
+    "evaluate": (
+        "evaluate",
+        SNN,
+        *FEW,
+        "--attacks",
+        "fgsm",
+        "--views",
+        "PCW:1",
+        "--check-images",
+        "0",
+        "--out",
+    ),
+    "evaluate --plot": (
+        "evaluate",
+        SNN,
+        *FEW,
+        "--attacks",
+        "fgsm",
+        "--views",
+        "PCW:1",
+        "--check-images",
+        "0",
+        "--plot",
+    ),
     "energy": ("energy", SNN, *FEW, "--out"),
     "latency": ("latency", SNN, *FEW, "--out"),
     "certify": ("certify", SNN, *FEW, "--sigma", "0.25", "--n0", "2", "--n", "2", "--out"),
@@ -53,7 +76,11 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "notes.txt").touch()
     kind = "file" if writer in FOLDERS else "folder"
-    path = {"wrong kind": tmp_path / kind, "below a file": tmp_path / "file" / "x", "no room": Path("/proc/x")}[target]
+    path = {
+        "wrong kind": tmp_path / kind,
+        "below a file": tmp_path / "file" / "x",
+        "no room": Path("/proc/x"),
+    }[target]
     done = cli(*WRITERS[writer], path)
     assert done.returncode == 1
     assert done.stdout == ""
@@ -79,44 +106,118 @@ def test_the_result_is_shown_where_it_can_no_longer_be_written(
     cli: Callable[..., Any], workplace: Path, tmp_path: Path, option: str
 ) -> None:
     late = tmp_path / "late"
-    meanwhile = f"Path({str(late)!r}).mkdir()" if option == "--out" else f"Path({str(late)!r}).touch()"
+    meanwhile = (
+        f"Path({str(late)!r}).mkdir()" if option == "--out" else f"Path({str(late)!r}).touch()"
+    )
     name = f"meanwhile_{option[2:]}"
     (workplace / f"{name}.py").write_text(NETWORK.format(first=meanwhile), encoding="utf-8")
-    done = cli("evaluate", "--model", f"{name}:make", "--data", "colours", "--max-images", "4", "--eps", "4/255", "--attacks", "fgsm",
-               "--check-images", "0", option, late, "--json")  # fmt: skip
+    done = cli(
+        "evaluate",
+        "--model",
+        f"{name}:make",
+        "--data",
+        "colours",
+        "--max-images",
+        "4",
+        "--eps",
+        "4/255",
+        "--attacks",
+        "fgsm",
+        "--check-images",
+        "0",
+        option,
+        late,
+        "--json",
+    )
     assert done.returncode == 1
     assert json.loads(done.stdout)["dataset"]["evaluated"] == 4
     assert str(late) in done.stderr.splitlines()[-1]
     assert "unexpected" not in done.stderr
 
 
-def test_a_class_folder_whose_name_is_no_text(cli: Callable[..., Any], workplace: Path, tmp_path: Path) -> None:
+def test_a_class_folder_whose_name_is_no_text(
+    cli: Callable[..., Any], workplace: Path, tmp_path: Path
+) -> None:
     for split in ("train", "test"):
         for old, new in (("blue", b"bl\xe9u"), ("red", b"red")):
-            shutil.copytree(os.fsencode(workplace / "colours" / split / old), os.fsencode(tmp_path / "d\udce9" / split) + b"/" + new)
+            shutil.copytree(
+                os.fsencode(workplace / "colours" / split / old),
+                os.fsencode(tmp_path / "d\udce9" / split) + b"/" + new,
+            )
     out = tmp_path / "snn"
-    done = cli("convert", "--model", "my_networks:make", "--data", tmp_path / "d\udce9", "--batches", "1", "--batch-size", "4",
-               "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--out", out)  # fmt: skip
+    done = cli(
+        "convert",
+        "--model",
+        "my_networks:make",
+        "--data",
+        tmp_path / "d\udce9",
+        "--batches",
+        "1",
+        "--batch-size",
+        "4",
+        "--mean",
+        "0.5,0.5,0.5",
+        "--std",
+        "0.2,0.2,0.2",
+        "--out",
+        out,
+    )
     assert done.returncode == 0, done.stderr
-    done = cli("evaluate", out, "--model", "my_networks:make", "--data", tmp_path / "d\udce9", "--max-images", "4", "--eps", "4/255",
-               "--attacks", "fgsm", "--views", "PCW:1", "--check-images", "0", "--record", "--json")  # fmt: skip
+    done = cli(
+        "evaluate",
+        out,
+        "--model",
+        "my_networks:make",
+        "--data",
+        tmp_path / "d\udce9",
+        "--max-images",
+        "4",
+        "--eps",
+        "4/255",
+        "--attacks",
+        "fgsm",
+        "--views",
+        "PCW:1",
+        "--check-images",
+        "0",
+        "--record",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     assert "d\\xe9" in json.loads(done.stdout)["dataset"]["name"]
-    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["classes"] == ["bl\\xe9u", "red"]
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["classes"] == [
+        "bl\\xe9u",
+        "red",
+    ]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "euc_jp"])
 def test_a_terminal_that_has_not_all_signs(environment: dict[str, str], encoding: str) -> None:
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # files would be read and written as ASCII
-    done = subprocess.run([sys.executable, "-c", "from sj_robust.cli import main; main()", "list"], capture_output=True,
-                          env=environment | plain | {"PYTHONIOENCODING": encoding})  # fmt: skip
+    # files would be read and written as ASCII
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from sj_robust.cli import main; main()", "list"],
+        capture_output=True,
+        env=environment | plain | {"PYTHONIOENCODING": encoding},
+    )
     assert done.returncode == 0, done.stderr
     assert SNN in done.stdout.decode(encoding)
 
 
-def test_a_locale_other_than_utf_8(process: Callable[..., Any], environment: dict[str, str], tmp_path: Path) -> None:
-    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "SJ_ROBUST_CACHE": str(tmp_path / "cache")}
-    kernel = [line for line in process("doctor", env=environment).stdout.splitlines() if "backend cpu" in line]
+def test_a_locale_other_than_utf_8(
+    process: Callable[..., Any], environment: dict[str, str], tmp_path: Path
+) -> None:
+    plain = {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "SJ_ROBUST_CACHE": str(tmp_path / "cache"),
+    }
+    kernel = [
+        line
+        for line in process("doctor", env=environment).stdout.splitlines()
+        if "backend cpu" in line
+    ]
     done = process("doctor", env=plain)
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stdout.splitlines() if "backend cpu" in line] == kernel

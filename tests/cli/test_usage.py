@@ -15,8 +15,27 @@ import pytest
 import sj_robust
 from sj_robust.hub import list_models
 
-COMMANDS = ["list", "info", "pull", "push", "compare", "train-ann", "convert", "finetune", "evaluate", "card", "certify", "corruptions",
-            "energy", "latency", "export", "run", "bench", "demo", "doctor"]
+COMMANDS = [
+    "list",
+    "info",
+    "pull",
+    "push",
+    "compare",
+    "train-ann",
+    "convert",
+    "finetune",
+    "evaluate",
+    "card",
+    "certify",
+    "corruptions",
+    "energy",
+    "latency",
+    "export",
+    "run",
+    "bench",
+    "demo",
+    "doctor",
+]
 HELP_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = None  # importing it is now an error
@@ -40,7 +59,9 @@ def test_help_has_an_example(cli: Cli, command: str) -> None:
 
 
 def test_help_needs_no_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", HELP_WITHOUT_TORCH, *COMMANDS], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP_WITHOUT_TORCH, *COMMANDS], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Example: ") == len(COMMANDS)
 
@@ -48,7 +69,11 @@ def test_help_needs_no_torch() -> None:
 def test_the_general_help_names_every_command(cli: Cli) -> None:
     done = cli("--help")
     assert done.returncode == 0
-    listed = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("│ ") and len(line.split()) > 2}
+    listed = {
+        line.split()[1]
+        for line in done.stdout.splitlines()
+        if line.startswith("│ ") and len(line.split()) > 2
+    }
     assert set(COMMANDS) <= listed
 
 
@@ -78,7 +103,11 @@ def test_exit_codes_and_output_of_a_real_process(process: Cli) -> None:
     assert process("info").returncode == 2
     assert "'resnet21-snn' is neither" in failure(process("info", "resnet21-snn"))
     version = process("--version")
-    assert (version.returncode, version.stdout.strip(), version.stderr) == (0, sj_robust.__version__, "")
+    assert (version.returncode, version.stdout.strip(), version.stderr) == (
+        0,
+        sj_robust.__version__,
+        "",
+    )
 
 
 def failure(done: subprocess.CompletedProcess[str]) -> str:
@@ -92,14 +121,20 @@ def failure(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_an_unknown_model_is_named(cli: Cli) -> None:
-    assert "'resnet21-snn' is neither a checkpoint folder nor a zoo model" in failure(cli("info", "resnet21-snn"))
+    assert "'resnet21-snn' is neither a checkpoint folder nor a zoo model" in failure(
+        cli("info", "resnet21-snn")
+    )
 
 
 def test_random_weights_are_not_converted(cli: Cli) -> None:
-    assert "random weights" in failure(cli("convert", "cifar_resnet20", "--data", "sample", "--out", "never"))
+    assert "random weights" in failure(
+        cli("convert", "cifar_resnet20", "--data", "sample", "--out", "never")
+    )
 
 
-def test_an_unexpected_error_is_one_line_and_its_traceback_on_request(cli: Cli, tmp_path: Path) -> None:
+def test_an_unexpected_error_is_one_line_and_its_traceback_on_request(
+    cli: Cli, tmp_path: Path
+) -> None:
     (tmp_path / "broken.py").write_text("def make():\n    raise OSError('no\\nsuch thing')\n")
     args = ("convert", "--model", "broken:make", "--data", "sample", "--out", "never")
     line = failure(cli(*args, cwd=tmp_path))
@@ -124,7 +159,12 @@ def test_list_and_doctor_speak_json(cli: Cli) -> None:
 
 def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
     code = "from sj_robust.cli import main; main()"
-    with subprocess.Popen([sys.executable, "-c", code, "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
@@ -150,14 +190,22 @@ def test_output_that_cannot_be_written_is_one_line() -> None:
     command = [sys.executable, "-m", "sj_robust", "list"]
     for arguments in ([], ["--json"]):
         with open("/dev/full", "w", encoding="utf-8") as full:
-            done = subprocess.run([*command, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                [*command, *arguments], stdout=full, stderr=subprocess.PIPE, text=True
+            )
         assert done.returncode == 1
-        assert done.stderr == "sj-robust: the output cannot be written (No space left on device): make room, or send it elsewhere\n"
+        assert (
+            done.stderr
+            == "sj-robust: the output cannot be written (No space left on device): make room, or"
+            " send it elsewhere\n"
+        )
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_stream_that_was_closed_before_is_not_missed(closed: str) -> None:
-    done = subprocess.run(["sh", "-c", f"{sys.executable} -m sj_robust list {closed}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m sj_robust list {closed}"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert bool(done.stdout) == (closed == "2>&-")
 
@@ -166,29 +214,54 @@ def test_a_stream_that_was_closed_before_is_not_missed(closed: str) -> None:
 @pytest.mark.parametrize("arguments", [["info", "alice/snn"], ["doctor"]])
 def test_an_address_of_the_hub_that_is_none_is_named(address: str, arguments: list[str]) -> None:
     command = [sys.executable, "-m", "sj_robust", *arguments]
-    done = subprocess.run(command, env={**os.environ, "HF_ENDPOINT": address}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "HF_ENDPOINT": address}, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
     assert done.stderr.startswith("sj-robust: HF_ENDPOINT (not shown) is not an address")
     assert "user" not in done.stderr
 
 
-STRANGERS = ["\x1b]0;owned\x07\x1b[2J", "x\nsj-robust: verified, safe to use\x1b[8m", "\u202etxt", "\x9b31m", "[red]x[/red]", ":warning:"]
+STRANGERS = [
+    "\x1b]0;owned\x07\x1b[2J",
+    "x\nsj-robust: verified, safe to use\x1b[8m",
+    "\u202etxt",
+    "\x9b31m",
+    "[red]x[/red]",
+    ":warning:",
+]
 
 
 @pytest.mark.parametrize("text", STRANGERS, ids=ascii)
 def test_a_strangers_text_is_printed_as_it_is_written(cli: Any, tmp_path: Path, text: str) -> None:
     zoo_model = next(entry for entry in list_models() if entry.kind == "ann")
-    for change in (lambda config: config["source"].update({text: text}), lambda config: config["settings"].update(note=text),
-                   lambda config: config.update({text: 1}), lambda config: config["created_with"].update(torch="2"),
-                   lambda config: config.update(name=text), lambda config: config.update(classes=[text] * 10)):  # fmt: skip
+    for change in (
+        lambda config: config["source"].update({text: text}),
+        lambda config: config["settings"].update(note=text),
+        lambda config: config.update({text: 1}),
+        lambda config: config["created_with"].update(torch="2"),
+        lambda config: config.update(name=text),
+        lambda config: config.update(classes=[text] * 10),
+    ):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
         config = json.loads((zoo_model.folder / "config.json").read_text())
         change(config)
         (folder / "config.json").write_text(json.dumps(config))
-        for arguments in (("info", folder), ("info", folder, "--json"), ("compare", folder), ("card", folder)):
+        for arguments in (
+            ("info", folder),
+            ("info", folder, "--json"),
+            ("compare", folder),
+            ("card", folder),
+        ):
             done = cli(*arguments)
             shown = done.stdout + done.stderr
             assert "Traceback" not in shown and "unexpected" not in shown
-            assert not [character for character in shown if not character.isprintable() and character != "\n"]
-            assert not [line for line in shown.split("\n") if line.startswith("sj-robust: verified")]
+            assert not [
+                character
+                for character in shown
+                if not character.isprintable() and character != "\n"
+            ]
+            assert not [
+                line for line in shown.split("\n") if line.startswith("sj-robust: verified")
+            ]

@@ -1,4 +1,5 @@
-"""Backbones as people have them: activations inside norms, function calls, modules that are called again, gates, and refusals."""
+"""Backbones as people have them: activations inside norms, function calls, modules that are called
+again, gates, and refusals."""
 
 from __future__ import annotations
 
@@ -32,17 +33,30 @@ def images() -> Tensor:
 
 
 def conversion(ann: nn.Module, images: Tensor, **changes: Any) -> SpikingClassifier:
-    settings = {"timesteps": 2, "mean": MEAN, "std": STD, "calibration_timesteps": 4, "percentile": 95.0, **changes}
+    settings = {
+        "timesteps": 2,
+        "mean": MEAN,
+        "std": STD,
+        "calibration_timesteps": 4,
+        "percentile": 95.0,
+        **changes,
+    }
     return convert(ann.eval(), images, **settings)
 
 
 class Stem(nn.Module):
-    """Two convolutions with an activation each and a head; subclasses say what the activations are."""
+    """Two convolutions with an activation each and a head; subclasses say what the activations
+    are."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.bn, self.conv2, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.Linear(8, 5)
+        self.conv, self.bn, self.conv2, self.fc = (
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3),
+            nn.Linear(8, 5),
+        )
         self.act, self.act2 = nn.ReLU(), nn.ReLU()
 
     def head(self, x: Tensor) -> Tensor:
@@ -123,8 +137,16 @@ class PreActivation(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv1, self.norm1, self.norm2 = nn.Conv2d(3, 8, 3), BatchNormAct2d(8), BatchNormAct2d(8)
-        self.shortcut, self.conv2, self.conv3 = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+        self.conv1, self.norm1, self.norm2 = (
+            nn.Conv2d(3, 8, 3),
+            BatchNormAct2d(8),
+            BatchNormAct2d(8),
+        )
+        self.shortcut, self.conv2, self.conv3 = (
+            nn.Conv2d(8, 8, 1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+        )
         self.norm3, self.fc = BatchNormAct2d(8), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,14 +166,19 @@ CASES: list[tuple[Any, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("network", "names"), CASES, ids=[network.__name__ for network, _ in CASES])
-def test_every_activation_becomes_a_node_of_its_own(network: Any, names: list[str], images: Tensor) -> None:
+@pytest.mark.parametrize(
+    ("network", "names"), CASES, ids=[network.__name__ for network, _ in CASES]
+)
+def test_every_activation_becomes_a_node_of_its_own(
+    network: Any, names: list[str], images: Tensor
+) -> None:
     ann = network()
     raw: dict[str, float] = {}
     snn = conversion(ann, images, on_layer=raw.__setitem__)
     assert list(raw) == names
     assert set(snn.nodes()) == set(names)
-    # the weights keep their names, and with ReLUs in the place of nodes the logits are those of the ANN, but for batch norm
+    # the weights keep their names, and with ReLUs in the place of nodes the logits are those of the
+    # ANN, but for batch norm
     assert snn.state_dict().keys() - {f"backbone.{key}" for key in ann.state_dict()} == {
         f"backbone.{name}.node.v_threshold" for name in names
     }
@@ -160,7 +187,9 @@ def test_every_activation_becomes_a_node_of_its_own(network: Any, names: list[st
     bare.bn = nn.Identity() if network is not NormAct else nn.ReLU()
     if network is not PreActivation:
         with omitted.gradient("activation"), torch.no_grad():
-            torch.testing.assert_close(omitted(images[0]), NormalizedClassifier(bare, MEAN, STD)(images[0]))
+            torch.testing.assert_close(
+                omitted(images[0]), NormalizedClassifier(bare, MEAN, STD)(images[0])
+            )
     # it trains, copies and rebuilds
     F.cross_entropy(snn.train()(images[0]), torch.arange(4)).backward()
     assert all(node.v_threshold.grad is not None for node in snn.nodes().values())
@@ -177,7 +206,9 @@ def test_fusing_keeps_the_activation_of_a_norm(images: Tensor) -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in snn.modules())
     assert set(snn.nodes()) == {"bn.act", "act2"}
     with snn.gradient("activation"), torch.no_grad():
-        torch.testing.assert_close(snn(images[0]), NormalizedClassifier(ann, MEAN, STD)(images[0]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            snn(images[0]), NormalizedClassifier(ann, MEAN, STD)(images[0]), rtol=1e-4, atol=1e-5
+        )
     again = rebuild(NormAct(), snn.settings).eval()
     again.load_state_dict(snn.state_dict())
     assert torch.equal(again(images[0]), snn(images[0]))
@@ -185,7 +216,14 @@ def test_fusing_keeps_the_activation_of_a_norm(images: Tensor) -> None:
 
 def test_only_what_needs_it_is_rewritten(images: Tensor) -> None:
     assert "plan" not in conversion(Stem(), images).settings
-    block = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), BasicBlock(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    block = nn.Sequential(
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        BasicBlock(8, 8),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    )
     snn = conversion(block, images)
     assert list(snn.settings["plan"]["rewrites"]) == ["2"]
     assert isinstance(snn.backbone[2], BasicBlock)  # type: ignore[index]
@@ -195,7 +233,9 @@ def test_only_what_needs_it_is_rewritten(images: Tensor) -> None:
 def test_dropout_in_a_rewritten_forward_pass_still_follows_the_mode(images: Tensor) -> None:
     class Dropping(Stem):
         def forward(self, x: Tensor) -> Tensor:
-            return self.head(F.dropout(F.relu(self.conv2(self.act(self.conv(x)))), 0.5, training=self.training))
+            return self.head(
+                F.dropout(F.relu(self.conv2(self.act(self.conv(x)))), 0.5, training=self.training)
+            )
 
     snn = conversion(Dropping(), images)
     assert torch.equal(snn(images[0]), snn(images[0]))
@@ -219,7 +259,13 @@ class SixCut(Stem):
 
 
 def test_other_activations_are_converted_by_choice_and_with_their_ceiling(images: Tensor) -> None:
-    with pytest.raises(SJRobustError, match=r"act \(ReLU6\), act2 \(LeakyReLU\), relu6\(\) in the network itself.*--replace-activation"):
+    with pytest.raises(
+        SJRobustError,
+        match=(
+            r"act \(ReLU6\), act2 \(LeakyReLU\), relu6\(\) in the network"
+            r" itself.*--replace-activation"
+        ),
+    ):
         conversion(SixCut(), images)
     raw: dict[str, float] = {}
     snn = conversion(SixCut(), images, replace_activation="relu", on_layer=raw.__setitem__)
@@ -232,8 +278,18 @@ def test_other_activations_are_converted_by_choice_and_with_their_ceiling(images
 
 
 def test_max_pooling_becomes_average_pooling_on_request(images: Tensor) -> None:
-    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(8, 5)]
-    kept, average = (conversion(nn.Sequential(*layers), images, pooling=pooling) for pooling in ("max", "average"))
+    layers = [
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ]
+    kept, average = (
+        conversion(nn.Sequential(*layers), images, pooling=pooling)
+        for pooling in ("max", "average")
+    )
     assert isinstance(kept.backbone[2], nn.MaxPool2d)  # type: ignore[index]
     pool = average.backbone[2]  # type: ignore[index]
     assert isinstance(pool, nn.AvgPool2d)
@@ -263,7 +319,11 @@ class FunctionalPooling(Stem):
 class ModulePooling(FunctionalPooling):
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.pool, self.last = nn.AvgPool2d(2), nn.AvgPool2d(3, 2, 1, True, False), nn.AdaptiveAvgPool2d(1)  # type: ignore[assignment]
+        self.down, self.pool, self.last = (
+            nn.AvgPool2d(2),
+            nn.AvgPool2d(3, 2, 1, True, False),
+            nn.AdaptiveAvgPool2d(1),
+        )  # type: ignore[assignment]
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool(self.act(self.bn(self.conv(x))))
@@ -278,13 +338,18 @@ class PoolingOfBranches(FunctionalPooling):
 
 class PoolingWithIndices(FunctionalPooling):
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(F.max_pool2d(self.act2(self.conv2(self.act(self.conv(x)))), 2, return_indices=True)[0])
+        return self.head(
+            F.max_pool2d(self.act2(self.conv2(self.act(self.conv(x)))), 2, return_indices=True)[0]
+        )
 
 
 def test_functions_of_max_pooling_become_average_pooling_on_request(images: Tensor) -> None:
     kept = conversion(FunctionalPooling(), images)
     assert list(kept.settings["plan"]["rewrites"]) == [""]
-    snn, expected = conversion(FunctionalPooling(), images, pooling="average"), conversion(ModulePooling(), images)
+    snn, expected = (
+        conversion(FunctionalPooling(), images, pooling="average"),
+        conversion(ModulePooling(), images),
+    )
     assert list(snn.settings["plan"]["rewrites"]) == ["", "down"]
     raw, same = (sorted(each.thresholds().values()) for each in (snn, expected))
     assert raw == same != sorted(kept.thresholds().values())
@@ -293,7 +358,9 @@ def test_functions_of_max_pooling_become_average_pooling_on_request(images: Tens
     again.load_state_dict(snn.state_dict())
     for same in (again, copy.deepcopy(snn), pickle.loads(pickle.dumps(snn))):
         assert torch.equal(same(images[0]), snn(images[0]))
-    with pytest.raises(SJRobustError, match=r"the max pooling of the network itself \(PoolingOfBranches\) average"):
+    with pytest.raises(
+        SJRobustError, match=r"the max pooling of the network itself \(PoolingOfBranches\) average"
+    ):
         conversion(PoolingOfBranches(), images, pooling="average")
     with pytest.raises(SJRobustError, match="index-returning"):
         conversion(PoolingWithIndices(), images, pooling="average")
@@ -379,8 +446,12 @@ REFUSED: list[tuple[Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("network", "message"), REFUSED, ids=[network.__name__ for network, _ in REFUSED])
-def test_what_cannot_be_converted_is_named_in_one_line(network: Any, message: str, images: Tensor) -> None:
+@pytest.mark.parametrize(
+    ("network", "message"), REFUSED, ids=[network.__name__ for network, _ in REFUSED]
+)
+def test_what_cannot_be_converted_is_named_in_one_line(
+    network: Any, message: str, images: Tensor
+) -> None:
     with pytest.raises(SJRobustError, match=message) as refused:
         conversion(network(), images)
     assert "\n" not in str(refused.value)
@@ -388,7 +459,9 @@ def test_what_cannot_be_converted_is_named_in_one_line(network: Any, message: st
 
 def test_a_plan_for_another_network_is_refused(images: Tensor) -> None:
     settings = conversion(Functional(), images).settings
-    with pytest.raises(SJRobustError, match=r"is not what was recorded: .* shows 2 activations when traced and 3"):
+    with pytest.raises(
+        SJRobustError, match=r"is not what was recorded: .* shows 2 activations when traced and 3"
+    ):
         rebuild(Stem(), settings)
     with pytest.raises(SJRobustError, match="has no place for a node"):
         rebuild(Stem(), conversion(Untraceable(), images).settings)
@@ -398,12 +471,18 @@ def test_a_plan_for_another_network_is_refused(images: Tensor) -> None:
 
 TORCHVISION: list[tuple[Any, int, list[str]]] = [
     (lambda: DenseNet(4, (1, 2), 8, num_classes=5), 1 + 2 + 4 + 1 + 1, [""]),
-    (lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5), 13, ["layer1.0", "layer2.0", "layer3.0", "layer4.0"]),
+    (
+        lambda: ResNet(Bottleneck, [1, 1, 1, 1], num_classes=5),
+        13,
+        ["layer1.0", "layer2.0", "layer3.0", "layer4.0"],
+    ),
     (lambda: shufflenet_v2_x0_5(num_classes=5), 37, []),
 ]
 
 
-@pytest.mark.parametrize(("build", "nodes", "rewritten"), TORCHVISION, ids=["densenet", "resnet", "shufflenet"])
+@pytest.mark.parametrize(
+    ("build", "nodes", "rewritten"), TORCHVISION, ids=["densenet", "resnet", "shufflenet"]
+)
 def test_torchvision_networks(build: Any, nodes: int, rewritten: list[str]) -> None:
     torch.manual_seed(0)
     images = torch.rand(1, 4, 3, 64, 64)
@@ -417,10 +496,19 @@ def test_torchvision_networks(build: Any, nodes: int, rewritten: list[str]) -> N
 
 @pytest.mark.parametrize(
     ("architecture", "replace"),
-    [("resnet10t", None), ("regnety_002", None), ("dla46_c", None), ("hrnet_w18_small", None), ("mobilenetv3_small_050", "relu"),
-     ("ghostnet_050", None), ("resnetv2_18", None)],
-)  # fmt: skip
-def test_a_timm_network_survives_saving_and_loading(architecture: str, replace: Any, tmp_path: Path) -> None:
+    [
+        ("resnet10t", None),
+        ("regnety_002", None),
+        ("dla46_c", None),
+        ("hrnet_w18_small", None),
+        ("mobilenetv3_small_050", "relu"),
+        ("ghostnet_050", None),
+        ("resnetv2_18", None),
+    ],
+)
+def test_a_timm_network_survives_saving_and_loading(
+    architecture: str, replace: Any, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     ann = timm.create_model(architecture, num_classes=4)
     images = torch.rand(1, 4, 3, 64, 64)

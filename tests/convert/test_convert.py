@@ -1,4 +1,5 @@
-"""Conversion of real modules: what it refuses, what it keeps, and that each layer is computed once."""
+"""Conversion of real modules: what it refuses, what it keeps, and that each layer is computed
+once."""
 
 from __future__ import annotations
 
@@ -12,7 +13,13 @@ import torch
 from spikingjelly.activation_based.ann2snn import ModuleConverter
 from torch import Tensor, nn
 
-from sj_robust.convert import ConversionSettings, ThresholdBalancing, convert, rebuild, reestimate_statistics
+from sj_robust.convert import (
+    ConversionSettings,
+    ThresholdBalancing,
+    convert,
+    rebuild,
+    reestimate_statistics,
+)
 from sj_robust.convert.percentile import percentile
 from sj_robust.data import MEAN_STD, calibration_batches, load_dataset
 from sj_robust.errors import SJRobustError
@@ -39,11 +46,18 @@ def ann(images: Tensor) -> nn.Module:
 
 
 def conversion(ann: nn.Module, images: Tensor, **changes) -> SpikingClassifier:  # type: ignore[no-untyped-def]
-    return convert(ann, images, **{"timesteps": 4, "mean": MEAN, "std": STD, "calibration_timesteps": 10, **changes})
+    return convert(
+        ann,
+        images,
+        **{"timesteps": 4, "mean": MEAN, "std": STD, "calibration_timesteps": 10, **changes},
+    )
 
 
-def layer_by_layer(snn: SpikingClassifier, images: Tensor, q: float, timesteps: int) -> dict[str, float]:
-    """The definition, with the whole prefix computed anew for every layer and the images repeated at the input."""
+def layer_by_layer(
+    snn: SpikingClassifier, images: Tensor, q: float, timesteps: int
+) -> dict[str, float]:
+    """The definition, with the whole prefix computed anew for every layer and the images repeated
+    at the input."""
     snn = copy.deepcopy(snn)
     snn.repeat_at, snn.timesteps = "", timesteps
     reestimate_statistics(snn, [])
@@ -67,7 +81,9 @@ def layer_by_layer(snn: SpikingClassifier, images: Tensor, q: float, timesteps: 
     return thresholds
 
 
-def test_thresholds_equal_the_definition_and_every_layer_runs_once_per_batch(ann: nn.Module, images: Tensor) -> None:
+def test_thresholds_equal_the_definition_and_every_layer_runs_once_per_batch(
+    ann: nn.Module, images: Tensor
+) -> None:
     raw: dict[str, float] = {}
     calls = {"conv": 0}
     original = nn.Conv2d.forward
@@ -99,18 +115,30 @@ def test_conversion_leaves_the_ann_alone_and_is_repeatable(ann: nn.Module, image
     assert all(parameter.requires_grad for parameter in first.parameters())
 
 
-def test_statistics_are_reestimated_so_that_the_network_can_be_used_at_once(ann: nn.Module, images: Tensor) -> None:
+def test_statistics_are_reestimated_so_that_the_network_can_be_used_at_once(
+    ann: nn.Module, images: Tensor
+) -> None:
     snn, reset = conversion(ann, images), conversion(ann, images, norm_statistics="reset")
-    norms = [[m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] for model in (snn, reset)]
+    norms = [
+        [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)] for model in (snn, reset)
+    ]
     assert all(torch.equal(m.running_mean, torch.zeros_like(m.running_mean)) for m in norms[1])
     assert all(m.momentum == 0.1 for m in norms[0])
     # by hand: the average over batches of the statistics of T copies, for the first batch norm
-    x = torch.stack([snn.backbone.conv1(snn.normalize(batch)).repeat(4, 1, 1, 1) for batch in images]).transpose(1, 2).flatten(2)
+    x = (
+        torch.stack(
+            [snn.backbone.conv1(snn.normalize(batch)).repeat(4, 1, 1, 1) for batch in images]
+        )
+        .transpose(1, 2)
+        .flatten(2)
+    )
     torch.testing.assert_close(norms[0][0].running_mean, x.mean(2).mean(0))
     torch.testing.assert_close(norms[0][0].running_var, x.var(2).mean(0))
 
 
-def test_fused_network_equals_the_ann_without_its_batch_norms(ann: nn.Module, images: Tensor) -> None:
+def test_fused_network_equals_the_ann_without_its_batch_norms(
+    ann: nn.Module, images: Tensor
+) -> None:
     snn = conversion(ann, images, norm="fuse")
     assert not any(isinstance(module, nn.BatchNorm2d) for module in snn.modules())
     with snn.gradient("activation"), torch.no_grad():
@@ -124,10 +152,16 @@ def test_omitted_batch_norms_are_gone(ann: nn.Module, images: Tensor) -> None:
     assert torch.equal(snn.backbone.conv1.weight, ann.get_parameter("conv1.weight"))
 
 
-def test_spikes_are_binary_and_per_channel_thresholds_start_at_the_layers(ann: nn.Module, images: Tensor) -> None:
+def test_spikes_are_binary_and_per_channel_thresholds_start_at_the_layers(
+    ann: nn.Module, images: Tensor
+) -> None:
     snn, channels = conversion(ann, images), conversion(ann, images, per_channel=True)
     assert torch.equal(snn(images[0]), channels(images[0]))
-    assert {tuple(node.v_threshold.shape) for node in channels.nodes().values()} == {(16,), (32,), (64,)}
+    assert {tuple(node.v_threshold.shape) for node in channels.nodes().values()} == {
+        (16,),
+        (32,),
+        (64,),
+    }
     outputs: list[Tensor] = []
     for node in snn.nodes().values():
         node.register_forward_hook(lambda module, inputs, output: outputs.append(output))
@@ -137,7 +171,9 @@ def test_spikes_are_binary_and_per_channel_thresholds_start_at_the_layers(ann: n
 
 
 @pytest.mark.parametrize("norm", ["integrate", "fuse", "omit"])
-def test_rebuild_gives_the_same_structure_and_logits(ann: nn.Module, images: Tensor, norm: str) -> None:
+def test_rebuild_gives_the_same_structure_and_logits(
+    ann: nn.Module, images: Tensor, norm: str
+) -> None:
     snn = conversion(ann, images, norm=norm, per_channel=True, reset="soft", leak=0.9)
     again = rebuild(create_ann("cifar_resnet20", 10), snn.settings)
     again.load_state_dict(snn.state_dict())
@@ -152,9 +188,13 @@ def test_the_recipe_runs_in_spikingjellys_own_converter(ann: nn.Module, images: 
 
 
 @pytest.mark.parametrize("architecture", ["cifar_resnet20", "cifar_wrn16_4", "cifar_vgg11"])
-def test_sharing_the_stem_changes_neither_logits_nor_buffers(architecture: str, images: Tensor) -> None:
+def test_sharing_the_stem_changes_neither_logits_nor_buffers(
+    architecture: str, images: Tensor
+) -> None:
     torch.manual_seed(0)
-    shared = conversion(create_ann(architecture, 10), images[:1, :2], calibration_timesteps=2, timesteps=3).train()
+    shared = conversion(
+        create_ann(architecture, 10), images[:1, :2], calibration_timesteps=2, timesteps=3
+    ).train()
     assert shared.repeat_at
     repeated = copy.deepcopy(shared)
     repeated.repeat_at = ""
@@ -169,7 +209,13 @@ class Skip(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.act, self.conv2, self.act2, self.fc = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.ReLU(), nn.Linear(4, 5)
+        self.conv, self.act, self.conv2, self.act2, self.fc = (
+            nn.Conv2d(3, 4, 3),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 1),
+            nn.ReLU(),
+            nn.Linear(4, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -199,8 +245,12 @@ class NoActivation(Skip):
         self.act = self.act2 = nn.Identity()  # type: ignore[assignment]
 
 
-@pytest.mark.parametrize(("network", "message"), [(Other, r"act2 \(GELU\)"), (NoActivation, "no ReLU to turn")])
-def test_an_activation_that_cannot_become_a_node_is_named(network: type[nn.Module], message: str, images: Tensor) -> None:
+@pytest.mark.parametrize(
+    ("network", "message"), [(Other, r"act2 \(GELU\)"), (NoActivation, "no ReLU to turn")]
+)
+def test_an_activation_that_cannot_become_a_node_is_named(
+    network: type[nn.Module], message: str, images: Tensor
+) -> None:
     with pytest.raises(SJRobustError, match=message):
         conversion(network(), images)
 
@@ -216,17 +266,30 @@ def test_an_activation_that_is_never_called_stays_as_it_is(images: Tensor) -> No
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"timesteps": 0}, "timesteps"), ({"percentile": 101.0}, "percentile"), ({"scale": -1.0}, "scale"), ({"leak": 0.0}, "leak"),
-     ({"reset": "none"}, "reset"),
-     ({"norm": "fold"}, "norm"), ({"mean": None}, "mean and std"), ({"std": (0.0, 1.0, 1.0)}, "std"), ({"mean": (0.5,)}, "std")],
-)  # fmt: skip
+    [
+        ({"timesteps": 0}, "timesteps"),
+        ({"percentile": 101.0}, "percentile"),
+        ({"scale": -1.0}, "scale"),
+        ({"leak": 0.0}, "leak"),
+        ({"reset": "none"}, "reset"),
+        ({"norm": "fold"}, "norm"),
+        ({"mean": None}, "mean and std"),
+        ({"std": (0.0, 1.0, 1.0)}, "std"),
+        ({"mean": (0.5,)}, "std"),
+    ],
+)
 def test_wrong_settings_are_named(changes: dict, message: str, images: Tensor) -> None:
     with pytest.raises(SJRobustError, match=message):
         conversion(Skip(), images, **changes)
 
 
 def test_wrong_calibration_images_are_named(images: Tensor) -> None:
-    cases = [([], "calibration images"), (images[0, 0], "shape"), (images * 255, r"\[0,1\]"), ((images * 255).byte(), "uint8")]
+    cases = [
+        ([], "calibration images"),
+        (images[0, 0], "shape"),
+        (images * 255, r"\[0,1\]"),
+        ((images * 255).byte(), "uint8"),
+    ]
     for wrong, message in cases:
         with pytest.raises(SJRobustError, match=message):
             conversion(Skip(), wrong)
@@ -253,9 +316,12 @@ def test_a_failure_in_the_middle_ends_all_threads(images: Tensor) -> None:
 
 
 def test_the_layout_a_network_comes_in_changes_no_threshold(ann: nn.Module, images: Tensor) -> None:
-    """Kernels round differently in each layout, and over 100 steps a spike that flips moves a threshold by a percent."""
+    """Kernels round differently in each layout, and over 100 steps a spike that flips moves a
+    threshold by a percent."""
     networks = []
-    for layout, other in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+    for layout, other in itertools.product(
+        (torch.contiguous_format, torch.channels_last), repeat=2
+    ):
         batches = [images[0].contiguous(memory_format=other)]
         network = copy.deepcopy(ann).to(memory_format=layout)
         networks.append(conversion(network, batches, calibration_timesteps=40))
@@ -263,7 +329,8 @@ def test_the_layout_a_network_comes_in_changes_no_threshold(ann: nn.Module, imag
     for network in networks[1:]:
         assert all(torch.equal(value, first[name]) for name, value in network.state_dict().items())
     weights = [network.get_parameter("backbone.layer1.0.conv1.weight") for network in networks]
-    assert [weight.is_contiguous() for weight in weights] == [True, True, False, False]  # each stays in its ANN's
+    # each stays in its ANN's
+    assert [weight.is_contiguous() for weight in weights] == [True, True, False, False]
 
 
 @pytest.mark.parametrize("q", [0.0, 50.0, 99.0, 99.7, 99.99, 100.0])
@@ -273,4 +340,6 @@ def test_percentile_equals_numpys_of_the_repeated_values(q: float, shape: tuple[
     if len(shape) == 4:
         x = x.to(memory_format=torch.channels_last)
     for copies in (1, 3):
-        assert percentile(x, q, copies) == float(np.percentile(np.tile(x.numpy().ravel(), copies), q, method="nearest"))
+        assert percentile(x, q, copies) == float(
+            np.percentile(np.tile(x.numpy().ravel(), copies), q, method="nearest")
+        )

@@ -23,14 +23,25 @@ MEAN, STD = MEAN_STD["sample"]
 
 
 class Fire(nn.Module):
-    """As in SqueezeNet: two nodes whose spikes lie side by side in the next layer's input; a grouped convolution, poolings, a head."""
+    """As in SqueezeNet: two nodes whose spikes lie side by side in the next layer's input; a
+    grouped convolution, poolings, a head."""
 
     def __init__(self, pool: type[nn.Module] = nn.MaxPool2d) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.stem, self.act0 = nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU()
-        self.left, self.act1, self.right, self.act2 = nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 1, 1), nn.ReLU()
-        self.grouped, self.act3, self.pool, self.drop = nn.Conv2d(24, 24, 3, 1, 1, groups=4), nn.ReLU(), pool(2), nn.Dropout(0.5)
+        self.left, self.act1, self.right, self.act2 = (
+            nn.Conv2d(8, 8, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 16, 3, 1, 1),
+            nn.ReLU(),
+        )
+        self.grouped, self.act3, self.pool, self.drop = (
+            nn.Conv2d(24, 24, 3, 1, 1, groups=4),
+            nn.ReLU(),
+            pool(2),
+            nn.Dropout(0.5),
+        )
         self.hidden, self.act4, self.fc = nn.Linear(24 * 4 * 4, 32), nn.ReLU(), nn.Linear(32, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -47,18 +58,26 @@ def images() -> Tensor:
 
 
 def converted(ann: nn.Module, images: Tensor, **changes) -> SpikingClassifier:  # type: ignore[no-untyped-def]
-    return convert(ann, images, **{"timesteps": 64, "mean": MEAN, "std": STD, "reset": "soft", "scale": 1.0} | changes)
+    return convert(
+        ann,
+        images,
+        **{"timesteps": 64, "mean": MEAN, "std": STD, "reset": "soft", "scale": 1.0} | changes,
+    )
 
 
 def error(snn: SpikingClassifier, ann: nn.Module, images: Tensor) -> float:
     """The mean distance of the logits from the ANN's, beside how far these vary between images."""
     with torch.no_grad():
         expected = NormalizedClassifier(ann, MEAN, STD)(images)
-        return float((snn(images) - expected).square().mean().sqrt() / (expected - expected.mean(0)).square().mean().sqrt())
+        return float(
+            (snn(images) - expected).square().mean().sqrt()
+            / (expected - expected.mean(0)).square().mean().sqrt()
+        )
 
 
 def test_many_steps_of_soft_reset_reach_the_anns_logits(images: Tensor) -> None:
-    ann = Fire(nn.AvgPool2d).eval()  # max pooling of spikes is an OR, which is more than the maximum of their rates
+    # max pooling of spikes is an OR, which is more than the maximum of their rates
+    ann = Fire(nn.AvgPool2d).eval()
     errors = [error(converted(ann, images, timesteps=t), ann, images[0]) for t in (16, 64, 256)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.15, errors
@@ -71,8 +90,10 @@ def test_the_weights_hold_the_thresholds_and_the_ann_is_left_alone(images: Tenso
     snn = converted(ann, images, scale=0.4, on_layer=balanced.__setitem__)
     v = {name: 0.4 * value for name, value in balanced.items()}
     assert all(torch.equal(before[name], value) for name, value in ann.state_dict().items())
-    assert snn.thresholds() == pytest.approx(dict.fromkeys(v, 0.9))  # what a layer gives is in units of the node that reads it
-    expected = ann.grouped.weight.detach() * 0.9 / v["act3"]  # 4 groups, 6 inputs each: act1 makes the first 8, act2 the others
+    # what a layer gives is in units of the node that reads it
+    assert snn.thresholds() == pytest.approx(dict.fromkeys(v, 0.9))
+    # 4 groups, 6 inputs each: act1 makes the first 8, act2 the others
+    expected = ann.grouped.weight.detach() * 0.9 / v["act3"]
     worth = torch.tensor([v["act1"]] * 8 + [v["act2"]] * 16)
     for out in range(24):
         group = out // 6
@@ -80,10 +101,15 @@ def test_the_weights_hold_the_thresholds_and_the_ann_is_left_alone(images: Tenso
     torch.testing.assert_close(snn.backbone.get_parameter("grouped.weight"), expected)
     torch.testing.assert_close(snn.backbone.get_parameter("fc.weight"), ann.fc.weight * v["act4"])
     for name in ("weight", "bias"):
-        torch.testing.assert_close(snn.backbone.get_parameter(f"stem.{name}"), ann.get_parameter(f"stem.{name}") * 0.9 / v["act0"])
+        torch.testing.assert_close(
+            snn.backbone.get_parameter(f"stem.{name}"),
+            ann.get_parameter(f"stem.{name}") * 0.9 / v["act0"],
+        )
     torch.testing.assert_close(snn.backbone.get_parameter("fc.bias"), ann.fc.bias)
     with snn.gradient("activation"), torch.no_grad():
-        torch.testing.assert_close(snn(images[0]), NormalizedClassifier(ann, MEAN, STD)(images[0]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            snn(images[0]), NormalizedClassifier(ann, MEAN, STD)(images[0]), rtol=1e-4, atol=1e-5
+        )
     report = inspect_conversion(snn, images[0], ann)
     assert report.folded
     assert "weights hold what the spikes of 5 of 5 nodes are worth" in report.summary()
@@ -93,7 +119,9 @@ def test_the_weights_hold_the_thresholds_and_the_ann_is_left_alone(images: Tenso
 def test_where_there_are_or_were_batch_norms_the_weights_stay(images: Tensor, norm: str) -> None:
     ann = load("resnet20.cifar10_linf_pgd").backbone
     snn = converted(ann, images, timesteps=4, calibration_timesteps=4, norm=norm)
-    weights = {name: value for name, value in snn.backbone.named_parameters() if name.endswith("weight")}
+    weights = {
+        name: value for name, value in snn.backbone.named_parameters() if name.endswith("weight")
+    }
     assert all(torch.equal(value, ann.get_parameter(name)) for name, value in weights.items())
     report = inspect_conversion(snn, images[0], ann)
     assert not (report.folded or snn.folded or snn.worth)
@@ -111,11 +139,12 @@ def test_a_folded_network_is_saved_and_loaded(images: Tensor, tmp_path: Path) ->
         assert torch.equal(again(images[0]), snn(images[0]))
 
 
-# --- structures that branch ----------------------------------------------------------------------------------------------
+# --- structures that branch -----------------------------------------------------------------------
 
 
 class Branching(nn.Module):
-    """A stem with its node, whatever `forward` of a subclass does with 8 channels, and a head. Activations grow with depth."""
+    """A stem with its node, whatever `forward` of a subclass does with 8 channels, and a head.
+    Activations grow with depth."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +173,11 @@ class Residual(Branching):
     """Two blocks with a shortcut, in place, and one whose shortcut is a convolution."""
 
     def build(self) -> None:
-        self.e, self.f, self.g = nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 1)
+        self.e, self.f, self.g = (
+            nn.Conv2d(8, 8, 3, 1, 1),
+            nn.Conv2d(8, 8, 3, 1, 1),
+            nn.Conv2d(8, 8, 1),
+        )
         self.act5, self.act6 = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
 
     def middle(self, x: Tensor) -> Tensor:
@@ -187,7 +220,8 @@ class Dense(Branching):
 
 
 class Standardised(Branching):
-    """As timm's networks without norms: convolutions whose weights are standardised, and learnt factors on the branches."""
+    """As timm's networks without norms: convolutions whose weights are standardised, and learnt
+    factors on the branches."""
 
     def build(self) -> None:
         self.a, self.b, self.c, self.d = (ScaledStdConv2d(8, 8, 3) for _ in range(4))
@@ -239,12 +273,16 @@ class Headless(Branching):
 
 FOLDED: list[type[Branching]] = [Residual, Functional, PreActivation, Dense, Standardised]
 SCALED: dict[type[Branching], list[str]] = {
-    Twice: ["act2"], Bypass: ["act2", "act3", "act4"], Gated: ["act1", "act3", "act5"], Headless: ["act1"],
-}  # fmt: skip
+    Twice: ["act2"],
+    Bypass: ["act2", "act3", "act4"],
+    Gated: ["act1", "act3", "act5"],
+    Headless: ["act1"],
+}
 
 
 def apart(ann: nn.Module, images: Tensor, **changes) -> tuple[SpikingClassifier, SpikingClassifier]:  # type: ignore[no-untyped-def]
-    """The converted network, and one with the ANN's weights and thresholds as they were balanced, whose spikes are worth 1."""
+    """The converted network, and one with the ANN's weights and thresholds as they were balanced,
+    whose spikes are worth 1."""
     raw: dict[str, float] = {}
     snn = converted(ann, images, on_layer=raw.__setitem__, **changes)
     unfolded = copy.deepcopy(snn)
@@ -255,7 +293,8 @@ def apart(ann: nn.Module, images: Tensor, **changes) -> tuple[SpikingClassifier,
     return snn, unfolded
 
 
-@pytest.mark.parametrize("kind", [*FOLDED, Twice, Bypass, Headless])  # a gate or group norm of spikes is not that of their mean
+# a gate or group norm of spikes is not that of their mean
+@pytest.mark.parametrize("kind", [*FOLDED, Twice, Bypass, Headless])
 def test_branching_networks_reach_the_anns_logits(images: Tensor, kind: type[Branching]) -> None:
     ann, few = kind().eval(), images[0, :4]
     snn, unfolded = apart(ann, images, percentile=100.0)
@@ -269,7 +308,9 @@ def test_branching_networks_reach_the_anns_logits(images: Tensor, kind: type[Bra
 
 
 @pytest.mark.parametrize(
-    "changes", [{"reset": "hard", "scale": 0.4}, {"leak": 0.9, "scale": 0.8, "per_channel": True}], ids=["hard", "soft"]
+    "changes",
+    [{"reset": "hard", "scale": 0.4}, {"leak": 0.9, "scale": 0.8, "per_channel": True}],
+    ids=["hard", "soft"],
 )
 @pytest.mark.parametrize("kind", [*FOLDED, *SCALED])
 def test_every_spike_is_that_of_a_network_whose_nodes_emit_their_thresholds(
@@ -285,10 +326,17 @@ def test_every_spike_is_that_of_a_network_whose_nodes_emit_their_thresholds(
     folded.folded = True
     fold_thresholds(folded, images[0, :2].double())
     for name, value in folded.backbone.state_dict().items():
-        torch.testing.assert_close(snn.backbone.state_dict()[name].double(), value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            snn.backbone.state_dict()[name].double(), value, rtol=1e-5, atol=1e-6
+        )
     for activation in explicit.activations().values():
-        activation.register_forward_hook(lambda activation, inputs, spikes: spikes * activation.node.threshold_for(spikes))
-    (logits, found), (expected, spikes) = run(folded, images[0].double()), run(explicit, images[0].double())
+        activation.register_forward_hook(
+            lambda activation, inputs, spikes: spikes * activation.node.threshold_for(spikes)
+        )
+    (logits, found), (expected, spikes) = (
+        run(folded, images[0].double()),
+        run(explicit, images[0].double()),
+    )
     assert found.keys() == spikes.keys()
     for name in spikes:
         assert spikes[name].any()
@@ -299,8 +347,12 @@ def test_every_spike_is_that_of_a_network_whose_nodes_emit_their_thresholds(
 def run(snn: SpikingClassifier, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits of each step, and what the nodes themselves emit."""
     spikes: dict[str, Tensor] = {}
-    handles = [node.register_forward_hook(lambda node, inputs, output, name=name: spikes.update({name: output}))  # type: ignore[misc]
-               for name, node in snn.nodes().items()]  # fmt: skip
+    handles = [
+        node.register_forward_hook(
+            lambda node, inputs, output, name=name: spikes.update({name: output})
+        )  # type: ignore[misc]
+        for name, node in snn.nodes().items()
+    ]
     with torch.no_grad():
         logits = snn.forward_sequence(images)
     for handle in handles:
@@ -312,13 +364,17 @@ def test_what_stays_a_factor_is_reported_saved_and_learns(images: Tensor, tmp_pa
     ann = Twice().eval()
     snn = converted(ann, images, timesteps=4, calibration_timesteps=8)
     report = inspect_conversion(snn, images[0], ann)
-    assert f"4 of 5 nodes are worth; the others emit another number than 1: act2 ({snn.worth['act2']:.4g})" in report.summary()
+    assert (
+        "4 of 5 nodes are worth; the others emit another number than 1: act2"
+        f" ({snn.worth['act2']:.4g})" in report.summary()
+    )
     assert {node.name: node.worth for node in report.nodes if node.worth != 1} == snn.worth
     assert "act2" in [left.name for left in report.analogue]
     assert [layer.name for layer in report.layers if not layer.spiking] == ["stem", "c", "fc"]
     measured = measure_energy(snn, load_dataset("sample", "test"), max_images=4)
     assert [name for name, layer in measured.layers.items() if layer.macs] == ["stem", "c"]
-    assert [name for name, layer in measured.layers.items() if layer.summed] == ["fc"]  # an average of spikes: additions
+    # an average of spikes: additions
+    assert [name for name, layer in measured.layers.items() if layer.summed] == ["fc"]
     with pytest.warns(UserWarning, match="model="):
         save(snn, tmp_path / "model", input_size=(3, 32, 32))
     again = load(tmp_path / "model", model=Twice)

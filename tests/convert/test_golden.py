@@ -1,4 +1,5 @@
-"""A converted network against the authors' code: thresholds, logits, every gradient, buffers, and all 19 views."""
+"""A converted network against the authors' code: thresholds, logits, every gradient, buffers, and
+all 19 views."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ def tensor(key: str) -> Tensor:
 def close(found: Tensor, key: str, relative: float = 1e-4) -> None:
     """Within `relative` of the largest entry: single entries may cancel to nothing."""
     expected = tensor(key).to(found.dtype)
-    assert float((found.detach() - expected).abs().max()) <= relative * float(expected.abs().max()), key
+    assert float((found.detach() - expected).abs().max()) <= relative * float(
+        expected.abs().max()
+    ), key
 
 
 def layer(inputs: int, outputs: int) -> list[nn.Module]:
@@ -38,8 +41,17 @@ def layer(inputs: int, outputs: int) -> list[nn.Module]:
 class TinyVGG(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.features = nn.Sequential(*layer(3, 8), nn.AvgPool2d(2), *layer(8, 16), *layer(16, 16), nn.AvgPool2d(2), *layer(16, 16))
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10))
+        self.features = nn.Sequential(
+            *layer(3, 8),
+            nn.AvgPool2d(2),
+            *layer(8, 16),
+            *layer(16, 16),
+            nn.AvgPool2d(2),
+            *layer(16, 16),
+        )
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.features(x))
@@ -48,7 +60,9 @@ class TinyVGG(nn.Module):
 @pytest.fixture(scope="module")
 def ann() -> TinyVGG:
     network = TinyVGG()
-    network.load_state_dict({key.removeprefix("ann/"): tensor(key) for key in GOLDEN if key.startswith("ann/")})
+    network.load_state_dict(
+        {key.removeprefix("ann/"): tensor(key) for key in GOLDEN if key.startswith("ann/")}
+    )
     return network.eval()
 
 
@@ -59,12 +73,21 @@ def raw() -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def snn(ann: TinyVGG, raw: dict[str, float]) -> SpikingClassifier:
-    return convert(ann, tensor("calib_x"), META["T"], mean=MEAN, std=STD, norm_statistics="reset", on_layer=raw.__setitem__)
+    return convert(
+        ann,
+        tensor("calib_x"),
+        META["T"],
+        mean=MEAN,
+        std=STD,
+        norm_statistics="reset",
+        on_layer=raw.__setitem__,
+    )
 
 
 @pytest.fixture(scope="module")
 def trained(snn: SpikingClassifier) -> tuple[SpikingClassifier, Tensor, Tensor]:
-    """The network after one forward and backward pass in training mode, with the logits and the input's gradient."""
+    """The network after one forward and backward pass in training mode, with the logits and the
+    input's gradient."""
     x = tensor("x").requires_grad_()
     logits = snn.train()(x)
     F.cross_entropy(logits, tensor("y")).backward()
@@ -79,7 +102,9 @@ def test_ann_and_thresholds(ann: TinyVGG, snn: SpikingClassifier, raw: dict[str,
     assert list(snn.thresholds().values()) == pytest.approx(GOLDEN["v_th_init"].tolist(), rel=1e-5)
 
 
-def test_logits_gradients_and_buffers_in_training_mode(trained: tuple[SpikingClassifier, Tensor, Tensor]) -> None:
+def test_logits_gradients_and_buffers_in_training_mode(
+    trained: tuple[SpikingClassifier, Tensor, Tensor],
+) -> None:
     snn, logits, dx = trained
     assert snn.repeat_at == "features.2"  # the stem was computed once, and the buffers still agree
     close(logits, "snn_T4_train_logits")
@@ -90,8 +115,12 @@ def test_logits_gradients_and_buffers_in_training_mode(trained: tuple[SpikingCla
         name = key.partition("/")[2].replace("v_th", "node.v_threshold")
         grad = snn.backbone.get_parameter(name).grad
         assert grad is not None
-        if name.endswith("bias") and snn.backbone.get_submodule(name.rpartition(".")[0]).__class__ is nn.Conv2d:
-            assert float(grad.abs().max()) < 1e-6  # a batch norm follows: exactly 0 but for rounding, there as here
+        if (
+            name.endswith("bias")
+            and snn.backbone.get_submodule(name.rpartition(".")[0]).__class__ is nn.Conv2d
+        ):
+            # a batch norm follows: exactly 0 but for rounding, there as here
+            assert float(grad.abs().max()) < 1e-6
         else:
             close(grad, key)
     for key in GOLDEN:
@@ -106,7 +135,9 @@ def test_logits_in_eval_mode(trained: tuple[SpikingClassifier, Tensor, Tensor]) 
 
 
 @pytest.mark.parametrize("index", range(19))
-def test_input_gradient_and_fgsm_of_every_view(trained: tuple[SpikingClassifier, Tensor, Tensor], index: int) -> None:
+def test_input_gradient_and_fgsm_of_every_view(
+    trained: tuple[SpikingClassifier, Tensor, Tensor], index: int
+) -> None:
     view, meta = ENSEMBLE_VIEWS[index], META["views"][index]
     if isinstance(view, Surrogate):
         assert (view.name, view.gamma) == (meta["surrogate"], meta["gamma"])

@@ -30,9 +30,16 @@ pytestmark = pytest.mark.filterwarnings(
 def network() -> nn.Sequential:
     torch.manual_seed(1)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 5),
+    ).eval()
 
 
 def converted(ann: nn.Module, **options: Any) -> SpikingClassifier:
@@ -194,9 +201,14 @@ def test_an_ann_is_saved_out_of_its_wrapper(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(lambda ann: ann.half(), "float16"), (lambda ann: ann.bfloat16(), "bfloat16"), (lambda ann: ann.double(), "float64"),
-     (lambda ann: ann[3].double(), "float64"), (lambda ann: (ann[0].half(), ann[8].bfloat16()), "bfloat16, float16")],
-)  # fmt: skip
+    [
+        (lambda ann: ann.half(), "float16"),
+        (lambda ann: ann.bfloat16(), "bfloat16"),
+        (lambda ann: ann.double(), "float64"),
+        (lambda ann: ann[3].double(), "float64"),
+        (lambda ann: (ann[0].half(), ann[8].bfloat16()), "bfloat16, float16"),
+    ],
+)
 def test_other_precisions_become_float32(
     change: Callable[[nn.Module], Any], said: str, tmp_path: Path
 ) -> None:

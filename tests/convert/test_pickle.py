@@ -47,7 +47,14 @@ def images() -> Tensor:
 
 def conversion(name: str, images: Tensor) -> SpikingClassifier:
     torch.manual_seed(0)
-    return convert(BUILD[name]().eval(), images, timesteps=2, mean=[0.5] * 3, std=[0.25] * 3, calibration_timesteps=4)
+    return convert(
+        BUILD[name]().eval(),
+        images,
+        timesteps=2,
+        mean=[0.5] * 3,
+        std=[0.25] * 3,
+        calibration_timesteps=4,
+    )
 
 
 @pytest.mark.parametrize("name", BUILD)
@@ -68,7 +75,9 @@ def test_a_saved_module_comes_back_whole(name: str, images: Tensor, tmp_path: Pa
             parameter.mul_(0.5)
     assert torch.equal(snn(images[0]), expected)
     torch.save(copy.deepcopy(loaded.eval()), tmp_path / "again.pt")
-    assert torch.equal(torch.load(tmp_path / "again.pt", weights_only=False)(images[0]), loaded(images[0]))
+    assert torch.equal(
+        torch.load(tmp_path / "again.pt", weights_only=False)(images[0]), loaded(images[0])
+    )
 
 
 def test_a_spawned_worker_runs_a_rewritten_network(images: Tensor) -> None:
@@ -82,8 +91,12 @@ def test_a_spawned_worker_runs_a_rewritten_network(images: Tensor) -> None:
         assert torch.equal(pool.apply(operator.call, (snn, images[0])), expected)
 
 
-def test_copies_share_the_classes_of_a_network_and_so_do_blocks_of_the_same_code(images: Tensor) -> None:
+def test_copies_share_the_classes_of_a_network_and_so_do_blocks_of_the_same_code(
+    images: Tensor,
+) -> None:
     snn = conversion("blocks", images)
-    assert [type(module) for module in copy.deepcopy(snn).modules()] == [type(module) for module in snn.modules()]
+    assert [type(module) for module in copy.deepcopy(snn).modules()] == [
+        type(module) for module in snn.modules()
+    ]
     first, second = snn.backbone.get_submodule("layer1")
     assert type(first) is type(second) is not BasicBlock

@@ -38,7 +38,9 @@ def sample() -> ImageDataset:
 @pytest.fixture
 def shared() -> Path:
     """The folder of complete data sets beside the repository, where there is one."""
-    root = Path(os.environ.get("SJ_ROBUST_SHARED") or Path(__file__).parents[2].parent / "shared" / "data")
+    root = Path(
+        os.environ.get("SJ_ROBUST_SHARED") or Path(__file__).parents[2].parent / "shared" / "data"
+    )
     if not (root / "cifar10" / "train.parquet").is_file():
         pytest.skip(f"no data sets in {root} (set SJ_ROBUST_SHARED)")
     return root
@@ -53,14 +55,32 @@ def encode(pixels: np.ndarray, kind: str = "PNG") -> bytes:
 
 @pytest.fixture
 def parquet() -> Callable[..., Path]:
-    def write(path: Path, blobs: Sequence[bytes | None], labels: Sequence[int | None] | pa.Array, *, image: str = "img",
-              label: str = "label", names: Sequence[str] | None = None, **options: Any) -> Path:
+    def write(
+        path: Path,
+        blobs: Sequence[bytes | None],
+        labels: Sequence[int | None] | pa.Array,
+        *,
+        image: str = "img",
+        label: str = "label",
+        names: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = pa.array([{"bytes": blob, "path": None} for blob in blobs], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        table = pa.table({image: rows, label: labels if isinstance(labels, pa.Array) else pa.array(labels, pa.int64())})
+        rows = pa.array(
+            [{"bytes": blob, "path": None} for blob in blobs],
+            pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        )
+        table = pa.table(
+            {
+                image: rows,
+                label: labels if isinstance(labels, pa.Array) else pa.array(labels, pa.int64()),
+            }
+        )
         if names:
             features = {label: {"names": list(names), "_type": "ClassLabel"}}
-            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            table = table.replace_schema_metadata(
+                {"huggingface": json.dumps({"info": {"features": features}})}
+            )
         pq.write_table(table, path, **options)
         return path
 
@@ -70,6 +90,7 @@ def parquet() -> Callable[..., Path]:
 @pytest.fixture
 def noise() -> Callable[..., np.ndarray]:
     """Distinct images of random pixels, uint8 [N,H,W,3]."""
+
     def make(count: int, height: int = 8, width: int = 8) -> np.ndarray:
         return np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
 

@@ -23,7 +23,12 @@ def test_a_crop_is_a_window_of_the_image_in_a_black_frame(sample: ImageDataset) 
     framed = F.pad(images, [4] * 4)
     shifts = set()
     for frame, crop in zip(framed, cropped, strict=True):
-        found = [(y, x) for y in range(9) for x in range(9) if torch.equal(frame[:, y:y + 32, x:x + 32], crop)]
+        found = [
+            (y, x)
+            for y in range(9)
+            for x in range(9)
+            if torch.equal(frame[:, y : y + 32, x : x + 32], crop)
+        ]
         assert found
         shifts.update(found)
     assert len(shifts) > 60  # of 81: 200 draws reach about 74
@@ -32,7 +37,9 @@ def test_a_crop_is_a_window_of_the_image_in_a_black_frame(sample: ImageDataset) 
 def test_a_flip_mirrors_half_of_the_images(sample: ImageDataset) -> None:
     images = sample.images[:400]
     flipped = Augmentation(padding=0, flip=True)(images, generator())
-    mirrored = torch.tensor([torch.equal(a.flip(2), b) for a, b in zip(images, flipped, strict=True)])
+    mirrored = torch.tensor(
+        [torch.equal(a.flip(2), b) for a, b in zip(images, flipped, strict=True)]
+    )
     same = torch.tensor([torch.equal(a, b) for a, b in zip(images, flipped, strict=True)])
     assert (mirrored | same).all()
     assert 150 < mirrored.sum() < 250
@@ -46,10 +53,13 @@ def test_cutout_blackens_a_square_clipped_at_the_border() -> None:
     for image in cut:
         assert torch.equal(image[0], image[1])
         assert torch.equal(image[0], image[2])
-        rows, columns = (image[0] == 0).any(1).nonzero().flatten(), (image[0] == 0).any(0).nonzero().flatten()
+        rows, columns = (
+            (image[0] == 0).any(1).nonzero().flatten(),
+            (image[0] == 0).any(0).nonzero().flatten(),
+        )
         top, left = int(rows[0]), int(columns[0])
         height, width = len(rows), len(columns)
-        assert (image[0, top:top + height, left:left + width] == 0).all()
+        assert (image[0, top : top + height, left : left + width] == 0).all()
         assert (image[0] == 0).sum() == height * width
         assert height == 8 or top == 0 or top + height == 32
         assert width == 8 or left == 0 or left + width == 32
@@ -75,18 +85,26 @@ def test_floats_and_bytes_are_augmented_alike(sample: ImageDataset) -> None:
 
 
 def test_everything_off_changes_nothing(sample: ImageDataset) -> None:
-    assert torch.equal(Augmentation(padding=0, flip=False)(sample.images[:16], generator()), sample.images[:16])
+    assert torch.equal(
+        Augmentation(padding=0, flip=False)(sample.images[:16], generator()), sample.images[:16]
+    )
 
 
 def found_boxes(height: int, width: int, scale: float, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(images, crops, boxes [N,4] as top, left, height, width): the first two channels are coordinates, which tell where a crop was."""
-    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
-    images = torch.stack([rows, columns, torch.rand(height, width, generator=generator(9))]).expand(count, -1, -1, -1)
+    """(images, crops, boxes [N,4] as top, left, height, width): the first two channels are
+    coordinates, which tell where a crop was."""
+    rows, columns = torch.meshgrid(
+        torch.arange(float(height)), torch.arange(float(width)), indexing="ij"
+    )
+    images = torch.stack([rows, columns, torch.rand(height, width, generator=generator(9))]).expand(
+        count, -1, -1, -1
+    )
     crops = Augmentation(padding=0, flip=False, scale=scale)(images, generator())
     boxes = []
     for channel, length in ((0, height), (1, width)):
         line = crops[:, channel, :, width // 2] if channel == 0 else crops[:, channel, height // 2]
-        start, end = length // 4, 3 * length // 4  # off the borders, where there is nothing to interpolate with
+        # off the borders, where there is nothing to interpolate with
+        start, end = length // 4, 3 * length // 4
         step = (line[:, end] - line[:, start]) / (end - start)
         boxes.append((line[:, start] + 0.5 - (start + 0.5) * step, step * length))
     return images, crops, torch.stack([boxes[0][0], boxes[1][0], boxes[0][1], boxes[1][1]], 1)
@@ -97,11 +115,17 @@ def test_a_resized_crop_is_that_of_torchvision(scale: float) -> None:
     images, crops, found = found_boxes(60, 80, scale, 600)
     boxes = found.round()
     torch.testing.assert_close(found, boxes, rtol=0, atol=0.05)
-    for image, crop, (top, left, height, width) in zip(images[:50], crops, boxes.int().tolist(), strict=False):
-        expected = resized_crop(image, top, left, height, width, [60, 80], InterpolationMode.BILINEAR, antialias=True)
+    for image, crop, (top, left, height, width) in zip(
+        images[:50], crops, boxes.int().tolist(), strict=False
+    ):
+        expected = resized_crop(
+            image, top, left, height, width, [60, 80], InterpolationMode.BILINEAR, antialias=True
+        )
         torch.testing.assert_close(crop, expected, rtol=1e-5, atol=1e-4)
     torch.manual_seed(0)
-    theirs = torch.tensor([RandomResizedCrop.get_params(images[0], [scale, 1.0], [3 / 4, 4 / 3]) for _ in range(600)]).double()
+    theirs = torch.tensor(
+        [RandomResizedCrop.get_params(images[0], [scale, 1.0], [3 / 4, 4 / 3]) for _ in range(600)]
+    ).double()
     for name, fact in {
         "area": lambda box: box[:, 2] * box[:, 3],
         "ratio": lambda box: box[:, 3] / box[:, 2],
@@ -110,7 +134,15 @@ def test_a_resized_crop_is_that_of_torchvision(scale: float) -> None:
     }.items():
         one, other = (fact(box).sort().values for box in (boxes.double(), theirs))
         ties = torch.cat([one, other])
-        gap = max((abs(torch.searchsorted(one, ties, right=True) - torch.searchsorted(other, ties, right=True)) / 600).tolist())
+        gap = max(
+            (
+                abs(
+                    torch.searchsorted(one, ties, right=True)
+                    - torch.searchsorted(other, ties, right=True)
+                )
+                / 600
+            ).tolist()
+        )
         assert gap < 1.95 * math.sqrt(2 / 600), name  # Kolmogorov-Smirnov at 0.1 %
     assert (boxes[:, :2] >= 0).all()
     assert (boxes[:, 0] + boxes[:, 2] <= 60).all()
@@ -133,7 +165,9 @@ def test_bytes_are_cropped_as_floats_to_the_nearest_level(sample: ImageDataset) 
     assert not torch.equal(once, augment(images, generator(1)))
 
 
-@pytest.mark.parametrize("wrong", [{"padding": -1}, {"cutout": -8}, {"scale": 0}, {"scale": 1.5}, {"rotate": True}])
+@pytest.mark.parametrize(
+    "wrong", [{"padding": -1}, {"cutout": -8}, {"scale": 0}, {"scale": 1.5}, {"rotate": True}]
+)
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Augmentation(**wrong)  # type: ignore[arg-type]

@@ -28,21 +28,44 @@ def folder(root: Path, *files: str) -> Path:
 
 
 def knowing(*names: str) -> nn.Module:
-    model = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, len(names) or 3)), [0.0] * 3, [1.0] * 3)
+    model = NormalizedClassifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, len(names) or 3)), [0.0] * 3, [1.0] * 3
+    )
     model.classes = names or None
     return model
 
 
 def named(*names: str) -> ImageDataset:
-    return ImageDataset(torch.zeros(len(names), 3, 2, 2, dtype=torch.uint8), torch.arange(len(names)), names, "mine", "test")
+    return ImageDataset(
+        torch.zeros(len(names), 3, 2, 2, dtype=torch.uint8),
+        torch.arange(len(names)),
+        names,
+        "mine",
+        "test",
+    )
 
 
 def test_numbered_folders_are_in_natural_order(tmp_path: Path) -> None:
-    folder(tmp_path, *(f"{name}/0.png" for name in ("10", "2", "1", "class10", "class9", "Zebra", "ape", "007")))
-    assert load_dataset(tmp_path).classes == ("1", "2", "007", "10", "ape", "class9", "class10", "Zebra")
+    folder(
+        tmp_path,
+        *(f"{name}/0.png" for name in ("10", "2", "1", "class10", "class9", "Zebra", "ape", "007")),
+    )
+    assert load_dataset(tmp_path).classes == (
+        "1",
+        "2",
+        "007",
+        "10",
+        "ape",
+        "class9",
+        "class10",
+        "Zebra",
+    )
 
 
-@pytest.mark.parametrize("text", ["dog\ncat\n", "\ufeffdog\r\ncat\r\n", "1 dog\n2 cat\n", "dog\n\ncat", "dog\ncat\nhorse\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["dog\ncat\n", "\ufeffdog\r\ncat\r\n", "1 dog\n2 cat\n", "dog\n\ncat", "dog\ncat\nhorse\n"],
+)
 @pytest.mark.parametrize("place", [".", "train"])
 def test_classes_txt_gives_the_order(tmp_path: Path, text: str, place: str) -> None:
     folder(tmp_path, "train/cat/0.png", "train/dog/0.png", "test/cat/0.png")
@@ -52,9 +75,14 @@ def test_classes_txt_gives_the_order(tmp_path: Path, text: str, place: str) -> N
     assert test.labels.tolist() == [1]
 
 
-@pytest.mark.parametrize(("content", "message"), [
-    (b"dog\n", "does not list the folder 'cat'"), (b"dog\ncat\ndog\n", "lists a class twice"), (b"\xff\xfe\x00", "UTF-8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"dog\n", "does not list the folder 'cat'"),
+        (b"dog\ncat\ndog\n", "lists a class twice"),
+        (b"\xff\xfe\x00", "UTF-8"),
+    ],
+)
 def test_a_classes_txt_of_others_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     folder(tmp_path, "cat/0.png", "dog/0.png")
     (tmp_path / "classes.txt").write_bytes(content)
@@ -64,8 +92,15 @@ def test_a_classes_txt_of_others_is_refused(tmp_path: Path, content: bytes, mess
 
 def test_hidden_folders_are_passed_over_and_links_followed_once(tmp_path: Path) -> None:
     elsewhere = folder(tmp_path / "elsewhere", "3.png", "deep/4.png")
-    root = folder(tmp_path / "data", "cat/0.png", "cat/a/b/1.png", "cat/.ipynb_checkpoints/0.png", "cat/a/.hidden/b/2.png",
-                  ".git/x.png", "__MACOSX/y.png")  # fmt: skip
+    root = folder(
+        tmp_path / "data",
+        "cat/0.png",
+        "cat/a/b/1.png",
+        "cat/.ipynb_checkpoints/0.png",
+        "cat/a/.hidden/b/2.png",
+        ".git/x.png",
+        "__MACOSX/y.png",
+    )
     os.symlink(elsewhere, root / "dog")
     os.symlink(elsewhere / "deep", root / "cat" / "linked")
     os.symlink(root, root / "cat" / "loop")
@@ -84,8 +119,11 @@ def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
 
 
 STAND_INS = {
-    "Git LFS pointer": POINTER, "git-annex pointer": b"/annex/objects/SHA256E-s123--abc.parquet\n", "empty": b"",
-    "web page": b"\n<!DOCTYPE html><html><head><title>404</title>", "web page ": b"<html>",
+    "Git LFS pointer": POINTER,
+    "git-annex pointer": b"/annex/objects/SHA256E-s123--abc.parquet\n",
+    "empty": b"",
+    "web page": b"\n<!DOCTYPE html><html><head><title>404</title>",
+    "web page ": b"<html>",
     "readable parquet|cannot be decoded": b"PK\x03\x04",
 }
 
@@ -111,9 +149,16 @@ def test_a_parquet_file_cut_off_is_named(tmp_path: Path) -> None:
         load_dataset(tmp_path, "test")
 
 
-@pytest.mark.parametrize("names", [
-    ("cat", "dog", "ape"), ("cat", "dog"), ("Cat", "DOG", "ape"), ("0", "1", "2"), ("0", "1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("cat", "dog", "ape"),
+        ("cat", "dog"),
+        ("Cat", "DOG", "ape"),
+        ("0", "1", "2"),
+        ("0", "1"),
+    ],
+)
 def test_the_same_names_change_nothing(names: tuple[str, ...]) -> None:
     data = named(*names)
     with warnings.catch_warnings():
@@ -123,9 +168,15 @@ def test_the_same_names_change_nothing(names: tuple[str, ...]) -> None:
         assert in_order_of(nn.Linear(1, 1), data) is data
 
 
-@pytest.mark.parametrize(("names", "labels"), [
-    (("ape", "cat", "dog"), [2, 0, 1]), (("dog", "ape"), [1, 2]), (("DOG", "Cat"), [1, 0]), (("ape",), [2]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("ape", "cat", "dog"), [2, 0, 1]),
+        (("dog", "ape"), [1, 2]),
+        (("DOG", "Cat"), [1, 0]),
+        (("ape",), [2]),
+    ],
+)
 def test_another_order_is_mapped_by_name(names: tuple[str, ...], labels: list[int]) -> None:
     with pytest.warns(UserWarning, match="mapped by name"):
         mapped = in_order_of(knowing("cat", "dog", "ape"), named(*names))
@@ -135,7 +186,8 @@ def test_another_order_is_mapped_by_name(names: tuple[str, ...], labels: list[in
 def test_numbers_in_the_place_of_names_may_have_zeros_before_them() -> None:
     dataset = named(*(f"{label:02}" for label in range(10)))
     assert in_order_of(knowing(*"abcdefghij"), dataset) is dataset
-    with pytest.raises(SJRobustError, match="does not know"):  # counted from 1: of which class is 1?
+    # counted from 1: of which class is 1?
+    with pytest.raises(SJRobustError, match="does not know"):
         in_order_of(knowing(*"abc"), named("01", "02", "03"))
 
 
@@ -146,19 +198,32 @@ def test_one_class_too_many_is_named_alone() -> None:
 
 def test_lexicographic_numbers_of_an_older_checkpoint_are_mapped() -> None:
     with pytest.warns(UserWarning, match="mapped by name"):
-        assert in_order_of(knowing("0", "1", "10", "2"), named("0", "1", "2", "10")).labels.tolist() == [0, 1, 3, 2]
+        assert in_order_of(
+            knowing("0", "1", "10", "2"), named("0", "1", "2", "10")
+        ).labels.tolist() == [0, 1, 3, 2]
 
 
-@pytest.mark.parametrize("names", [
-    ("car", "dog", "ape"), ("x", "y", "z"), ("cat", "dog", "ape", "horse"), ("1", "2", "3"), ("cat ", "bird", "dog"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("car", "dog", "ape"),
+        ("x", "y", "z"),
+        ("cat", "dog", "ape", "horse"),
+        ("1", "2", "3"),
+        ("cat ", "bird", "dog"),
+    ],
+)
 def test_other_classes_are_refused_unless_said_to_be_the_same(names: tuple[str, ...]) -> None:
     model = knowing("cat", "dog", "ape")
     with pytest.raises(SJRobustError, match=r"does not know: '.*--same-classes") as refusal:
         in_order_of(model, named(*names))
     assert "\n" not in str(refusal.value)
     if len(names) == 3:
-        assert in_order_of(model, named(*names).with_classes(model.classes)).labels.tolist() == [0, 1, 2]  # type: ignore[arg-type]
+        assert in_order_of(model, named(*names).with_classes(model.classes)).labels.tolist() == [
+            0,
+            1,
+            2,
+        ]  # type: ignore[arg-type]
 
 
 def test_names_that_are_there_twice_are_not_guessed_at() -> None:

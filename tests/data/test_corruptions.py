@@ -13,9 +13,10 @@ from sj_robust.data import ImageDataset
 from sj_robust.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from sj_robust.errors import SJRobustError
 
-# Mean squared errors, in levels, of the first 150 images of the sample as the authors' make_cifar_c.py corrupts them, rounded where it
-# truncates; OpenCV 5.0, scikit-image 0.26, SciPy 1.17; glass_blur, fog, impulse_noise and elastic_transform over 20 draws. It needs
-# ImageMagick for motion_blur and snow, which are not here.
+# Mean squared errors, in levels, of the first 150 images of the sample as the authors'
+# make_cifar_c.py corrupts them, rounded where it truncates; OpenCV 5.0, scikit-image 0.26, SciPy
+# 1.17; glass_blur, fog, impulse_noise and elastic_transform over 20 draws. It needs ImageMagick for
+# motion_blur and snow, which are not here.
 AUTHORS = {
     "gaussian_noise": (100.9, 225.2, 393.8, 494.0, 606.8),
     "shot_noise": (60.5, 119.6, 292.8, 386.1, 569.8),
@@ -30,7 +31,16 @@ AUTHORS = {
     "pixelate": (38.0, 71.4, 88.0, 142.5, 211.8),
     "jpeg_compression": (52.0, 78.6, 89.0, 101.0, 117.7),
 }
-RANDOM = ("gaussian_noise", "shot_noise", "impulse_noise", "glass_blur", "motion_blur", "snow", "fog", "elastic_transform")
+RANDOM = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "glass_blur",
+    "motion_blur",
+    "snow",
+    "fog",
+    "elastic_transform",
+)
 Made = dict[tuple[str, int], Tensor]
 
 
@@ -41,19 +51,37 @@ def images(sample: ImageDataset) -> Tensor:
 
 @pytest.fixture(scope="module")
 def made(images: Tensor) -> Made:
-    return {(name, severity): corrupt(images, name, severity) for name in CORRUPTIONS for severity in SEVERITIES}
+    return {
+        (name, severity): corrupt(images, name, severity)
+        for name in CORRUPTIONS
+        for severity in SEVERITIES
+    }
 
 
 def errors(made: Made, images: Tensor, name: str) -> list[float]:
     """Mean squared error in levels at each severity."""
-    return [255**2 * float((made[name, severity] - images).square().mean()) for severity in SEVERITIES]
+    return [
+        255**2 * float((made[name, severity] - images).square().mean()) for severity in SEVERITIES
+    ]
 
 
 def test_the_names_are_the_paper_s_without_frost() -> None:
     assert CORRUPTIONS == (
-        "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "fog",
-        "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-    )  # fmt: skip
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+        "snow",
+        "fog",
+        "brightness",
+        "contrast",
+        "elastic_transform",
+        "pixelate",
+        "jpeg_compression",
+    )
 
 
 def test_results_are_images_of_eight_bits(made: Made, images: Tensor) -> None:
@@ -69,8 +97,13 @@ def test_a_corruption_belongs_to_its_image(made: Made, images: Tensor) -> None:
     order = torch.tensor([41, 3, 149, 0, 77])
     for (name, severity), x in made.items():
         if severity in (2, 5):
-            assert torch.equal(corrupt(images[order], name, severity, ids=order), x[order]), (name, severity)
-            assert torch.equal(corrupt(images[9:10], name, severity, ids=torch.tensor([9])), x[9:10]), (name, severity)
+            assert torch.equal(corrupt(images[order], name, severity, ids=order), x[order]), (
+                name,
+                severity,
+            )
+            assert torch.equal(
+                corrupt(images[9:10], name, severity, ids=torch.tensor([9])), x[9:10]
+            ), (name, severity)
 
 
 def test_seed_image_and_severity_change_what_is_random_and_nothing_else(images: Tensor) -> None:
@@ -79,24 +112,40 @@ def test_seed_image_and_severity_change_what_is_random_and_nothing_else(images: 
     for name in CORRUPTIONS:
         first = corrupt(few, name, 3)
         assert torch.equal(first, corrupt(few, name, 3, seed=1)) == (name not in RANDOM), name
-        assert torch.equal(first, corrupt(few, name, 3, ids=torch.arange(4) + 50)) == (name not in RANDOM), name
-    # The same standard deviation would not be enough: the noise of severity 2 is no multiple of that of severity 1.
+        assert torch.equal(first, corrupt(few, name, 3, ids=torch.arange(4) + 50)) == (
+            name not in RANDOM
+        ), name
+    # The same standard deviation would not be enough: the noise of severity 2 is no multiple of
+    # that of severity 1.
     grey = torch.full((1, 3, 32, 32), 0.5)
-    noise = torch.cat([corrupt(grey, "gaussian_noise", severity) - 0.5 for severity in (1, 2)]).flatten(1)
+    noise = torch.cat(
+        [corrupt(grey, "gaussian_noise", severity) - 0.5 for severity in (1, 2)]
+    ).flatten(1)
     assert abs(float(torch.corrcoef(noise)[0, 1])) < 0.06
     assert torch.equal(few, before)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", [name for name in CORRUPTIONS if name not in ("glass_blur", "motion_blur", "elastic_transform")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in CORRUPTIONS
+        if name not in ("glass_blur", "motion_blur", "elastic_transform")
+    ],
+)
 def test_each_severity_changes_the_images_more(made: Made, images: Tensor, name: str) -> None:
     found = errors(made, images, name)
     assert all(less < more for less, more in pairwise(found)), found
 
 
-def test_severity_where_the_authors_constants_trade_one_thing_for_another(made: Made, images: Tensor) -> None:
-    """Their mean squared errors do not rise from each severity to the next (see AUTHORS); what does rise is this."""
-    # More blur takes back some of what moved pixels changed; moving them twice changes more at the same blur.
+def test_severity_where_the_authors_constants_trade_one_thing_for_another(
+    made: Made, images: Tensor
+) -> None:
+    """Their mean squared errors do not rise from each severity to the next (see AUTHORS); what does
+    rise is this."""
+    # More blur takes back some of what moved pixels changed; moving them twice changes more at the
+    # same blur.
     glass = errors(made, images, "glass_blur")
     assert glass[3] > 1.5 * glass[1]
     assert glass[4] > 1.5 * glass[2]
@@ -105,37 +154,53 @@ def test_severity_where_the_authors_constants_trade_one_thing_for_another(made: 
     assert motion[0] < 0.8 * motion[1] < 0.8 * motion[2]
     assert motion[3] == pytest.approx(motion[2], rel=0.08)
     assert motion[4] > 1.2 * motion[3]
-    # The whole image moves less and bends more. What bending does shows where nothing else can: it roughens a smooth ramp.
+    # The whole image moves less and bends more. What bending does shows where nothing else can: it
+    # roughens a smooth ramp.
     ramp = torch.linspace(0.25, 0.75, 32).expand(16, 3, 32, 32).contiguous()
     bent = []
     for severity in SEVERITIES:
         inner = corrupt(ramp, "elastic_transform", severity)[:, 0, 8:24, 8:24]
-        bent.append(float((inner[:, :, 2:] - 2 * inner[:, :, 1:-1] + inner[:, :, :-2]).square().mean()))
+        bent.append(
+            float((inner[:, :, 2:] - 2 * inner[:, :, 1:-1] + inner[:, :, :-2]).square().mean())
+        )
     assert bent[1] < bent[2] < bent[3] < bent[4]
     assert bent[4] > 3 * bent[0]
 
 
 @pytest.mark.parametrize("name", AUTHORS)
 def test_the_authors_code_changes_the_images_as_much(made: Made, images: Tensor, name: str) -> None:
-    # The noise of 150 images averages out; one draw of clouds, shifts and moved pixels for each does not.
-    tolerance = {"fog": 0.12, "elastic_transform": 0.15, "glass_blur": 0.06}.get(name, 0.03 if name in RANDOM else 0.01)
+    # The noise of 150 images averages out; one draw of clouds, shifts and moved pixels for each
+    # does not.
+    tolerance = {"fog": 0.12, "elastic_transform": 0.15, "glass_blur": 0.06}.get(
+        name, 0.03 if name in RANDOM else 0.01
+    )
     assert errors(made, images, name) == pytest.approx(AUTHORS[name], rel=tolerance, abs=0.1)
 
 
 def test_noise_has_the_variance_of_its_constants() -> None:
     grey = torch.full((64, 3, 32, 32), 128 / 255)
     rounding = 1 / 255**2 / 12
-    for severity, (std, photons, share) in enumerate(zip((0.04, 0.06, 0.08, 0.09, 0.10), (500, 250, 100, 75, 50),
-                                                         (0.01, 0.02, 0.03, 0.05, 0.07), strict=True), 1):  # fmt: skip
+    for severity, (std, photons, share) in enumerate(
+        zip(
+            (0.04, 0.06, 0.08, 0.09, 0.10),
+            (500, 250, 100, 75, 50),
+            (0.01, 0.02, 0.03, 0.05, 0.07),
+            strict=True,
+        ),
+        1,
+    ):
         found = corrupt(grey, "gaussian_noise", severity)
         assert float(found.mean()) == pytest.approx(128 / 255, abs=2e-3)
         assert float(found.var()) == pytest.approx(std**2 + rounding, rel=0.02)
         counts = torch.arange(2 * photons, dtype=torch.float64)
         chance = torch.distributions.Poisson(128 / 255 * photons).log_prob(counts).exp()
-        levels = (counts * 255 / photons).round().clamp(max=255) / 255  # not evenly rounded: at 250 photons a count is 1.02 levels
+        # not evenly rounded: at 250 photons a count is 1.02 levels
+        levels = (counts * 255 / photons).round().clamp(max=255) / 255
         shot, mean = corrupt(grey, "shot_noise", severity), (chance * levels).sum()
         assert float(shot.mean()) == pytest.approx(float(mean), abs=1e-3)
-        assert float(shot.var()) == pytest.approx(float((chance * (levels - mean) ** 2).sum()), rel=0.02)
+        assert float(shot.var()) == pytest.approx(
+            float((chance * (levels - mean) ** 2).sum()), rel=0.02
+        )
         impulse = corrupt(grey, "impulse_noise", severity)
         assert float((impulse == 0).float().mean()) == pytest.approx(share / 2, rel=0.06)
         assert float((impulse == 1).float().mean()) == pytest.approx(share / 2, rel=0.06)
@@ -145,20 +210,26 @@ def test_noise_has_the_variance_of_its_constants() -> None:
 def test_contrast_and_brightness_in_closed_form(made: Made, images: Tensor) -> None:
     mean = images.double().mean((2, 3), keepdim=True)
     for severity, kept in enumerate((0.75, 0.5, 0.4, 0.3, 0.15), 1):
-        assert (made["contrast", severity] - (mean + kept * (images - mean))).abs().max() <= 0.5001 / 255
+        assert (
+            made["contrast", severity] - (mean + kept * (images - mean))
+        ).abs().max() <= 0.5001 / 255
     for severity, shift in enumerate((0.05, 0.1, 0.15, 0.2, 0.3), 1):
         found = made["brightness", severity]
         value = images.amax(1)
         assert (found.amax(1) - (value + shift).clamp(max=1)).abs().max() <= 0.5001 / 255
         # Hue and saturation stay: the channels keep their proportions, but for rounding.
-        assert (found * value[:, None] - images * found.amax(1, keepdim=True)).abs().max() <= 1 / 255
+        assert (
+            found * value[:, None] - images * found.amax(1, keepdim=True)
+        ).abs().max() <= 1 / 255
 
 
 def test_a_white_point_shows_the_kernel() -> None:
     point = torch.zeros(1, 3, 32, 32)
     point[..., 16, 16] = 1
-    weight = {severity: 1 / sum(math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1))
-              for severity, (radius, sigma) in enumerate(((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)), 1)}  # fmt: skip
+    weight = {
+        severity: 1 / sum(math.exp(-0.5 * (i / sigma) ** 2) for i in range(2 * radius + 1))
+        for severity, (radius, sigma) in enumerate(((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)), 1)
+    }
     for severity, expected in weight.items():
         for number in range(8):  # of the image: each has its direction
             blurred = corrupt(point, "motion_blur", severity, ids=torch.tensor([number]))[0, 0]
@@ -167,14 +238,26 @@ def test_a_white_point_shows_the_kernel() -> None:
             rows, columns = blurred.nonzero().sub(16).unbind(1)
             assert (columns <= 0).all()  # on one side of the point
             assert (rows.abs() <= -columns + 1).all()  # within 45° of level
-    disk = corrupt(point, "defocus_blur", 4)[0, 0]  # a cross of five pixels, its edge softened a little
+    # a cross of five pixels, its edge softened a little
+    disk = corrupt(point, "defocus_blur", 4)[0, 0]
     assert disk[16, 16] == pytest.approx(0.2, abs=0.01)
     assert torch.equal(disk, disk.T)
     assert torch.equal(disk, disk.flip(0).roll(1, 0))
 
 
-@pytest.mark.parametrize("name", ["defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "contrast", "elastic_transform", "pixelate",
-                                  "jpeg_compression"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "defocus_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+        "contrast",
+        "elastic_transform",
+        "pixelate",
+        "jpeg_compression",
+    ],
+)
 def test_a_flat_image_stays_as_it_is(name: str) -> None:
     flat = torch.full((2, 3, 32, 32), 96 / 255)
     for severity in SEVERITIES:
@@ -196,7 +279,9 @@ def test_snow_is_white_and_pixels_are_blocks(images: Tensor) -> None:
 
 def test_every_size_and_grey(images: Tensor) -> None:
     for shape in ((1, 8, 8), (3, 48, 40), (1, 33, 64)):
-        x = torch.nn.functional.interpolate(images[:2, :shape[0]], shape[1:], mode="bilinear").clamp(0, 1)
+        x = torch.nn.functional.interpolate(
+            images[:2, : shape[0]], shape[1:], mode="bilinear"
+        ).clamp(0, 1)
         for name in CORRUPTIONS:
             for severity in SEVERITIES:
                 found = corrupt(x, name, severity)
@@ -208,26 +293,38 @@ def test_every_size_and_grey(images: Tensor) -> None:
             assert corrupt(edge, name, 5).isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "severity", "settings", "message"), [
-    ("blur", 1, {}, "unknown corruption 'blur': expected one of gaussian_noise, "),
-    ("frost", 1, {}, "frost is not offered"),
-    ("fog", 0, {}, "severity is 0"),
-    ("fog", 6, {}, "severity is 6"),
-    ("fog", 1.5, {}, "severity is 1.5"),
-    ("fog", 1, {"seed": -1}, "seed -1"),
-    ("fog", 1, {"ids": torch.tensor([0])}, "1 ids for 2 images"),
-    ("fog", 1, {"ids": torch.tensor([0, -3])}, "ids from -3"),
-])
-def test_wrong_settings_are_named(images: Tensor, name: str, severity: int, settings: dict[str, object], message: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "severity", "settings", "message"),
+    [
+        ("blur", 1, {}, "unknown corruption 'blur': expected one of gaussian_noise, "),
+        ("frost", 1, {}, "frost is not offered"),
+        ("fog", 0, {}, "severity is 0"),
+        ("fog", 6, {}, "severity is 6"),
+        ("fog", 1.5, {}, "severity is 1.5"),
+        ("fog", 1, {"seed": -1}, "seed -1"),
+        ("fog", 1, {"ids": torch.tensor([0])}, "1 ids for 2 images"),
+        ("fog", 1, {"ids": torch.tensor([0, -3])}, "ids from -3"),
+    ],
+)
+def test_wrong_settings_are_named(
+    images: Tensor, name: str, severity: int, settings: dict[str, object], message: str
+) -> None:
     with pytest.raises(SJRobustError, match=message) as raised:
         corrupt(images[:2], name, severity, **settings)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("wrong", [
-    torch.zeros(1, 3, 32, 32, dtype=torch.uint8), torch.zeros(3, 32, 32), torch.zeros(1, 2, 32, 32), torch.zeros(1, 3, 4, 32),
-    torch.full((1, 3, 32, 32), 1.01), torch.full((1, 3, 32, 32), math.nan),
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+        torch.zeros(3, 32, 32),
+        torch.zeros(1, 2, 32, 32),
+        torch.zeros(1, 3, 4, 32),
+        torch.full((1, 3, 32, 32), 1.01),
+        torch.full((1, 3, 32, 32), math.nan),
+    ],
+)
 def test_other_images_are_refused(wrong: Tensor) -> None:
     with pytest.raises(SJRobustError, match="images are"):
         corrupt(wrong, "contrast", 1)

@@ -21,7 +21,8 @@ from sj_robust.data import load_dataset
 for name, split in zip(sys.argv[1::2], sys.argv[2::2]):
     try:
         data = load_dataset(name, split)
-        print(data.name, data.split, len(data), data.labels.tolist(), data.classes, data.images.sum().item())
+        labels, total = data.labels.tolist(), data.images.sum().item()
+        print(data.name, data.split, len(data), labels, data.classes, total)
     except SJRobustError as error:
         print(error)
 """
@@ -29,7 +30,8 @@ for name, split in zip(sys.argv[1::2], sys.argv[2::2]):
 
 @pytest.fixture
 def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(address, files by path): a server that answers as the Hub does for one file of a repository."""
+    """(address, files by path): a server that answers as the Hub does for one file of a
+    repository."""
     files: dict[str, bytes] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,25 +62,47 @@ def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def load(address: str, home: Path, *wanted: str, **settings: str) -> list[str]:
     """In a process of its own: the client reads its settings once, when it is imported."""
-    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_PROXY") and not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(home), "SJ_ROBUST_CACHE": str(home / "cache"), **settings}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *wanted], env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.upper().endswith("_PROXY") and not name.startswith("HF_")
+    }
+    environment |= {
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(home),
+        "SJ_ROBUST_CACHE": str(home / "cache"),
+        **settings,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *wanted],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
 
 def test_named_data_is_fetched_once_and_a_failure_says_what_to_do(
-    hub: tuple[str, dict[str, bytes]], tmp_path: Path, parquet: Callable[..., Path], noise: Callable[..., np.ndarray],
+    hub: tuple[str, dict[str, bytes]],
+    tmp_path: Path,
+    parquet: Callable[..., Path],
+    noise: Callable[..., np.ndarray],
     png: Callable[..., bytes],
 ) -> None:
     address, files = hub
     pixels = noise(3)
-    content = parquet(tmp_path / "any.parquet", [png(p) for p in pixels], [2, 0, 1], names=["a", "b", "c"]).read_bytes()
+    content = parquet(
+        tmp_path / "any.parquet", [png(p) for p in pixels], [2, 0, 1], names=["a", "b", "c"]
+    ).read_bytes()
     paths = {
         "cifar10 train": "uoft-cs/cifar10/resolve/main/plain_text/train-00000-of-00001.parquet",
         "cifar100 test": "uoft-cs/cifar100/resolve/main/cifar100/test-00000-of-00001.parquet",
         "svhn test": "ufldl-stanford/svhn/resolve/main/cropped_digits/test-00000-of-00001.parquet",
-        "tiny-imagenet test": "zh-plus/tiny-imagenet/resolve/main/data/valid-00000-of-00001-70d52db3c749a935.parquet",
+        "tiny-imagenet test": (
+            "zh-plus/tiny-imagenet/resolve/main/data/valid-00000-of-00001-70d52db3c749a935.parquet"
+        ),
     }
     files |= {f"/datasets/{path}": content for path in paths.values()}
     wanted = [word for name in paths for word in name.split()]
@@ -87,6 +111,9 @@ def test_named_data_is_fetched_once_and_a_failure_says_what_to_do(
         "could not download svhn (ufldl-stanford/svhn on the Hugging Face Hub; {}): "
         "pass the path of your copy, or set SJ_ROBUST_DATA to the folder that holds svhn/"
     )
-    assert load(address, tmp_path, *wanted, "svhn", "train") == [*expected, failed.format("RemoteEntryNotFoundError")]
+    assert load(address, tmp_path, *wanted, "svhn", "train") == [
+        *expected,
+        failed.format("RemoteEntryNotFoundError"),
+    ]
     again = load(address, tmp_path, "cifar10", "train", "svhn", "train", HF_HUB_OFFLINE="1")
     assert again == [expected[0], failed.format("LocalEntryNotFoundError")]

@@ -10,12 +10,22 @@ from sj_robust.data import Augmentation, ImageDataset, batches, calibration_batc
 AUGMENT = Augmentation(cutout=8)
 
 
-def epoch_of(dataset: ImageDataset, *, seed: int = 3, epoch: int = 1, start: int = 0, **options: object) -> list[tuple[Tensor, ...]]:
-    return list(batches(dataset, 64, **{"seed": seed, "epoch": epoch, "start": start, "augment": AUGMENT, **options}))  # type: ignore[arg-type]
+def epoch_of(
+    dataset: ImageDataset, *, seed: int = 3, epoch: int = 1, start: int = 0, **options: object
+) -> list[tuple[Tensor, ...]]:
+    return list(
+        batches(
+            dataset,
+            64,
+            **{"seed": seed, "epoch": epoch, "start": start, "augment": AUGMENT, **options},
+        )
+    )  # type: ignore[arg-type]
 
 
 def equal(some: list[tuple[Tensor, ...]], others: list[tuple[Tensor, ...]]) -> bool:
-    pairs = [pair for one, two in zip(some, others, strict=True) for pair in zip(one, two, strict=True)]
+    pairs = [
+        pair for one, two in zip(some, others, strict=True) for pair in zip(one, two, strict=True)
+    ]
     return all(torch.equal(a, b) for a, b in pairs)
 
 
@@ -35,10 +45,15 @@ def test_the_global_random_state_is_left_alone(sample: ImageDataset) -> None:
 
 def test_seed_and_epoch_change_order_and_augmentation(sample: ImageDataset) -> None:
     base = epoch_of(sample)
-    for other in (epoch_of(sample, seed=4), epoch_of(sample, epoch=2), epoch_of(sample, seed=1, epoch=3)):
+    for other in (
+        epoch_of(sample, seed=4),
+        epoch_of(sample, epoch=2),
+        epoch_of(sample, seed=1, epoch=3),
+    ):
         assert not torch.equal(other[0][0], base[0][0])
     shifts = Augmentation(padding=4, flip=False)
-    one_image = sample.subset([0] * 128)  # the order cannot matter, so a difference is the augmentation's
+    # the order cannot matter, so a difference is the augmentation's
+    one_image = sample.subset([0] * 128)
     first, second = (x for _, x, _ in batches(one_image, 64, seed=0, epoch=0, augment=shifts))
     later = next(batches(one_image, 64, seed=0, epoch=1, augment=shifts))[1]
     assert not torch.equal(first, second)
@@ -59,7 +74,9 @@ def test_every_image_comes_once_with_its_own_label(sample: ImageDataset) -> None
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_steps_per_epoch_is_the_number_of_batches(sample: ImageDataset, drop_last: bool) -> None:
     some = epoch_of(sample, drop_last=drop_last)
-    assert len(some) == steps_per_epoch(sample, 64, drop_last=drop_last) == (15 if drop_last else 16)
+    assert (
+        len(some) == steps_per_epoch(sample, 64, drop_last=drop_last) == (15 if drop_last else 16)
+    )
     assert len(some[-1][0]) == (64 if drop_last else 1000 - 15 * 64)
 
 
@@ -82,5 +99,7 @@ def test_batches_that_cannot_be_made_are_named(sample: ImageDataset) -> None:
         batches(sample, 0, seed=0, epoch=0, augment=None)
     with pytest.raises(SJRobustError, match="start=-1"):
         batches(sample, 8, seed=0, epoch=0, augment=None, start=-1)
-    with pytest.raises(SJRobustError, match="11 calibration batches of 100 need 1100 images but sample has 1000"):
+    with pytest.raises(
+        SJRobustError, match="11 calibration batches of 100 need 1100 images but sample has 1000"
+    ):
         calibration_batches(sample, 11, 100, seed=0)

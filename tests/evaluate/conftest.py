@@ -1,4 +1,5 @@
-"""One small network for all tests here: trained on real images, converted by the real conversion."""
+"""One small network for all tests here: trained on real images, converted by the real
+conversion."""
 
 from __future__ import annotations
 
@@ -22,15 +23,23 @@ def dataset() -> ImageDataset:
     sample = load_dataset("sample", "train")
     chosen = sample.subset((sample.labels < CLASSES).nonzero().flatten()[:160])
     small = F.avg_pool2d(chosen.images.float(), 4).round().to(torch.uint8)
-    return replace(chosen, images=small, classes=chosen.classes[:CLASSES], name="small", split="test")
+    return replace(
+        chosen, images=small, classes=chosen.classes[:CLASSES], name="small", split="test"
+    )
 
 
 @pytest.fixture(scope="session")
 def trained_ann(dataset: ImageDataset) -> NormalizedClassifier:
     torch.manual_seed(0)
     backbone = nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, CLASSES),
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, CLASSES),
     )
     model = NormalizedClassifier(backbone, *MEAN_STD["sample"])
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -45,7 +54,13 @@ def trained_ann(dataset: ImageDataset) -> NormalizedClassifier:
 
 @pytest.fixture(scope="session")
 def trained_snn(trained_ann: NormalizedClassifier, dataset: ImageDataset) -> SpikingClassifier:
-    return convert(trained_ann, dataset.floats().view(2, 80, 3, 8, 8), timesteps=4, calibration_timesteps=20, scale=0.6).eval()
+    return convert(
+        trained_ann,
+        dataset.floats().view(2, 80, 3, 8, 8),
+        timesteps=4,
+        calibration_timesteps=20,
+        scale=0.6,
+    ).eval()
 
 
 @pytest.fixture

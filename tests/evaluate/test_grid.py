@@ -1,4 +1,5 @@
-"""An attacker who has to write a file: what the evaluation counts as broken is broken by the PNG too."""
+"""An attacker who has to write a file: what the evaluation counts as broken is broken by the PNG
+too."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ class Keeping:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor | None = None, **rest: Any) -> Tensor:
         x_adv: Tensor = super().__call__(model, x, y, **rest)  # type: ignore[misc]
-        KEPT.update({(self.name, int(image)): one for image, one in zip(rest["ids"], x_adv, strict=True)})  # type: ignore[attr-defined]
+        KEPT.update(
+            {(self.name, int(image)): one for image, one in zip(rest["ids"], x_adv, strict=True)}
+        )  # type: ignore[attr-defined]
         return x_adv
 
 
@@ -42,7 +45,11 @@ class KeepingAPGD(Keeping, APGD): ...
 class KeepingSquare(Keeping, Square): ...
 
 
-ATTACKS = [partial(KeepingSquare, queries=40), partial(KeepingPGD, steps=8), partial(KeepingAPGD, steps=8)]
+ATTACKS = [
+    partial(KeepingSquare, queries=40),
+    partial(KeepingPGD, steps=8),
+    partial(KeepingAPGD, steps=8),
+]
 
 
 def as_png(image: Tensor) -> Tensor:
@@ -52,13 +59,19 @@ def as_png(image: Tensor) -> Tensor:
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
 
 
-def test_a_success_is_one_after_a_round_trip_through_a_file(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+def test_a_success_is_one_after_a_round_trip_through_a_file(
+    snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
     KEPT.clear()
     settings: dict[str, Any] = dict(attacks=ATTACKS, views=["PCW:1"], max_images=48, check_images=0)
     report = evaluate(snn, dataset, eps=[2.5 / 255, 9.9 / 255], grid="8bit", **settings)
     assert report.settings.eps == [2 / 255, 9 / 255]
     levels, broken = 9, report.per_image.broken_by[1]
-    fallen = [(by.split()[0], image) for image, by in enumerate(broken) if by and report.per_image.broken_by[0][image] is None]
+    fallen = [
+        (by.split()[0], image)
+        for image, by in enumerate(broken)
+        if by and report.per_image.broken_by[0][image] is None
+    ]
     assert len(fallen) > 5
     files = torch.stack([as_png(KEPT[key]) for key in fallen])
     numbers = [image for _, image in fallen]
@@ -91,22 +104,39 @@ def test_models_see_the_grid_and_gradients_pass(snn: SpikingClassifier) -> None:
     assert torch.equal(seen[-1], x)  # only while the block runs
 
 
-def test_it_is_part_of_what_an_evaluation_is(snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path) -> None:
-    settings: dict[str, Any] = dict(attacks=["pgd2"], views=["PCW:1"], eps=4 / 255, max_images=12, check_images=0)
+def test_it_is_part_of_what_an_evaluation_is(
+    snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = dict(
+        attacks=["pgd2"], views=["PCW:1"], eps=4 / 255, max_images=12, check_images=0
+    )
     plain = evaluate(snn, dataset, **settings, journal=tmp_path / "notes", roughness_images=12)
     assert plain.settings.grid is None
-    gridded = evaluate(snn, dataset, **settings, journal=tmp_path / "notes", grid="8bit", roughness_images=12)
+    gridded = evaluate(
+        snn, dataset, **settings, journal=tmp_path / "notes", grid="8bit", roughness_images=12
+    )
     assert gridded.backward_images > 0  # nothing was taken from the other's notes
     assert gridded.roughness == plain.roughness  # random points are not rounded
     with pytest.raises(SJRobustError, match=r"of another evaluation \(grid differ\)"):
         evaluate(snn, dataset, **settings, extend=gridded)
-    assert evaluate(snn, dataset, **settings, grid="8bit", extend=gridded).per_image == gridded.per_image
+    assert (
+        evaluate(snn, dataset, **settings, grid="8bit", extend=gridded).per_image
+        == gridded.per_image
+    )
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"grid": "16bit"}, "grid is '16bit': expected 8bit"), ({"grid": "8bit", "norm": "l2"}, "a grid of 8 bits is for linf, not l2"),
-    ({"grid": "8bit", "eps": 0.5 / 255}, "no other image is so near, expected at least 1/255"),
-])  # fmt: skip
-def test_what_has_no_grid_is_refused(snn: SpikingClassifier, dataset: ImageDataset, settings: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"grid": "16bit"}, "grid is '16bit': expected 8bit"),
+        ({"grid": "8bit", "norm": "l2"}, "a grid of 8 bits is for linf, not l2"),
+        ({"grid": "8bit", "eps": 0.5 / 255}, "no other image is so near, expected at least 1/255"),
+    ],
+)
+def test_what_has_no_grid_is_refused(
+    snn: SpikingClassifier, dataset: ImageDataset, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SJRobustError, match=message):
-        evaluate(snn, dataset, **{"attacks": ["pgd2"], "eps": 4 / 255, "check_images": 0, **settings})
+        evaluate(
+            snn, dataset, **{"attacks": ["pgd2"], "eps": 4 / 255, "check_images": 0, **settings}
+        )

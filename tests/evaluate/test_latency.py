@@ -37,15 +37,22 @@ def zoo() -> SpikingClassifier:
 def settled(answers: list[int]) -> tuple[int, int]:
     """The first step with the last answer, and the step from which it is kept."""
     first = answers.index(answers[-1]) + 1
-    kept = max((t for t, answer in enumerate(answers, start=1) if answer != answers[-1]), default=0) + 1
+    kept = (
+        max((t for t, answer in enumerate(answers, start=1) if answer != answers[-1]), default=0)
+        + 1
+    )
     return first, kept
 
 
 @pytest.mark.parametrize("shared", [True, False])
 @torch.no_grad()
-def test_reading_early_is_exactly_the_truncated_network(snn: SpikingClassifier, zoo: SpikingClassifier, shared: bool,
-                                                        dataset: ImageDataset) -> None:
-    for model, x in ((snn, dataset.floats()[:50]), (zoo, load_dataset("sample", "test").first(6).floats())):
+def test_reading_early_is_exactly_the_truncated_network(
+    snn: SpikingClassifier, zoo: SpikingClassifier, shared: bool, dataset: ImageDataset
+) -> None:
+    for model, x in (
+        (snn, dataset.floats()[:50]),
+        (zoo, load_dataset("sample", "test").first(6).floats()),
+    ):
         before = model.repeat_at
         assert before  # else there is no shared stem to test
         try:
@@ -67,18 +74,32 @@ def test_answers_over_time(snn: SpikingClassifier, dataset: ImageDataset) -> Non
         answers.append(snn(dataset.floats()[:100]).argmax(1))
     labels = dataset.labels[:100]
     assert [point.correct for point in found.clean] == [int((at == labels).sum()) for at in answers]
-    assert [point.correct for point in found.agreement] == [int((at == answers[-1]).sum()) for at in answers]
+    assert [point.correct for point in found.agreement] == [
+        int((at == answers[-1]).sum()) for at in answers
+    ]
     steps = [settled(of_image) for of_image in torch.stack(answers, dim=1).tolist()]
     assert found.steps_to_agree == pytest.approx(sum(first for first, _ in steps) / 100)
     assert found.steps_to_settle == pytest.approx(sum(kept for _, kept in steps) / 100)
-    assert 1 < found.steps_to_agree < found.steps_to_settle < T  # else the two would not be told apart here
+    # else the two would not be told apart here
+    assert 1 < found.steps_to_agree < found.steps_to_settle < T
     assert found.robust == []
     assert found.dataset.evaluated == 100
 
 
 def test_the_last_step_is_the_evaluation(snn: SpikingClassifier, dataset: ImageDataset) -> None:
-    found = measure_latency(snn, dataset, eps=(EPS, 2 / 255), attack="pgd3", robust_images=40, seed=5)
-    report = evaluate(snn, dataset, eps=(2 / 255, EPS), attacks=("pgd3",), views=("PCW:1",), max_images=40, seed=5, survivors_only=False)
+    found = measure_latency(
+        snn, dataset, eps=(EPS, 2 / 255), attack="pgd3", robust_images=40, seed=5
+    )
+    report = evaluate(
+        snn,
+        dataset,
+        eps=(2 / 255, EPS),
+        attacks=("pgd3",),
+        views=("PCW:1",),
+        max_images=40,
+        seed=5,
+        survivors_only=False,
+    )
     assert found.clean[-1] == evaluate(snn, dataset, eps=(), attacks=()).clean
     assert [at.eps for at in found.robust] == [2 / 255, EPS]
     for at, ours in zip(report.robust, found.robust, strict=True):
@@ -86,13 +107,17 @@ def test_the_last_step_is_the_evaluation(snn: SpikingClassifier, dataset: ImageD
         assert (ours.attack, ours.view, ours.settings) == (at.attack, "PCW:1", at.settings)
 
 
-def test_each_truncated_network_is_attacked_as_it_is(snn: SpikingClassifier, dataset: ImageDataset) -> None:
-    found = measure_latency(snn, dataset, eps=(EPS,), attack="fgsm", view="STE", robust_images=30, batch_size=7)
+def test_each_truncated_network_is_attacked_as_it_is(
+    snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
+    found = measure_latency(
+        snn, dataset, eps=(EPS,), attack="fgsm", view="STE", robust_images=30, batch_size=7
+    )
     for t, accuracy in enumerate(found.robust[0].accuracy, start=1):
         snn.timesteps = t
         robust = 0
         for image in range(30):
-            x, y = dataset.floats([image]), dataset.labels[image:image + 1]
+            x, y = dataset.floats([image]), dataset.labels[image : image + 1]
             x_adv = FGSM(eps=EPS)(GradientView(snn, parse_view("STE")), x, y)
             robust += bool(snn(x).argmax(1) == y) and bool(snn(x_adv).argmax(1) == y)
         assert (accuracy.correct, accuracy.total) == (robust, 30)
@@ -100,7 +125,9 @@ def test_each_truncated_network_is_attacked_as_it_is(snn: SpikingClassifier, dat
 
 
 @pytest.mark.parametrize("interruption", [RuntimeError("out of memory"), KeyboardInterrupt()])
-def test_a_failing_attack_leaves_no_trace(snn: SpikingClassifier, dataset: ImageDataset, interruption: BaseException) -> None:
+def test_a_failing_attack_leaves_no_trace(
+    snn: SpikingClassifier, dataset: ImageDataset, interruption: BaseException
+) -> None:
     def fail(module: SpikingClassifier, inputs: Any) -> None:
         if torch.is_grad_enabled() and module.timesteps == 2:
             raise interruption
@@ -119,32 +146,43 @@ def test_a_failing_attack_leaves_no_trace(snn: SpikingClassifier, dataset: Image
 
 
 def test_text_and_json(snn: SpikingClassifier, dataset: ImageDataset) -> None:
-    found = measure_latency(snn, dataset.first(20), eps=(EPS,), attack="fgsm")  # fewer images than the defaults ask for
+    # fewer images than the defaults ask for
+    found = measure_latency(snn, dataset.first(20), eps=(EPS,), attack="fgsm")
     assert Latency.model_validate_json(found.to_json()) == found
     assert (found.dataset.evaluated, found.robust[0].accuracy[0].total) == (20, 20)
     text = found.summary()
     assert "fgsm PCW:1 8/255" in text
-    assert all(str(accuracy) in text for accuracy in (*found.clean, *found.agreement, *found.robust[0].accuracy))
+    assert all(
+        str(accuracy) in text
+        for accuracy in (*found.clean, *found.agreement, *found.robust[0].accuracy)
+    )
     assert "upper bound" in text
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"max_images": 0}, "max_images is 0"),
-    ({"max_images": 1000}, "expected 1 to 160"),
-    ({"max_images": 10, "robust_images": 11}, "robust_images is 11: expected 1 to 10"),
-    ({"robust_images": 0}, "robust_images is 0"),
-    ({"batch_size": 0}, "batch_size is 0"),
-    ({"eps": (8.0,)}, "eps is 8.0: expected 0 to 1"),
-    ({"eps": (float("nan"),)}, "eps is nan"),
-    ({"eps": (EPS,), "attack": "magic"}, "unknown attack 'magic'"),
-    ({"view": "magic"}, "magic"),
-])
-def test_wrong_settings_are_named(snn: SpikingClassifier, dataset: ImageDataset, settings: dict[str, Any], message: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_images": 0}, "max_images is 0"),
+        ({"max_images": 1000}, "expected 1 to 160"),
+        ({"max_images": 10, "robust_images": 11}, "robust_images is 11: expected 1 to 10"),
+        ({"robust_images": 0}, "robust_images is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"eps": (8.0,)}, "eps is 8.0: expected 0 to 1"),
+        ({"eps": (float("nan"),)}, "eps is nan"),
+        ({"eps": (EPS,), "attack": "magic"}, "unknown attack 'magic'"),
+        ({"view": "magic"}, "magic"),
+    ],
+)
+def test_wrong_settings_are_named(
+    snn: SpikingClassifier, dataset: ImageDataset, settings: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SJRobustError, match=message):
         measure_latency(snn, dataset, **settings)
 
 
-def test_wrong_models_and_data_are_named(snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset) -> None:
+def test_wrong_models_and_data_are_named(
+    snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset
+) -> None:
     with pytest.raises(SJRobustError, match="NormalizedClassifier has no time steps"):
         measure_latency(ann, dataset)
     with pytest.raises(SJRobustError, match="no images"):

@@ -29,7 +29,11 @@ EPS = 8 / 255
 
 
 def outcome(report: Report) -> object:
-    return report.joint, report.per_image, [(result.attack, result.settings, result.joint, result.alone) for result in report.robust]
+    return (
+        report.joint,
+        report.per_image,
+        [(result.attack, result.settings, result.joint, result.alone) for result in report.robust],
+    )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -47,7 +51,8 @@ def test_a_start_is_kept_within_a_hundredth_of_its_offset(norm: str) -> None:
     if norm == "linf":
         assert torch.allclose(found[0], x_adv[0], atol=1e-7)
     assert torch.allclose(project(found, x, EPS, norm), found, rtol=0, atol=1e-6)  # type: ignore[arg-type]
-    read.offer(chosen[:2], x[:2], x[:2], torch.tensor([0.6, -0.1]), EPS)  # the second alone is better
+    # the second alone is better
+    read.offer(chosen[:2], x[:2], x[:2], torch.tensor([0.6, -0.1]), EPS)
     again = read.of(chosen, x, EPS)
     assert torch.equal(again[0], found[0]) and torch.equal(again[1], x[1])
     assert torch.equal(read.of(chosen, x, 2 * EPS), x)  # a larger ball begins anew
@@ -55,12 +60,16 @@ def test_a_start_is_kept_within_a_hundredth_of_its_offset(norm: str) -> None:
     other = Starts.from_json(norm, starts.to_json())  # type: ignore[arg-type]
     other.merge(read)
     assert torch.equal(read.of(chosen[2:3], x[2:3], EPS), x[2:3])
-    assert torch.equal(other.of(chosen, x, 2 * EPS), read.of(chosen, x, 2 * EPS)) and not torch.equal(other.of(chosen, x, 2 * EPS), x)
+    assert torch.equal(
+        other.of(chosen, x, 2 * EPS), read.of(chosen, x, 2 * EPS)
+    ) and not torch.equal(other.of(chosen, x, 2 * EPS), x)
     read.drop(chosen[:1])
     assert torch.equal(read.of(chosen, x, EPS)[0], x[0])
 
 
-def test_a_stage_starts_from_the_best_of_those_before(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+def test_a_stage_starts_from_the_best_of_those_before(
+    snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
     stages = Stage("pgd2", ("STE", "PCW:1")), Stage("square6", (), start="best")
     report = evaluate(snn, dataset, protocol=Protocol("two", 1, stages, ""), eps=EPS, max_images=40)
     x, y = dataset.floats(range(40)), dataset.labels[:40]
@@ -69,25 +78,58 @@ def test_a_stage_starts_from_the_best_of_those_before(snn: SpikingClassifier, da
     starts, attack = Starts("linf"), PGD(eps=EPS, steps=2)
     for view in ("STE", "PCW:1"):
         at = standing.nonzero().flatten()
-        x_adv = attack(GradientView(snn, parse_view(view)), x[at], y[at], seed=noise_seed(0, attack, view), ids=at)
+        x_adv = attack(
+            GradientView(snn, parse_view(view)),
+            x[at],
+            y[at],
+            seed=noise_seed(0, attack, view),
+            ids=at,
+        )
         with torch.no_grad():
             margins = margin(snn(x_adv), y[at])
         standing[at[margins < 0]] = False
         starts.offer(at, x[at], x_adv, margins, EPS)
     at, square = standing.nonzero().flatten(), Square(eps=EPS, queries=6)
-    x_adv = square(snn, x[at], y[at], seed=noise_seed(0, square, "black-box"), ids=at, start=starts.of(at, x[at], EPS))
+    x_adv = square(
+        snn,
+        x[at],
+        y[at],
+        seed=noise_seed(0, square, "black-box"),
+        ids=at,
+        start=starts.of(at, x[at], EPS),
+    )
     with torch.no_grad():
         broken = snn(x_adv).argmax(1) != y[at]
     result = report.robust[1]
-    assert (result.per_view["black-box"].attempted, result.per_view["black-box"].broken) == (len(at), int(broken.sum()))
-    assert result.settings["start"] == "best" and result.alone is None and report.robust[0].alone is not None
+    assert (result.per_view["black-box"].attempted, result.per_view["black-box"].broken) == (
+        len(at),
+        int(broken.sum()),
+    )
+    assert (
+        result.settings["start"] == "best"
+        and result.alone is None
+        and report.robust[0].alone is not None
+    )
 
 
-def test_a_stage_may_begin_anew_and_those_behind_it_go_on_from_there(snn: SpikingClassifier, dataset: ImageDataset) -> None:
-    stages = (Stage("pgd1", ("STE",)), Stage("noise1", (), start="anew"), Stage("rotating3", ("PCW:1",), start="best"),
-              Stage("square20", (), start="best"))  # fmt: skip
-    report = evaluate(snn, dataset, protocol=Protocol("anew", 1, stages, ""), eps=EPS, max_images=60)
-    assert [result.settings.get("start") for result in report.robust] == [None, "anew", "best", "best"]
+def test_a_stage_may_begin_anew_and_those_behind_it_go_on_from_there(
+    snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
+    stages = (
+        Stage("pgd1", ("STE",)),
+        Stage("noise1", (), start="anew"),
+        Stage("rotating3", ("PCW:1",), start="best"),
+        Stage("square20", (), start="best"),
+    )
+    report = evaluate(
+        snn, dataset, protocol=Protocol("anew", 1, stages, ""), eps=EPS, max_images=60
+    )
+    assert [result.settings.get("start") for result in report.robust] == [
+        None,
+        "anew",
+        "best",
+        "best",
+    ]
     x, y = dataset.floats(range(60)), dataset.labels[:60]
     with torch.no_grad():
         standing = snn(x).argmax(1) == y
@@ -99,7 +141,14 @@ def test_a_stage_may_begin_anew_and_those_behind_it_go_on_from_there(snn: Spikin
         if stage.start == "anew":
             starts = Starts("linf")  # by hand: what was found so far counts for nothing
         seed = noise_seed(0, attack, view)
-        x_adv = attack(model if not attack.many_sources else Sources(snn, [model]), x[at], y[at], seed=seed, ids=at, **start)
+        x_adv = attack(
+            model if not attack.many_sources else Sources(snn, [model]),
+            x[at],
+            y[at],
+            seed=seed,
+            ids=at,
+            **start,
+        )
         with torch.no_grad():
             margins = margin(snn(x_adv), y[at])
         standing[at[margins < 0]] = False
@@ -109,8 +158,13 @@ def test_a_stage_may_begin_anew_and_those_behind_it_go_on_from_there(snn: Spikin
     assert broken[2] + broken[3] > 0
 
 
-STAGES = (Stage("noise2", ()), Stage("pgd2", ("STE",)), Stage("rotating4", ("PCW:1", "transfer", "rate"), start="best", restarts=2),
-          Stage("square5", (), start="best"), Stage("pgd1+square2", ("rate",), start="anew", restarts=2))
+STAGES = (
+    Stage("noise2", ()),
+    Stage("pgd2", ("STE",)),
+    Stage("rotating4", ("PCW:1", "transfer", "rate"), start="best", restarts=2),
+    Stage("square5", (), start="best"),
+    Stage("pgd1+square2", ("rate",), start="anew", restarts=2),
+)
 
 
 class Interrupted(Square):
@@ -127,15 +181,30 @@ class Interrupted(Square):
 
 @pytest.mark.parametrize("survivors_only", [True, False])
 def test_outcomes_depend_neither_on_batches_nor_on_an_interruption(
-    snn: SpikingClassifier, ann: NormalizedClassifier, dataset: ImageDataset, tmp_path: Path, survivors_only: bool
+    snn: SpikingClassifier,
+    ann: NormalizedClassifier,
+    dataset: ImageDataset,
+    tmp_path: Path,
+    survivors_only: bool,
 ) -> None:
     stages = (*STAGES, Stage(partial(Interrupted, queries=7), (), start="best"))
-    measure = partial(evaluate, snn, dataset, protocol=Protocol("five", 1, stages, ""), eps=(4 / 255, EPS), max_images=30,
-                      transfer={"ann": ann}, survivors_only=survivors_only)  # fmt: skip
+    measure = partial(
+        evaluate,
+        snn,
+        dataset,
+        protocol=Protocol("five", 1, stages, ""),
+        eps=(4 / 255, EPS),
+        max_images=30,
+        transfer={"ann": ann},
+        survivors_only=survivors_only,
+    )
     whole = measure()
     assert whole.settings.views == ["black-box", "STE", "PCW:1", "transfer:ann", "rate"]
     rotating = whole.robust[2]
-    assert rotating.settings["sources"] == ["PCW:1", "transfer:ann", "rate"] and rotating.settings["restarts"] == 2
+    assert (
+        rotating.settings["sources"] == ["PCW:1", "transfer:ann", "rate"]
+        and rotating.settings["restarts"] == 2
+    )
     assert Report.from_json(whole.to_json()) == whole
     Interrupted.left = 2
     with pytest.raises(KeyboardInterrupt):
@@ -144,9 +213,14 @@ def test_outcomes_depend_neither_on_batches_nor_on_an_interruption(
     assert outcome(measure(batch_size=11, journal=tmp_path / "notes")) == outcome(whole)
 
 
-def test_what_cannot_start_from_the_best_says_so(snn: SpikingClassifier, dataset: ImageDataset) -> None:
+def test_what_cannot_start_from_the_best_says_so(
+    snn: SpikingClassifier, dataset: ImageDataset
+) -> None:
     protocol = Protocol("wrong", 1, (Stage("pgd2", ("STE",), start="best"),), "")
-    with pytest.raises(SJRobustError, match=r"pgd2 cannot start from an image that is given: expected rotatingN or squareN"):
+    with pytest.raises(
+        SJRobustError,
+        match=r"pgd2 cannot start from an image that is given: expected rotatingN or squareN",
+    ):
         evaluate(snn, dataset, protocol=protocol, eps=EPS)
     protocol = Protocol("blind", 1, (Stage("pgd2", ()),), "")
     with pytest.raises(SJRobustError, match="pgd2 takes gradients, and its stage names no views"):
@@ -166,7 +240,8 @@ def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
     attack = Rotating(eps=EPS, steps=3)
 
     def left(model: nn.Module, sources: Sources, view: str) -> int:
-        """How many the attack leaves, in the batch that the evaluation makes of them: in another one a spike may flip."""
+        """How many the attack leaves, in the batch that the evaluation makes of them: in another
+        one a spike may flip."""
         with torch.no_grad():
             at = (model(x).argmax(1) == y).nonzero().flatten()
         x_adv = attack(sources, x[at], y[at], seed=noise_seed(0, attack, view), ids=at)
@@ -175,7 +250,9 @@ def test_a_rotation_of_one_source_is_that_source_and_the_model_decides(
 
     assert report.joint[0].accuracy.correct == left(ann, Sources(ann, [ann]), "exact")
     transfer = Protocol("transfer", 1, (Stage("rotating3", ("transfer",)),), "")
-    report = evaluate(snn, dataset, protocol=transfer, eps=EPS, max_images=20, transfer={"ann": ann})
+    report = evaluate(
+        snn, dataset, protocol=transfer, eps=EPS, max_images=20, transfer={"ann": ann}
+    )
     assert report.settings.views == ["transfer:ann"] and "sources" not in report.robust[0].settings
     assert report.joint[0].accuracy.correct == left(snn, Sources(snn, [ann]), "transfer:ann")
 
@@ -202,7 +279,9 @@ def test_a_rotation_names_the_sources_that_it_comes_to_and_no_others(
         forged["robust"][0]["settings"]["sources"] = sources
         with pytest.raises(SJRobustError, match="names no views that took turns"):
             Report.from_json(json.dumps(forged))
-    with pytest.raises(SJRobustError, match="none of the attacks takes the gradients of another model"):
+    with pytest.raises(
+        SJRobustError, match="none of the attacks takes the gradients of another model"
+    ):
         measure(snn, attacks=["rotating2"], transfer={"ann": ann})
     report = measure(ann, attacks=["rotating4"], transfer={"ann": ann})
     assert report.robust[0].settings["sources"] == ["exact", "transfer:ann"]

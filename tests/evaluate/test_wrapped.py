@@ -245,22 +245,32 @@ def test_what_is_no_module_is_said_to_be_none(dataset: ImageDataset) -> None:
 
 def _fresh() -> list[nn.Module]:
     return [
-        nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(),
-        nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(256, 4),
-    ]  # fmt: skip
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 4),
+    ]
 
 
 def test_what_torch_exported_is_refused(snn: SpikingClassifier, dataset: ImageDataset) -> None:
     exported = torch.export.export(snn, (dataset.floats()[:2],)).module()
     with pytest.raises(SJRobustError, match="exported from"):
-        evaluate(exported, dataset, attacks=["fgsm"], max_images=4, check_images=0, show_progress=False)
+        evaluate(
+            exported, dataset, attacks=["fgsm"], max_images=4, check_images=0, show_progress=False
+        )
 
 
 def test_hidden_nodes_of_spikingjelly_are_warned_of(dataset: ImageDataset) -> None:
     channels = dataset.images[0].numel()
     hidden = nn.Sequential(nn.Flatten(), nn.Linear(channels, 10), neuron.IFNode())
     clean = partial(evaluate, attacks=[], max_images=1, check_images=0, show_progress=False)
-    corrupted = partial(evaluate_corruptions, names=["contrast"], severities=[1], max_images=1, show_progress=False)
+    corrupted = partial(
+        evaluate_corruptions, names=["contrast"], severities=[1], max_images=1, show_progress=False
+    )
     for network, measure in ((Listed(hidden), clean), (hidden, clean), (Listed(hidden), corrupted)):
         functional.reset_net(hidden)
         with pytest.warns(UserWarning, match="holds nodes of SpikingJelly") as warned:

@@ -1,4 +1,5 @@
-"""Real images, the zoo's spiking ResNet-20 and small networks of every kind that can be exported."""
+"""Real images, the zoo's spiking ResNet-20 and small networks of every kind that can be
+exported."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def spikes_of() -> SpikesOf:
             found[name] = output.unflatten(0, (snn.timesteps, -1))
 
         hooks = [
-            activation.register_forward_hook(lambda module, inputs, output, name=name: keep(name, output))
+            activation.register_forward_hook(
+                lambda module, inputs, output, name=name: keep(name, output)
+            )
             for name, activation in snn.activations().items()
         ]
         with torch.no_grad():
@@ -52,11 +55,14 @@ def classifier(backbone: nn.Module, repeat_at: str = "") -> SpikingClassifier:
             nn.init.uniform_(norm.bias, -0.3, 0.5)
             norm.running_mean.uniform_(-0.3, 0.3)  # type: ignore[union-attr]
             norm.running_var.uniform_(0.3, 2)  # type: ignore[union-attr]
-    return SpikingClassifier(backbone, timesteps=4, mean=[0.5, 0.4, 0.3], std=[0.25, 0.2, 0.3], repeat_at=repeat_at).eval()
+    return SpikingClassifier(
+        backbone, timesteps=4, mean=[0.5, 0.4, 0.3], std=[0.25, 0.2, 0.3], repeat_at=repeat_at
+    ).eval()
 
 
 class PreActivation(nn.Module):
-    """A batch norm behind a sum, a grouped convolution with a leaky node of one threshold per channel, the mean over all pixels."""
+    """A batch norm behind a sum, a grouped convolution with a leaky node of one threshold per
+    channel, the mean over all pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +71,9 @@ class PreActivation(nn.Module):
         self.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=4)
         self.bn = nn.BatchNorm2d(8)
         self.act2 = spike(0.4, 0.8, channels=8)
-        self.act2.node.v_threshold.data.uniform_(0.2, 0.6, generator=torch.Generator().manual_seed(0))
+        self.act2.node.v_threshold.data.uniform_(
+            0.2, 0.6, generator=torch.Generator().manual_seed(0)
+        )
         self.pool = nn.AvgPool2d(2)
         self.fc1 = nn.Linear(8, 12)
         self.bn1 = nn.BatchNorm1d(12)
@@ -82,9 +90,17 @@ def plain() -> SpikingClassifier:
     """A feed-forward network, the stem of which is computed once."""
     torch.manual_seed(0)
     layers = [
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), spike(0.8), nn.AvgPool2d(2),
-        nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), spike(0.3), nn.Flatten(), nn.Dropout(0.3), nn.Linear(48, 5),
-    ]  # fmt: skip
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        spike(0.8),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 12, 3, stride=2, padding=1),
+        nn.BatchNorm2d(12),
+        spike(0.3),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(48, 5),
+    ]
     return classifier(nn.Sequential(*layers), "2")
 
 
@@ -125,4 +141,8 @@ def feed_forward() -> SpikingClassifier:
 @pytest.fixture
 def ann() -> NormalizedClassifier:
     torch.manual_seed(0)
-    return NormalizedClassifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)), [0.5] * 3, [0.2] * 3).eval()
+    return NormalizedClassifier(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)),
+        [0.5] * 3,
+        [0.2] * 3,
+    ).eval()

@@ -1,4 +1,5 @@
-"""What a bad connection does to push and to lists, and to the questions before a pull: the right outcome, or one clear line in seconds."""
+"""What a bad connection does to push and to lists, and to the questions before a pull: the right
+outcome, or one clear line in seconds."""
 
 from __future__ import annotations
 
@@ -48,18 +49,34 @@ def one_line(error: pytest.ExceptionInfo[SJRobustError]) -> str:
     return message
 
 
-@pytest.mark.parametrize(("kind", "path"), [("truncate", "/commit/"), ("stall", "/commit/"), ("flip", "/commit/"), ("stall", "/preupload/"),
-                                            ("drop", "/tag/")])
-def test_a_push_whose_answer_is_lost_or_altered_is_healed_by_the_next(hub: Any, folder: Path, kind: str, path: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("truncate", "/commit/"),
+        ("stall", "/commit/"),
+        ("flip", "/commit/"),
+        ("stall", "/preupload/"),
+        ("drop", "/tag/"),
+    ],
+)
+def test_a_push_whose_answer_is_lost_or_altered_is_healed_by_the_next(
+    hub: Any, folder: Path, kind: str, path: str
+) -> None:
     fault = hub.fault(kind, path, method="POST", **FLAW)
     with suppress(SJRobustError):  # some faults the client itself gets over
         push(folder, NAME)
     assert fault.met == 1
     result = push(folder, NAME)
     repository = hub.store.repositories[NAME]
-    assert (result.commit, repository.tags) == (repository.branches["main"], {result.tag: repository.branches["main"]})
+    assert (result.commit, repository.tags) == (
+        repository.branches["main"],
+        {result.tag: repository.branches["main"]},
+    )
     assert len(repository.commits) == 2
-    assert repository.at("main").files["model.safetensors"].content == (folder / "model.safetensors").read_bytes()
+    assert (
+        repository.at("main").files["model.safetensors"].content
+        == (folder / "model.safetensors").read_bytes()
+    )
 
 
 def test_a_hub_that_falls_silent_is_not_waited_for(hub: Any, folder: Path) -> None:
@@ -76,7 +93,8 @@ def test_a_list_over_a_bad_connection_is_whole_or_an_error(hub: Any, kind: str) 
     fault = hub.fault(kind, "/api/models$", times=None, **FLAW)
     with suppress(SJRobustError):
         assert [model.name for model in list_hub()] == ["bob/snn"]
-        assert kind == "flip"  # a list has no hash: a letter of a card may change, and no more than that
+        # a list has no hash: a letter of a card may change, and no more than that
+        assert kind == "flip"
     assert fault.met
     hub.faults.clear()
     assert list_hub() == whole
@@ -99,8 +117,12 @@ def test_a_bad_answer_to_the_first_question_of_a_pull(hub: Any, kind: str, tmp_p
         pull("bob/snn", tmp_path / "first")
     assert fault.met == 1
     if (tmp_path / "first").exists():
-        assert (tmp_path / "first" / "model.safetensors").read_bytes() == (SNN / "model.safetensors").read_bytes()
-    assert (pull("bob/snn", tmp_path / "second") / "model.safetensors").read_bytes() == (SNN / "model.safetensors").read_bytes()
+        assert (tmp_path / "first" / "model.safetensors").read_bytes() == (
+            SNN / "model.safetensors"
+        ).read_bytes()
+    assert (pull("bob/snn", tmp_path / "second") / "model.safetensors").read_bytes() == (
+        SNN / "model.safetensors"
+    ).read_bytes()
 
 
 def test_without_a_hub_each_call_says_so(hub: Any, nobody: str, folder: Path) -> None:

@@ -1,4 +1,5 @@
-"""A name that leads nowhere: what was looked for where, and the nearest name, for each way to be wrong."""
+"""A name that leads nowhere: what was looked for where, and the nearest name, for each way to be
+wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ from sj_robust.hub.compare import compare
 from sj_robust.recipe import AnnSettings
 from sj_robust.source import fingerprint, from_text
 
-TAKES: list[Callable[[Any], Any]] = [load, pull, lambda name: compare([name]), lambda name: push(name, "alice/x")]
+TAKES: list[Callable[[Any], Any]] = [
+    load,
+    pull,
+    lambda name: compare([name]),
+    lambda name: push(name, "alice/x"),
+]
 
 
 @pytest.fixture
@@ -30,7 +36,9 @@ def here(hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("variable", ["HTTP_PROXY", "ALL_PROXY", "https_proxy"])
-def test_a_proxy_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_a_proxy_that_is_no_address_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     from huggingface_hub import close_session
 
     close_session()  # the client reads these when it is made
@@ -50,23 +58,44 @@ def fails(call: Callable[[Any], Any], name: Any, *fragments: str) -> str:
 
 
 @pytest.mark.parametrize("take", TAKES)
-@pytest.mark.parametrize(("name", "nearest"), [
-    ("resnet20-snn-t4.cifar10_linf_pdg", SNN.name), ("resnet20-snn-t4-cifar10_linf_pgd", SNN.name), (ANN.name.upper(), ANN.name),
-    ("resnet20.cifar10_linf", ANN.name), ("my-netwrok", "my-network")])
-def test_a_misspelt_name_of_the_zoo_or_of_a_folder_here(hub: Any, here: Path, take: Callable[[Any], Any], name: str, nearest: str) -> None:
-    message = fails(take, name, repr(name), "neither a checkpoint folder nor a zoo model", str(here), "zoo")
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("resnet20-snn-t4.cifar10_linf_pdg", SNN.name),
+        ("resnet20-snn-t4-cifar10_linf_pgd", SNN.name),
+        (ANN.name.upper(), ANN.name),
+        ("resnet20.cifar10_linf", ANN.name),
+        ("my-netwrok", "my-network"),
+    ],
+)
+def test_a_misspelt_name_of_the_zoo_or_of_a_folder_here(
+    hub: Any, here: Path, take: Callable[[Any], Any], name: str, nearest: str
+) -> None:
+    message = fails(
+        take, name, repr(name), "neither a checkpoint folder nor a zoo model", str(here), "zoo"
+    )
     assert message.split("did you mean ")[1].split(",")[0].rstrip("?") == nearest
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("take", TAKES)
-@pytest.mark.parametrize(("name", "fragments"), [
-    ("./runs/snm", ["is not a folder", "/here/runs has no 'snm'", "did you mean runs/snn?"]),
-    ("runs/old/snn", ["is not a folder", "/here/runs has no 'old'"]), ("./rums/snn", ["/here has no 'rums'"]),
-    ("/nowhere/at/all", ["/ has no 'nowhere'"]), ("~no-such-user/x/y", ["is not a folder"]), ("../here/runs/snm", ["did you mean"]),
-    ("./" + "x" * 300, ["is not a folder"]), (Path("runs/snm"), ["has no 'snm'", "did you mean runs/snn?"]),
-    (f"./{ANN.name}/", [f"did you mean {ANN.name}"])])
-def test_a_missing_folder(hub: Any, here: Path, take: Callable[[Any], Any], name: Any, fragments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "fragments"),
+    [
+        ("./runs/snm", ["is not a folder", "/here/runs has no 'snm'", "did you mean runs/snn?"]),
+        ("runs/old/snn", ["is not a folder", "/here/runs has no 'old'"]),
+        ("./rums/snn", ["/here has no 'rums'"]),
+        ("/nowhere/at/all", ["/ has no 'nowhere'"]),
+        ("~no-such-user/x/y", ["is not a folder"]),
+        ("../here/runs/snm", ["did you mean"]),
+        ("./" + "x" * 300, ["is not a folder"]),
+        (Path("runs/snm"), ["has no 'snm'", "did you mean runs/snn?"]),
+        (f"./{ANN.name}/", [f"did you mean {ANN.name}"]),
+    ],
+)
+def test_a_missing_folder(
+    hub: Any, here: Path, take: Callable[[Any], Any], name: Any, fragments: list[str]
+) -> None:
     fails(take, name, *fragments)
     assert hub.requests == []
 
@@ -77,24 +106,44 @@ def test_a_file_is_called_one(hub: Any, here: Path) -> None:
 
 
 @pytest.mark.parametrize("take", TAKES[:3])
-def test_what_the_hub_does_not_have_may_be_a_folder(hub: Any, here: Path, take: Callable[[Any], Any]) -> None:
+def test_what_the_hub_does_not_have_may_be_a_folder(
+    hub: Any, here: Path, take: Callable[[Any], Any]
+) -> None:
     upload(hub, SNN, "bob/snn")
-    fails(take, "runs/snm", "neither a folder in", str(here), hub.endpoint, "did you mean runs/snn?")
+    fails(
+        take, "runs/snm", "neither a folder in", str(here), hub.endpoint, "did you mean runs/snn?"
+    )
     fails(take, f"bob/{SNN.name[:-1]}", "nor a repository that", f"did you mean {SNN.name}")
 
 
 @pytest.mark.parametrize("take", TAKES[:3])
-def test_a_hub_that_cannot_be_reached_was_asked_for_something(hub: Any, here: Path, take: Callable[[Any], Any],
-                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_was_asked_for_something(
+    hub: Any, here: Path, take: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("HF_ENDPOINT", address)
-        fails(take, "runs/snm", f"{address} cannot be reached", "no folder in", str(here), "did you mean runs/snn?")
+        fails(
+            take,
+            "runs/snm",
+            f"{address} cannot be reached",
+            "no folder in",
+            str(here),
+            "did you mean runs/snn?",
+        )
 
 
 def test_a_source_network_that_is_none(hub: Any, here: Path) -> None:
-    fails(from_text, ANN.name.replace("pgd", "pdg"), "unknown architecture", "zoo model", f"did you mean {ANN.name}")
+    fails(
+        from_text,
+        ANN.name.replace("pgd", "pdg"),
+        "unknown architecture",
+        "zoo model",
+        f"did you mean {ANN.name}",
+    )
     fails(from_text, "resnett18", "unknown architecture", "did you mean resnet18")
-    fails(lambda name: fingerprint(from_text(name)), "runs/old/ann", "is not a folder", "has no 'old'")
+    fails(
+        lambda name: fingerprint(from_text(name)), "runs/old/ann", "is not a folder", "has no 'old'"
+    )
     fails(lambda name: fingerprint(AnnSettings(checkpoint=name)), ANN.name[:-1], "did you mean")

@@ -1,4 +1,5 @@
-"""push against a Hub of our own, with the real client, timm and `hf`: what is published can be found, pulled, loaded and trusted."""
+"""push against a Hub of our own, with the real client, timm and `hf`: what is published can be
+found, pulled, loaded and trusted."""
 
 from __future__ import annotations
 
@@ -57,13 +58,24 @@ def test_push_list_pull_load_is_the_same_model(hub: Any, folder: Path, tmp_path:
     assert (result.commit, result.created) == (repository.branches["main"], True)
     sha = hashlib.sha256((SNN / WEIGHTS).read_bytes()).hexdigest()
     assert repository.tags == {f"weights-{sha[:12]}": result.commit} == {result.tag: result.commit}
-    assert [model.name for model in list_hub(dataset="cifar10", kind="snn", author="alice")] == [NAME]
+    assert [model.name for model in list_hub(dataset="cifar10", kind="snn", author="alice")] == [
+        NAME
+    ]
     assert torch.equal(logits(load(f"{NAME}@{result.tag}")), logits(load(SNN)))
-    assert (pull(NAME, tmp_path / "to") / "evaluation.json").read_bytes() == (SNN / "evaluation.json").read_bytes()
-    assert HfApi(endpoint=hub.endpoint).verify_repo_checksums(NAME, local_dir=tmp_path / "to").mismatches == []
+    assert (pull(NAME, tmp_path / "to") / "evaluation.json").read_bytes() == (
+        SNN / "evaluation.json"
+    ).read_bytes()
+    assert (
+        HfApi(endpoint=hub.endpoint)
+        .verify_repo_checksums(NAME, local_dir=tmp_path / "to")
+        .mismatches
+        == []
+    )
 
 
-def test_the_card_tells_how_to_get_it_from_the_hub_and_keeps_what_was_written(hub: Any, folder: Path) -> None:
+def test_the_card_tells_how_to_get_it_from_the_hub_and_keeps_what_was_written(
+    hub: Any, folder: Path
+) -> None:
     card = folder / "README.md"
     card.write_text(card.read_text() + "\nA remark of mine.\n")
     push(folder, NAME, base_model="alice/my-ann")
@@ -72,14 +84,23 @@ def test_the_card_tells_how_to_get_it_from_the_hub_and_keeps_what_was_written(hu
     assert "A remark of mine." in sent
     before, after = ModelCard(card.read_text()).data.to_dict(), ModelCard(sent).data.to_dict()
     assert {**before, "base_model": "alice/my-ann", "base_model_relation": "finetune"} == after
-    assert json.loads(hub.store.repositories[NAME].at("main").files["config.json"].content)["base_model"] == "alice/my-ann"
-    assert "base_model" not in ModelCard(card.read_text()).data.to_dict()  # the folder itself stays as it was
+    assert (
+        json.loads(hub.store.repositories[NAME].at("main").files["config.json"].content)[
+            "base_model"
+        ]
+        == "alice/my-ann"
+    )
+    # the folder itself stays as it was
+    assert "base_model" not in ModelCard(card.read_text()).data.to_dict()
 
 
 def test_a_missing_card_is_written(hub: Any, folder: Path) -> None:
     (folder / "README.md").unlink()
     push(folder, NAME)
-    assert b"sha256 of model.safetensors" in hub.store.repositories[NAME].at("main").files["README.md"].content
+    assert (
+        b"sha256 of model.safetensors"
+        in hub.store.repositories[NAME].at("main").files["README.md"].content
+    )
 
 
 def test_dry_run_sends_nothing(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,14 +121,18 @@ def test_pushing_again_makes_no_commit_and_a_change_makes_one(hub: Any, folder: 
     (folder / "recipe.yaml").write_text("name: other\n")
     second = push(folder, NAME)
     assert {change.path: change.state for change in second.changes if change.state != "same"} == {
-        "recipe.yaml": "changed", "evaluation_source.json": "deleted"}
+        "recipe.yaml": "changed",
+        "evaluation_source.json": "deleted",
+    }
     repository = hub.store.repositories[NAME]
     assert (second.commit, len(repository.commits)) == (repository.branches["main"], 3)
     assert hub.asked("PUT", "/lfs/upload") == 2  # the weights and the plot went up once
     assert repository.tags == {first.tag: first.commit}
 
 
-def test_what_is_newer_on_the_hub_is_not_replaced_unless_told(hub: Any, folder: Path, tmp_path: Path) -> None:
+def test_what_is_newer_on_the_hub_is_not_replaced_unless_told(
+    hub: Any, folder: Path, tmp_path: Path
+) -> None:
     push(folder, NAME)
     other = pull(NAME, tmp_path / "other")
     (other / "recipe.yaml").write_text("name: other\n")
@@ -120,7 +145,9 @@ def test_what_is_newer_on_the_hub_is_not_replaced_unless_told(hub: Any, folder: 
     refuses(other, NAME, "is at commit")
 
 
-def test_a_commit_in_between_is_not_lost(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_in_between_is_not_lost(
+    hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     push(folder, NAME)
     (folder / "recipe.yaml").write_text("name: mine\n")
     create_commit = HfApi.create_commit
@@ -156,7 +183,10 @@ def test_who_may_not(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert set(hub.store.repositories) == {"bob/theirs"}
 
 
-@pytest.mark.parametrize("name", ["my-snn", "alice/a/b", "alice/..", "alice/a--b", "alice/x@main", "", "alice/" + "x" * 97])
+@pytest.mark.parametrize(
+    "name",
+    ["my-snn", "alice/a/b", "alice/..", "alice/a--b", "alice/x@main", "", "alice/" + "x" * 97],
+)
 def test_names_that_are_none(hub: Any, folder: Path, name: str) -> None:
     refuses(folder, name, "not a repository's name")
     assert hub.requests == []
@@ -184,17 +214,31 @@ def test_what_is_no_sound_checkpoint_stays_here(hub: Any, folder: Path, tmp_path
     assert hub.requests == []
 
 
-@pytest.mark.parametrize(("kind", "path", "method"), [
-    ("status", "/commit/", "POST"), ("drop", "/commit/", "POST"), ("drop", "/preupload/", "POST"), ("status", "/tag/", "POST"),
-    ("status", "/lfs/upload", "PUT"), ("html", "/commit/", "POST")])
-def test_an_interrupted_push_is_taken_up_again(hub: Any, folder: Path, kind: str, path: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "path", "method"),
+    [
+        ("status", "/commit/", "POST"),
+        ("drop", "/commit/", "POST"),
+        ("drop", "/preupload/", "POST"),
+        ("status", "/tag/", "POST"),
+        ("status", "/lfs/upload", "PUT"),
+        ("html", "/commit/", "POST"),
+    ],
+)
+def test_an_interrupted_push_is_taken_up_again(
+    hub: Any, folder: Path, kind: str, path: str, method: str
+) -> None:
     fault = hub.fault(kind, path, method=method, times=1, status=500)
     with suppress(SJRobustError):  # some faults the client itself gets over
         push(folder, NAME)
     assert fault.met == 1
     result = push(folder, NAME)
     repository = hub.store.repositories[NAME]
-    assert (result.commit, len(repository.commits), repository.tags) == (repository.branches["main"], 2, {result.tag: result.commit})
+    assert (result.commit, len(repository.commits), repository.tags) == (
+        repository.branches["main"],
+        2,
+        {result.tag: result.commit},
+    )
     assert hub.asked("PUT", "/lfs/upload") <= 3
     sent = repository.at("main").files
     assert all(sent[path].content == (folder / path).read_bytes() for path in OWN - {"README.md"})
@@ -203,9 +247,16 @@ def test_an_interrupted_push_is_taken_up_again(hub: Any, folder: Path, kind: str
 def test_the_whole_zoo(hub: Any) -> None:
     results = list(push_all("lab"))
     names = [result.repo for result in results]
-    assert [("-snn-" in name) for name in names] == sorted("-snn-" in name for name in names)  # ANNs first
+    # ANNs first
+    assert [("-snn-" in name) for name in names] == sorted("-snn-" in name for name in names)
     assert {f"lab/{ANN.name}", f"lab/{SNN.name}"} <= set(names) == set(hub.store.repositories)
-    card = yaml.safe_load(hub.store.repositories[f"lab/{SNN.name}"].at("main").files["README.md"].content.decode().split("---\n")[1])
+    card = yaml.safe_load(
+        hub.store.repositories[f"lab/{SNN.name}"]
+        .at("main")
+        .files["README.md"]
+        .content.decode()
+        .split("---\n")[1]
+    )
     assert (card["base_model"], card["base_model_relation"]) == (f"lab/{ANN.name}", "finetune")
     assert not list(SNN.parent.rglob(ORIGIN))  # the zoo belongs to the package
     assert [result.changed for result in push_all("lab")] == [False] * len(names)
@@ -214,12 +265,18 @@ def test_the_whole_zoo(hub: Any) -> None:
     assert listed[f"lab/{ANN.name}"].kind == "ann"
     measured = {entry.name: entry.strongest for entry in list_models()}[SNN.name]
     accuracies = listed[f"lab/{SNN.name}"].accuracies
-    assert [accuracy.eps for accuracy in accuracies] == pytest.approx([0, *(point.eps for point in measured.robust)])
+    assert [accuracy.eps for accuracy in accuracies] == pytest.approx(
+        [0, *(point.eps for point in measured.robust)]
+    )
     recorded = [point.value for point in (measured.clean, *measured.robust)]
     assert [accuracy.value for accuracy in accuracies] == pytest.approx(recorded, abs=1e-6)
     base = HfApi(endpoint=hub.endpoint).list_models(filter=f"base_model:lab/{ANN.name}")
     weights = read_config(ANN).weights.sha256
-    from_it = {entry.name for entry in list_models() if read_config(entry.folder).source.get("weights_sha256") == weights}
+    from_it = {
+        entry.name
+        for entry in list_models()
+        if read_config(entry.folder).source.get("weights_sha256") == weights
+    }
     assert len(from_it) > 1
     assert {model.id for model in base} == {f"lab/{name}" for name in from_it}
 
@@ -260,9 +317,12 @@ def test_listing_pages_and_leaves_strangers_out(hub: Any) -> None:
     strange = "[{results: [{metrics: [{type: accuracy, value: .nan}]}]}]"
     publish("bob/odd", "sj-robust, spiking-neural-network", '"[red]\\e[31m"', strange)
     publish("bob/hidden", "sj-robust", "x", "[]", private=True)
-    assert [model.name for model in list_hub()] == [*(f"bob/m{number}" for number in range(5)), "bob/odd"]
+    assert [model.name for model in list_hub()] == [
+        *(f"bob/m{number}" for number in range(5)),
+        "bob/odd",
+    ]
     assert len(list_hub(dataset="imagenet", kind="ann")) == 5
-    odd, = list_hub(kind="snn")
+    (odd,) = list_hub(kind="snn")
     assert (odd.dataset, odd.accuracies) == (None, [])
     assert list_hub(token="hf_bob")[0].name == "bob/hidden"
     hub.fault("html", "/api/models", times=None)

@@ -17,7 +17,10 @@ from sj_robust.hub.readme import BEGIN, END
 
 NAME = "alice/my-snn"
 OTHER_ROW = f"| sha256 of model.safetensors | `{'0' * 64}` |\n"
-MINE = "\n## Intended use\n\nA remark of *mine*, with `code` and\n```python\n# a comment\nsj_robust.load(\"x/y\")\n```\n\n" + OTHER_ROW
+MINE = (
+    "\n## Intended use\n\nA remark of *mine*, with `code` and\n```python\n# a"
+    ' comment\nsj_robust.load("x/y")\n```\n\n' + OTHER_ROW
+)
 
 
 @pytest.fixture
@@ -29,16 +32,23 @@ def card(tmp_path: Path) -> Path:
 
 def edited(card: Path, before: str = "", after: str = "", front: str = "") -> str:
     written = card.read_text(encoding="utf-8")
-    text = written.replace(BEGIN, before + BEGIN).replace(f"{END}\n", f"{END}\n{after}").replace("---\n", f"---\n{front}", 1)
+    text = (
+        written.replace(BEGIN, before + BEGIN)
+        .replace(f"{END}\n", f"{END}\n{after}")
+        .replace("---\n", f"---\n{front}", 1)
+    )
     card.write_text(text, encoding="utf-8")
     return text
 
 
 @pytest.mark.parametrize("where", ["before", "after", "both"])
 def test_text_around_the_generated_part_stays_to_the_letter(card: Path, where: str) -> None:
-    text = edited(card, before=MINE if where != "after" else "", after=MINE if where != "before" else "")
+    text = edited(
+        card, before=MINE if where != "after" else "", after=MINE if where != "before" else ""
+    )
     assert write_card(card.parent).read_text() == text
-    card.write_text(text.replace("time steps", "time stops"), encoding="utf-8")  # inside of the generated part
+    # inside of the generated part
+    card.write_text(text.replace("time steps", "time stops"), encoding="utf-8")
     assert write_card(card.parent).read_text() == text
 
 
@@ -55,7 +65,9 @@ def test_the_generated_part_follows_what_is_recorded(card: Path) -> None:
 
 def test_metadata_of_ones_own_stays(card: Path) -> None:
     edited(card, front="language: en\nthumbnail: https://example.org/x.png\n")
-    card.write_text(card.read_text(encoding="utf-8").replace("tags:\n", "tags:\n- my-tag\n"), encoding="utf-8")
+    card.write_text(
+        card.read_text(encoding="utf-8").replace("tags:\n", "tags:\n- my-tag\n"), encoding="utf-8"
+    )
     for _ in range(2):
         data = ModelCard(write_card(card.parent).read_text()).data.to_dict()
         assert (data["language"], data["thumbnail"]) == ("en", "https://example.org/x.png")
@@ -68,16 +80,34 @@ def published(*, tail: str = "", section: str = "", head: str = "") -> str:
     text = (SNN / "README.md").read_text()
     text = text.replace(f"{BEGIN}\n\n", "").replace(f"{BEGIN}\n", "").replace(f"\n{END}\n", "")
     assert BEGIN not in text and END not in text
-    return text.replace("\n## Results\n", f"{section}\n## Results\n").replace("\n# ", f"{head}\n# ", 1) + tail
+    return (
+        text.replace("\n## Results\n", f"{section}\n## Results\n").replace("\n# ", f"{head}\n# ", 1)
+        + tail
+    )
 
 
-@pytest.mark.parametrize(("card_text", "kept"), [
-    (published(), []), (published(tail="\nA remark of mine.\n"), ["A remark of mine."]),
-    (published(section="\n## Intended use\n\nOnly here.\n"), ["## Intended use\n\nOnly here."]),
-    (published(tail="\n## More\n\nx\n", section="\n### Mine\n\ny\n"), ["### Mine\n\ny", "## More\n\nx"]),
-    ("---\ntags: [sj-robust]\n---\n\n# My network\n\nAll by hand.\n", ["# My network\n\nAll by hand."]),
-    ("---\n{\n---\nBy hand.\n", ["By hand."]), ("No metadata at all.\n", ["No metadata at all."]), ("", [])])
-def test_a_card_of_before_keeps_what_was_added(tmp_path: Path, card_text: str, kept: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("card_text", "kept"),
+    [
+        (published(), []),
+        (published(tail="\nA remark of mine.\n"), ["A remark of mine."]),
+        (published(section="\n## Intended use\n\nOnly here.\n"), ["## Intended use\n\nOnly here."]),
+        (
+            published(tail="\n## More\n\nx\n", section="\n### Mine\n\ny\n"),
+            ["### Mine\n\ny", "## More\n\nx"],
+        ),
+        (
+            "---\ntags: [sj-robust]\n---\n\n# My network\n\nAll by hand.\n",
+            ["# My network\n\nAll by hand."],
+        ),
+        ("---\n{\n---\nBy hand.\n", ["By hand."]),
+        ("No metadata at all.\n", ["No metadata at all."]),
+        ("", []),
+    ],
+)
+def test_a_card_of_before_keeps_what_was_added(
+    tmp_path: Path, card_text: str, kept: list[str]
+) -> None:
     folder = Path(shutil.copytree(SNN, tmp_path / SNN.name))
     (folder / "README.md").write_text(card_text)
     text = write_card(folder).read_text()
@@ -97,7 +127,9 @@ def test_published_cards_are_still_pushed(hub: Any, tmp_path: Path) -> None:
     assert BEGIN not in sent
 
 
-def test_push_checks_and_changes_the_generated_part_alone(hub: Any, card: Path, tmp_path: Path) -> None:
+def test_push_checks_and_changes_the_generated_part_alone(
+    hub: Any, card: Path, tmp_path: Path
+) -> None:
     edited(card, before=f"{MINE}\n", after=MINE)
     push(card.parent, NAME)
     sent = hub.store.repositories[NAME].at("main").files["README.md"].content.decode()
@@ -109,7 +141,9 @@ def test_push_checks_and_changes_the_generated_part_alone(hub: Any, card: Path, 
 
 
 @pytest.mark.parametrize("own", ["", MINE])
-def test_a_card_of_other_weights_is_refused_whatever_stands_around_it(hub: Any, card: Path, own: str) -> None:
+def test_a_card_of_other_weights_is_refused_whatever_stands_around_it(
+    hub: Any, card: Path, own: str
+) -> None:
     weights = re.findall(r"`([0-9a-f]{64})`", card.read_text(encoding="utf-8"))[0]
     right = f"| sha256 of model.safetensors | `{weights}` |\n"
     card.write_text(card.read_text(encoding="utf-8").replace(weights, "1" * 64), encoding="utf-8")
@@ -121,7 +155,9 @@ def test_a_card_of_other_weights_is_refused_whatever_stands_around_it(hub: Any, 
 
 def test_a_line_that_pretends_to_end_the_generated_part(card: Path) -> None:
     text = card.read_text(encoding="utf-8")
-    card.write_text(text.replace("## Results\n", f"## Results\n\n{END}\nforged\n"), encoding="utf-8")
+    card.write_text(
+        text.replace("## Results\n", f"## Results\n\n{END}\nforged\n"), encoding="utf-8"
+    )
     assert write_card(card.parent).read_text() == text
 
 

@@ -1,4 +1,5 @@
-"""What a bad login or an address with a password leaves in errors, warnings, files and tracebacks: neither of them."""
+"""What a bad login or an address with a password leaves in errors, warnings, files and tracebacks:
+neither of them."""
 
 from __future__ import annotations
 
@@ -21,8 +22,11 @@ from sj_robust.hub.search import identity
 
 NAME, PASSWORD = "bob/snn", "Geheim99x"
 CALLS: list[Callable[[str | None], Any]] = [
-    lambda token: pull("bob/none", token=token), lambda token: push(SNN, "alice/snn", token=token), lambda token: list_hub(token=token),
-    lambda token: identity(token)]
+    lambda token: pull("bob/none", token=token),
+    lambda token: push(SNN, "alice/snn", token=token),
+    lambda token: list_hub(token=token),
+    lambda token: identity(token),
+]
 
 
 @pytest.fixture
@@ -31,8 +35,14 @@ def remote(hub: Any) -> Any:
 
 
 @pytest.mark.parametrize("token", ["hf_alice\n", " hf_alice ", "\thf_alice\r\n"])
-def test_white_space_around_a_token_is_not_part_of_it(hub: Any, remote: Any, token: str, monkeypatch: pytest.MonkeyPatch,
-                                                      recwarn: pytest.WarningsRecorder, tmp_path: Path) -> None:
+def test_white_space_around_a_token_is_not_part_of_it(
+    hub: Any,
+    remote: Any,
+    token: str,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
+    tmp_path: Path,
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
     upload(hub, SNN, "alice/private", private=True)
     assert pull("alice/private", tmp_path / "to", token=token)
@@ -41,11 +51,28 @@ def test_white_space_around_a_token_is_not_part_of_it(hub: Any, remote: Any, tok
     assert len(recwarn) == 0 or all("hf_alice" not in str(warning.message) for warning in recwarn)
 
 
-@pytest.mark.parametrize("token", ["hf_alice\nX-Evil: 1", "hf_al ice", "hf_alicé", "hf_\x00alice", "hf_alice\x1b[31m", "Bearer hf_alice"])
+@pytest.mark.parametrize(
+    "token",
+    [
+        "hf_alice\nX-Evil: 1",
+        "hf_al ice",
+        "hf_alicé",
+        "hf_\x00alice",
+        "hf_alice\x1b[31m",
+        "Bearer hf_alice",
+    ],
+)
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("given", ["argument", "environment", "file"])
-def test_a_token_that_is_none_is_refused_and_not_shown(hub: Any, remote: Any, token: str, call: Callable[[str | None], Any], given: str,
-                                                       monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_token_that_is_none_is_refused_and_not_shown(
+    hub: Any,
+    remote: Any,
+    token: str,
+    call: Callable[[str | None], Any],
+    given: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
     monkeypatch.delenv("HF_TOKEN")
     if given == "environment":
         if "\0" in token:
@@ -56,7 +83,8 @@ def test_a_token_that_is_none_is_refused_and_not_shown(hub: Any, remote: Any, to
 
         (tmp_path / "token").write_text(token)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    pull(NAME, token="hf_bob")  # a wrong login does not fall back to it with a warning that tells the token
+    # a wrong login does not fall back to it with a warning that tells the token
+    pull(NAME, token="hf_bob")
     try:
         told = json.dumps(call(token if given == "argument" else None))
     except SJRobustError as error:
@@ -66,7 +94,9 @@ def test_a_token_that_is_none_is_refused_and_not_shown(hub: Any, remote: Any, to
     assert "alic" not in told.replace("alice/snn", "")
 
 
-def test_a_login_that_cannot_be_read(hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_login_that_cannot_be_read(
+    hub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.delenv("HF_TOKEN")
@@ -77,13 +107,28 @@ def test_a_login_that_cannot_be_read(hub: Any, monkeypatch: pytest.MonkeyPatch, 
     assert "cannot be read" in identity()["login"]
 
 
-@pytest.mark.parametrize("login", [f"carol:{PASSWORD}", f"{PASSWORD}", f"carol:x{PASSWORD}/y", f"carol:{PASSWORD}%40"])
+@pytest.mark.parametrize(
+    "login", [f"carol:{PASSWORD}", f"{PASSWORD}", f"carol:x{PASSWORD}/y", f"carol:{PASSWORD}%40"]
+)
 @pytest.mark.parametrize("fault", ["", "status", "drop", "html", "redirect"])
-def test_a_password_in_the_address_of_the_hub_is_nowhere(hub: Any, remote: Any, login: str, fault: str, monkeypatch: pytest.MonkeyPatch,
-                                                         caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_password_in_the_address_of_the_hub_is_nowhere(
+    hub: Any,
+    remote: Any,
+    login: str,
+    fault: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", hub.endpoint.replace("//", f"//{login}@"))
     if fault == "redirect":
-        hub.fault("answer", ".", status=302, headers={"Location": f"http://{login}@127.0.0.1:1/x"}, times=None)
+        hub.fault(
+            "answer",
+            ".",
+            status=302,
+            headers={"Location": f"http://{login}@127.0.0.1:1/x"},
+            times=None,
+        )
     elif fault:
         hub.fault(fault, ".", times=None)
     told = []
@@ -99,12 +144,16 @@ def test_a_password_in_the_address_of_the_hub_is_nowhere(hub: Any, remote: Any, 
     assert any("127.0.0.1" in text for text in told)
 
 
-def test_what_was_pulled_and_pushed_holds_no_password_and_the_address_counts_as_the_same(hub: Any, tmp_path: Path,
-                                                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_pulled_and_pushed_holds_no_password_and_the_address_counts_as_the_same(
+    hub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = Path(shutil.copytree(SNN, tmp_path / "snn"))
     push(folder, "alice/snn")
     record = json.loads((folder / ORIGIN).read_text())
-    (folder / ORIGIN).write_text(json.dumps({**record, "endpoint": hub.endpoint.replace("//", f"//carol:{PASSWORD}@")}))  # an earlier one
+    # an earlier one
+    (folder / ORIGIN).write_text(
+        json.dumps({**record, "endpoint": hub.endpoint.replace("//", f"//carol:{PASSWORD}@")})
+    )
     (folder / "recipe.yaml").write_text("name: other\n")
     result = push(folder, "alice/snn")
     assert result.changed

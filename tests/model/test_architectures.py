@@ -17,7 +17,8 @@ from sj_robust.model.weights import create_ann
 
 
 def resnet_parameters(blocks: int, widths: tuple[int, ...], classes: int, projection: bool) -> int:
-    """Counted by hand from He et al., table 6: 3×3 convolutions without bias, each with a batch norm, and a linear layer."""
+    """Counted by hand from He et al., table 6: 3×3 convolutions without bias, each with a batch
+    norm, and a linear layer."""
     total = 27 * widths[0] + 2 * widths[0]
     before = widths[0]
     for width in widths:
@@ -31,8 +32,12 @@ def wide_resnet_parameters(depth: int, width: int, classes: int) -> int:
     blocks = (depth - 4) // 6
     total, before = 27 * 16, 16
     for channels in (16 * width, 32 * width, 64 * width):
-        total += 9 * before * channels + 9 * channels * channels * (2 * blocks - 1) + before * channels  # 3×3 convolutions, 1×1 shortcut
-        total += 2 * before + 2 * channels * (2 * blocks - 1)  # the batch norm in front of each 3×3 convolution
+        # 3×3 convolutions, 1×1 shortcut
+        total += (
+            9 * before * channels + 9 * channels * channels * (2 * blocks - 1) + before * channels
+        )
+        # the batch norm in front of each 3×3 convolution
+        total += 2 * before + 2 * channels * (2 * blocks - 1)
         before = channels
     return total + 2 * before + before * classes + classes
 
@@ -58,8 +63,20 @@ CASES = {
     "cifar_wrn16_4": ({}, 32, 10, wide_resnet_parameters(16, 4, 10), 13),
     "cifar_wrn28_4": ({}, 32, 10, wide_resnet_parameters(28, 4, 10), 25),
     "cifar_vgg5": ({}, 32, 10, vgg_parameters((48, 96, 192, 192), (192, 10)), 4),
-    "cifar_vgg11": ({}, 32, 10, vgg_parameters((64, 128, 256, 512, 512, 512, 512, 512), (512 * 4 * 4, 4096, 4096, 10)), 10),
-    "tiny_vgg11": ({}, 64, 200, vgg_parameters((64, 128, 256, 256, 512, 512, 512, 512), (512, 4096, 200)), 9),
+    "cifar_vgg11": (
+        {},
+        32,
+        10,
+        vgg_parameters((64, 128, 256, 512, 512, 512, 512, 512), (512 * 4 * 4, 4096, 4096, 10)),
+        10,
+    ),
+    "tiny_vgg11": (
+        {},
+        64,
+        200,
+        vgg_parameters((64, 128, 256, 256, 512, 512, 512, 512), (512, 4096, 200)),
+        9,
+    ),
 }
 
 
@@ -67,13 +84,20 @@ CASES = {
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, int, int, int, int]:
     options, size, classes, parameters, activations = CASES[request.param]
     torch.manual_seed(0)
-    return timm.create_model(request.param.split("-")[0], **options), size, classes, parameters, activations
+    return (
+        timm.create_model(request.param.split("-")[0], **options),
+        size,
+        classes,
+        parameters,
+        activations,
+    )
 
 
 def test_published_sizes_agree_with_the_hand_count():
     assert resnet_parameters(3, NARROW, 10, False) == 269_722
     assert resnet_parameters(2, (64, 128, 256, 512), 10, True) == 11_173_962
-    assert wide_resnet_parameters(28, 10, 10) == 36_479_194  # the 36.5 M of Zagoruyko & Komodakis, table 4
+    # the 36.5 M of Zagoruyko & Komodakis, table 4
+    assert wide_resnet_parameters(28, 10, 10) == 36_479_194
     assert round(wide_resnet_parameters(16, 4, 10) / 1e6, 2) == 2.75
 
 
@@ -84,12 +108,17 @@ def test_has_the_published_number_of_parameters(case):
 
 def test_every_relu_is_called_once_and_gradients_reach_all_parameters(case):
     model, size, classes, _, activations = case
-    calls: dict[str, int] = {name: 0 for name, module in model.named_modules() if isinstance(module, nn.ReLU)}
+    calls: dict[str, int] = {
+        name: 0 for name, module in model.named_modules() if isinstance(module, nn.ReLU)
+    }
 
     def count(name: str) -> None:
         calls[name] += 1
 
-    hooks = [model.get_submodule(name).register_forward_hook(lambda *_, name=name: count(name)) for name in calls]
+    hooks = [
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: count(name))
+        for name in calls
+    ]
     x = torch.rand(2, 3, size, size, requires_grad=True)
     logits = model.train()(x)
     for hook in hooks:
@@ -100,7 +129,11 @@ def test_every_relu_is_called_once_and_gradients_reach_all_parameters(case):
     nn.functional.cross_entropy(logits, torch.tensor([1, 2])).backward()
     assert x.grad is not None
     assert x.grad.abs().sum() > 0
-    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+    assert [
+        name
+        for name, p in model.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all()
+    ] == []
     assert next(model.parameters()).grad.abs().sum() > 0
     model.zero_grad(set_to_none=True)
 
@@ -140,10 +173,15 @@ def test_reset_classifier_and_other_channels(name):
     assert model(x.double()).shape == (2, model.head_hidden_size)
 
 
-@pytest.mark.parametrize(("name", "channels"), [("cifar_resnet18", [64, 128, 256, 512]), ("cifar_wrn16_4", [64, 128, 256])])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("cifar_resnet18", [64, 128, 256, 512]), ("cifar_wrn16_4", [64, 128, 256])],
+)
 def test_features_only(name, channels):
     maps = timm.create_model(name, features_only=True)(torch.rand(1, 3, 32, 32))
-    assert [(m.shape[1], m.shape[2]) for m in maps] == [(c, 32 >> stage) for stage, c in enumerate(channels)]
+    assert [(m.shape[1], m.shape[2]) for m in maps] == [
+        (c, 32 >> stage) for stage, c in enumerate(channels)
+    ]
 
 
 def test_vgg_of_another_image_size():
@@ -162,7 +200,9 @@ def test_option_a_shortcut(before, after, side, layout):
     expected = torch.zeros(2, after, half, half)
     for i in range(half):
         for j in range(half):
-            expected[:, (after - before) // 2 : (after - before) // 2 + before, i, j] = x.detach()[:, :, 2 * i, 2 * j]
+            expected[:, (after - before) // 2 : (after - before) // 2 + before, i, j] = x.detach()[
+                :, :, 2 * i, 2 * j
+            ]
     assert torch.equal(out, expected)
     assert out.is_contiguous(memory_format=layout) or side % 2
     out.sum().backward()
@@ -181,7 +221,9 @@ def test_normalisation_is_inside():
     backbone = create_ann("cifar_resnet20", num_classes=5).eval()
     model = NormalizedClassifier(backbone, (0.1, 0.2, 0.3), (0.5, 0.6, 0.7))
     x = torch.rand(2, 3, 32, 32)
-    by_hand = torch.stack([(x[:, c] - m) / s for c, (m, s) in enumerate([(0.1, 0.5), (0.2, 0.6), (0.3, 0.7)])], dim=1)
+    by_hand = torch.stack(
+        [(x[:, c] - m) / s for c, (m, s) in enumerate([(0.1, 0.5), (0.2, 0.6), (0.3, 0.7)])], dim=1
+    )
     torch.testing.assert_close(model(x), backbone(by_hand))
     assert model.num_classes == 5
     assert model.mean.shape == model.std.shape == (3, 1, 1)
@@ -192,14 +234,26 @@ def test_normalisation_is_inside():
 
 
 def test_num_classes_without_timm():
-    assert NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (0.5,), (0.5,)).num_classes == 4
+    assert (
+        NormalizedClassifier(
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), (0.5,), (0.5,)
+        ).num_classes
+        == 4
+    )
     with pytest.raises(SJRobustError, match="num_classes"):
         _ = NormalizedClassifier(nn.Flatten(), (0.5,), (0.5,)).num_classes
 
 
 @pytest.mark.parametrize(
     ("mean", "std"),
-    [((0.5,), (0.5, 0.5)), ((), ()), ((0.5,), (0.0,)), ((0.5,), (-1.0,)), ((float("nan"),), (1.0,)), ((0.5,), (float("inf"),))],
+    [
+        ((0.5,), (0.5, 0.5)),
+        ((), ()),
+        ((0.5,), (0.0,)),
+        ((0.5,), (-1.0,)),
+        ((float("nan"),), (1.0,)),
+        ((0.5,), (float("inf"),)),
+    ],
 )
 def test_impossible_normalisation(mean, std):
     with pytest.raises(SJRobustError, match="mean"):

@@ -27,20 +27,31 @@ def images() -> Tensor:
 def snn(images: Tensor) -> SpikingClassifier:
     torch.manual_seed(0)
     features = [nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()]
-    ann = NormalizedClassifier(nn.Sequential(*features, nn.Flatten(), nn.Linear(4 * 28 * 28, 10)), (0.5,) * 3, (0.25,) * 3)
+    ann = NormalizedClassifier(
+        nn.Sequential(*features, nn.Flatten(), nn.Linear(4 * 28 * 28, 10)), (0.5,) * 3, (0.25,) * 3
+    )
     return convert(ann, images[None], timesteps=5, calibration_timesteps=8, source={"made": "here"})
 
 
-def test_logits_are_the_mean_of_the_sequence_and_calls_leave_no_state(snn: SpikingClassifier, images: Tensor) -> None:
+def test_logits_are_the_mean_of_the_sequence_and_calls_leave_no_state(
+    snn: SpikingClassifier, images: Tensor
+) -> None:
     sequence = snn.forward_sequence(images)
     assert sequence.shape == (5, 6, 10)
     assert torch.equal(snn(images), sequence.mean(0))
     assert torch.equal(snn(images[:2]), snn(images[:2]))
     torch.testing.assert_close(snn(images)[2:4], snn(images[2:4]))
-    assert (snn.timesteps, snn.num_classes, snn.source, list(snn.thresholds())) == (5, 10, {"made": "here"}, ["2", "4"])
+    assert (snn.timesteps, snn.num_classes, snn.source, list(snn.thresholds())) == (
+        5,
+        10,
+        {"made": "here"},
+        ["2", "4"],
+    )
 
 
-def test_the_prefix_of_a_longer_sequence_is_the_shorter_one(snn: SpikingClassifier, images: Tensor) -> None:
+def test_the_prefix_of_a_longer_sequence_is_the_shorter_one(
+    snn: SpikingClassifier, images: Tensor
+) -> None:
     longer = snn.forward_sequence(images)
     snn.timesteps = 2
     torch.testing.assert_close(snn.forward_sequence(images), longer[:2])
@@ -48,7 +59,9 @@ def test_the_prefix_of_a_longer_sequence_is_the_shorter_one(snn: SpikingClassifi
         snn.timesteps = 0
 
 
-def test_views_change_gradients_not_spikes_and_are_restored(snn: SpikingClassifier, images: Tensor) -> None:
+def test_views_change_gradients_not_spikes_and_are_restored(
+    snn: SpikingClassifier, images: Tensor
+) -> None:
     def gradient() -> tuple[Tensor, Tensor]:
         x = images.clone().requires_grad_()
         logits = snn(x)
@@ -81,7 +94,9 @@ def test_the_activation_view_is_the_relu_network(snn: SpikingClassifier, images:
         torch.testing.assert_close(snn(images), relu(snn.normalize(images)))
 
 
-def test_one_node_alone_in_the_activation_view_is_refused(snn: SpikingClassifier, images: Tensor) -> None:
+def test_one_node_alone_in_the_activation_view_is_refused(
+    snn: SpikingClassifier, images: Tensor
+) -> None:
     snn.nodes()["2"].view = "activation"
     with pytest.raises(SJRobustError, match="all nodes"):
         snn(images)
@@ -99,7 +114,9 @@ def test_wrong_use_is_named(snn: SpikingClassifier, images: Tensor) -> None:
         snn.backbone(images[:3])
 
 
-def test_running_statistics_with_a_shared_stem_are_those_of_T_copies(snn: SpikingClassifier, images: Tensor) -> None:
+def test_running_statistics_with_a_shared_stem_are_those_of_T_copies(
+    snn: SpikingClassifier, images: Tensor
+) -> None:
     assert snn.repeat_at == "2"
     repeated = copy.deepcopy(snn)
     repeated.repeat_at = ""
@@ -110,9 +127,17 @@ def test_running_statistics_with_a_shared_stem_are_those_of_T_copies(snn: Spikin
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("view", [*ENSEMBLE_VIEWS, "rate-temporal", AdaptiveSharpness()], ids=view_name)
-@pytest.mark.parametrize("twin_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copied", "pickled"])
-def test_a_twin_has_logits_and_gradients_of_its_own_in_every_view(snn: SpikingClassifier, images: Tensor, view: View, twin_of: Any) -> None:
+@pytest.mark.parametrize(
+    "view", [*ENSEMBLE_VIEWS, "rate-temporal", AdaptiveSharpness()], ids=view_name
+)
+@pytest.mark.parametrize(
+    "twin_of",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copied", "pickled"],
+)
+def test_a_twin_has_logits_and_gradients_of_its_own_in_every_view(
+    snn: SpikingClassifier, images: Tensor, view: View, twin_of: Any
+) -> None:
     def gradient(model: nn.Module) -> tuple[Tensor, Tensor]:
         x = images.clone().requires_grad_()
         logits = model(x)
@@ -122,7 +147,8 @@ def test_a_twin_has_logits_and_gradients_of_its_own_in_every_view(snn: SpikingCl
 
     with snn.gradient(view):
         if isinstance(view, AdaptiveSharpness):
-            gradient(snn)  # leaves statistics in the view, which are those of an attack on this network
+            # leaves statistics in the view, which are those of an attack on this network
+            gradient(snn)
         twin = twin_of(snn)
     assert [view_name(node.view) for node in twin.nodes().values()] == [view_name(view)] * 2
     shown = twin_of(GradientView(snn, view))
@@ -131,7 +157,9 @@ def test_a_twin_has_logits_and_gradients_of_its_own_in_every_view(snn: SpikingCl
     with snn.gradient(view):
         logits, grad = gradient(snn)
         for other in (twin, shown):
-            assert all(torch.equal(a, b) for a, b in zip(gradient(other), (logits, grad), strict=True))
+            assert all(
+                torch.equal(a, b) for a, b in zip(gradient(other), (logits, grad), strict=True)
+            )
     with torch.no_grad():
         twin.nodes()["2"].v_threshold.mul_(2)
     assert twin.thresholds()["2"] == 2 * snn.thresholds()["2"]

@@ -22,7 +22,13 @@ Y = torch.arange(4)
 
 def small() -> NormalizedClassifier:
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)
+    layers = (
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 5),
+    )
     return NormalizedClassifier(nn.Sequential(*layers), (0.5,) * 3, (0.25,) * 3).eval()
 
 
@@ -38,7 +44,13 @@ def own_nodes() -> nn.Module:
 def models() -> dict[str, Callable[[Tensor], Tensor]]:
     ann = small()
     snn = convert(ann, X[None], 2, calibration_timesteps=4)
-    return {"ann": ann, "snn": snn, "sequence": snn.forward_sequence, "view": GradientView(snn, "rate"), "wrapped": own_nodes().eval()}
+    return {
+        "ann": ann,
+        "snn": snn,
+        "sequence": snn.forward_sequence,
+        "view": GradientView(snn, "rate"),
+        "wrapped": own_nodes().eval(),
+    }
 
 
 WRONG: dict[str, tuple[Callable[[], Any], str]] = {
@@ -97,24 +109,46 @@ def test_graphs_and_transforms_are_made_as_before() -> None:
     expected = ann(X)
     assert torch.equal(torch.compile(ann, backend="eager", fullgraph=True)(X), expected)
     assert torch.equal(torch.export.export(ann, (X,)).module()(X), expected)
-    torch.testing.assert_close(torch.func.vmap(lambda x: ann(x[None])[0])(X), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda x: ann(x[None])[0])(X), expected, rtol=1e-4, atol=1e-5
+    )
     leaf = X.clone().requires_grad_()
     ann(leaf.double()).sum().backward()
     assert leaf.grad is not None and leaf.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("labels", [Y.int(), Y.byte(), Y.float(), Y.tolist(), tuple(Y.tolist()), Y.numpy(), Y.numpy().astype(np.uint8)])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        Y.int(),
+        Y.byte(),
+        Y.float(),
+        Y.tolist(),
+        tuple(Y.tolist()),
+        Y.numpy(),
+        Y.numpy().astype(np.uint8),
+    ],
+)
 @pytest.mark.parametrize("attack", [PGD(eps=0.1, steps=2), Square(eps=0.1, queries=3)])
 def test_labels_of_any_whole_numbers(attack: Any, labels: Any) -> None:
     ann = small()
     assert torch.equal(attack(ann, X, labels), attack(ann, X, Y))
 
 
-@pytest.mark.parametrize(("labels", "message"), [
-    (Y - 1, "label -1: expected 0 to 4"), (Y + 2, r"label 5: expected 0 to 4 \(5 classes\)"), (Y[:3], r"shape \[3\]: expected \[4\]"),
-    (torch.eye(4), r"argmax\(1\)"), (Y[:, None], r"squeeze\(1\)"), (Y + 0.5, "not all whole"), (Y * torch.nan, "not all whole"),
-    (["cat"] * 4, "something else than numbers"), (Y.cfloat(), "complex64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (Y - 1, "label -1: expected 0 to 4"),
+        (Y + 2, r"label 5: expected 0 to 4 \(5 classes\)"),
+        (Y[:3], r"shape \[3\]: expected \[4\]"),
+        (torch.eye(4), r"argmax\(1\)"),
+        (Y[:, None], r"squeeze\(1\)"),
+        (Y + 0.5, "not all whole"),
+        (Y * torch.nan, "not all whole"),
+        (["cat"] * 4, "something else than numbers"),
+        (Y.cfloat(), "complex64"),
+    ],
+)
 def test_other_labels_are_refused(labels: Any, message: str) -> None:
     with pytest.raises(SJRobustError, match=message):
         PGD(eps=0.1, steps=1)(small(), X, labels)

@@ -1,4 +1,5 @@
-"""Checkpoints as they are found in the wild: what is understood, and what each kind of wrong file is answered with."""
+"""Checkpoints as they are found in the wild: what is understood, and what each kind of wrong file
+is answered with."""
 
 from __future__ import annotations
 
@@ -60,12 +61,23 @@ LAYOUTS = {
     "compiled": lambda s: prefixed(s, "_orig_mod."),
     "ours": lambda s: prefixed(s, "backbone."),
     "sequential": lambda s: prefixed(s, "1."),
-    "robustness": lambda s: {"model": prefixed(s, "module.attacker.model.") | prefixed(s, "module.model.")},
+    "robustness": lambda s: {
+        "model": prefixed(s, "module.attacker.model.") | prefixed(s, "module.model.")
+    },
     "kuangliu": lambda s: {key.replace("fc.", "linear."): value for key, value in s.items()},
     "nested twice": lambda s: {"state_dict": {"net": s, "best": 0.9}, "epoch": 3},
-    "averaged": lambda s: {"model": {"conv1.weight": torch.zeros(1)}, "ema": prefixed(s, "module.")},
-    "lightning": lambda s: {"state_dict": prefixed(s, "net._orig_mod."), "pytorch-lightning_version": "2", "callbacks": {}},
-    "timm resnet": lambda s: {key.replace("shortcut", "downsample"): value for key, value in s.items()},
+    "averaged": lambda s: {
+        "model": {"conv1.weight": torch.zeros(1)},
+        "ema": prefixed(s, "module."),
+    },
+    "lightning": lambda s: {
+        "state_dict": prefixed(s, "net._orig_mod."),
+        "pytorch-lightning_version": "2",
+        "callbacks": {},
+    },
+    "timm resnet": lambda s: {
+        key.replace("shortcut", "downsample"): value for key, value in s.items()
+    },
 }
 
 
@@ -80,8 +92,14 @@ def test_layouts_of_checkpoints(trained, tmp_path, layout):
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".th", ".bin", ".tar"])
 def test_suffixes_and_the_old_file_format(trained, tmp_path, suffix):
-    torch.save(trained.state_dict(), tmp_path / f"w{suffix}", _use_new_zipfile_serialization=suffix != ".th")
-    assert same(create_ann("cifar_resnet20", num_classes=4, weights=tmp_path / f"w{suffix}"), trained)
+    torch.save(
+        trained.state_dict(),
+        tmp_path / f"w{suffix}",
+        _use_new_zipfile_serialization=suffix != ".th",
+    )
+    assert same(
+        create_ann("cifar_resnet20", num_classes=4, weights=tmp_path / f"w{suffix}"), trained
+    )
 
 
 def test_safetensors_into_a_normalized_classifier(trained, tmp_path):
@@ -93,9 +111,15 @@ def test_safetensors_into_a_normalized_classifier(trained, tmp_path):
 
 
 def test_averaged_weights_win_as_in_timm(trained, tmp_path):
-    torch.save({"state_dict": fresh().state_dict(), "state_dict_ema": trained.state_dict()}, tmp_path / "w.pth")
+    torch.save(
+        {"state_dict": fresh().state_dict(), "state_dict_ema": trained.state_dict()},
+        tmp_path / "w.pth",
+    )
     assert same(create_ann("cifar_resnet20", num_classes=4, weights=tmp_path / "w.pth"), trained)
-    assert same(timm.create_model("cifar_resnet20", num_classes=4, checkpoint_path=tmp_path / "w.pth"), trained)
+    assert same(
+        timm.create_model("cifar_resnet20", num_classes=4, checkpoint_path=tmp_path / "w.pth"),
+        trained,
+    )
 
 
 def test_wide_resnet_names_of_trades(tmp_path):
@@ -105,7 +129,10 @@ def test_wide_resnet_names_of_trades(tmp_path):
     for key, value in theirs.state_dict().items():
         stage, _, rest = key.partition(".")
         state[f"{stage}.layer.{rest}" if stage.startswith("block") else key] = value
-    torch.save({key.replace("shortcut.", "convShortcut."): value for key, value in state.items()}, tmp_path / "w.pt")
+    torch.save(
+        {key.replace("shortcut.", "convShortcut."): value for key, value in state.items()},
+        tmp_path / "w.pt",
+    )
     assert same(create_ann("cifar_wrn16_4", weights=tmp_path / "w.pt"), theirs)
 
 
@@ -120,8 +147,20 @@ def test_batch_counters_may_be_missing(trained, tmp_path):
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]
 NORMALISERS = {
-    "robustness": ("module.model.", "module.normalizer.new_mean", "module.normalizer.new_std", (3, 1, 1), 1),
-    "its attacker": ("module.attacker.model.", "module.attacker.normalize.new_mean", "module.attacker.normalize.new_std", (3, 1, 1), 1),
+    "robustness": (
+        "module.model.",
+        "module.normalizer.new_mean",
+        "module.normalizer.new_std",
+        (3, 1, 1),
+        1,
+    ),
+    "its attacker": (
+        "module.attacker.model.",
+        "module.attacker.normalize.new_mean",
+        "module.attacker.normalize.new_std",
+        (3, 1, 1),
+        1,
+    ),
     "robustbench": ("model.", "normalize.mean", "normalize.std", (1, 3, 1, 1), 1),
     "attributes": ("", "mu", "sigma", (3,), 1),
     "two in a row": ("1.", "0.mean", "0.std", (1, 3, 1, 1), 1),
@@ -132,7 +171,10 @@ NORMALISERS = {
 @pytest.mark.parametrize("wrapper", NORMALISERS)
 def test_mean_and_std_stored_by_wrappers(trained, tmp_path, wrapper):
     prefix, mean, std, shape, scale = NORMALISERS[wrapper]
-    stored = {mean: torch.tensor(MEAN).view(shape) * scale, std: torch.tensor(STD).view(shape) * scale}
+    stored = {
+        mean: torch.tensor(MEAN).view(shape) * scale,
+        std: torch.tensor(STD).view(shape) * scale,
+    }
     torch.save({"state_dict": prefixed(trained.state_dict(), prefix) | stored}, tmp_path / "w.ckpt")
     model = fresh()
     assert load_weights(model, tmp_path / "w.ckpt") == (pytest.approx(MEAN), pytest.approx(STD))
@@ -140,9 +182,14 @@ def test_mean_and_std_stored_by_wrappers(trained, tmp_path, wrapper):
     load_weights(NormalizedClassifier(fresh(), MEAN, STD), tmp_path / "w.ckpt")
     other = NormalizedClassifier(fresh(), MEAN, [0.5, 0.4, 0.31])
     before = {key: value.clone() for key, value in other.backbone.state_dict().items()}
-    with pytest.raises(SJRobustError, match=r"w.ckpt has the std \[0.5, 0.4, 0.3\], but \[0.5, 0.4, 0.31\] was given"):
+    with pytest.raises(
+        SJRobustError,
+        match=r"w.ckpt has the std \[0.5, 0.4, 0.3\], but \[0.5, 0.4, 0.31\] was given",
+    ):
         load_weights(other, tmp_path / "w.ckpt")
-    assert all(torch.equal(value, before[key]) for key, value in other.backbone.state_dict().items())
+    assert all(
+        torch.equal(value, before[key]) for key, value in other.backbone.state_dict().items()
+    )
     with pytest.warns(UserWarning, match=r"mean \[0.1, 0.2, 0.3\] and std \[0.5, 0.4, 0.3\]"):
         create_ann("cifar_resnet20", num_classes=4, weights=tmp_path / "w.ckpt")
 
@@ -160,7 +207,14 @@ def test_a_normaliser_that_the_network_has_itself_is_loaded(trained, tmp_path):
             self.register_buffer("mean", torch.zeros(3))
             self.register_buffer("std", torch.ones(3))
 
-    torch.save(prefixed(trained.state_dict(), "model.") | {"mean": torch.tensor(MEAN), "std": torch.tensor(STD)}, tmp_path / "w.pt")
+    torch.save(
+        prefixed(trained.state_dict(), "model.")
+        | {
+            "mean": torch.tensor(MEAN),
+            "std": torch.tensor(STD),
+        },
+        tmp_path / "w.pt",
+    )
     model = Normalised()
     assert load_weights(model, tmp_path / "w.pt") is None
     assert model.mean.tolist() == pytest.approx(MEAN)
@@ -210,7 +264,10 @@ def test_other_number_of_classes(trained, tmp_path):
 
 
 def test_two_networks_in_one_file(trained, tmp_path):
-    torch.save(prefixed(trained.state_dict(), "model.") | prefixed(fresh().state_dict(), "net."), tmp_path / "w.pt")
+    torch.save(
+        prefixed(trained.state_dict(), "model.") | prefixed(fresh().state_dict(), "net."),
+        tmp_path / "w.pt",
+    )
     with pytest.raises(SJRobustError, match="more than one network"):
         load_weights(fresh(), tmp_path / "w.pt")
 
@@ -228,7 +285,9 @@ def test_no_such_file_folder_and_empty_file(tmp_path):
 def test_web_page_and_lfs_pointer(tmp_path, name):
     (tmp_path / name).write_text("\n<!DOCTYPE html><html><body>Quota exceeded</body></html>")
     check_refused(tmp_path / name, "is a web page")
-    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    )
     check_refused(tmp_path / name, "Git LFS")
 
 
@@ -246,7 +305,15 @@ def test_truncated(trained, tmp_path, kind, part):
     check_refused(path, "damaged")
 
 
-@pytest.mark.parametrize("content", [b"\x00" * 1000, b"PK\x03\x04 nothing of the kind", b"just text, no weights", bytes(range(256)) * 8])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x00" * 1000,
+        b"PK\x03\x04 nothing of the kind",
+        b"just text, no weights",
+        bytes(range(256)) * 8,
+    ],
+)
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 def test_garbage(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
@@ -256,7 +323,11 @@ def test_garbage(tmp_path, name, content):
 @pytest.mark.parametrize("new_format", [True, False])
 def test_python_objects_are_refused_by_name(trained, tmp_path, new_format):
     path = tmp_path / "w.pt"
-    torch.save({"state_dict": trained.state_dict(), "extra": Custom()}, path, _use_new_zipfile_serialization=new_format)
+    torch.save(
+        {"state_dict": trained.state_dict(), "extra": Custom()},
+        path,
+        _use_new_zipfile_serialization=new_format,
+    )
     check_refused(path, "could run code", "Custom", "model.state_dict()")
 
 
@@ -299,7 +370,9 @@ def test_local_dir_of_timm(trained, tmp_path):
 @pytest.mark.shared
 @needs_foreign
 def test_foreign_resnet20_through_timm_and_through_us():
-    through_timm = timm.create_model("cifar_resnet20", shortcut="identity", checkpoint_path=str(FOREIGN))
+    through_timm = timm.create_model(
+        "cifar_resnet20", shortcut="identity", checkpoint_path=str(FOREIGN)
+    )
     assert same(through_timm, create_ann("cifar_resnet20", shortcut="identity", weights=FOREIGN))
     state = read_state_dict(FOREIGN)
     assert torch.equal(through_timm.fc.weight, state["module.linear.weight"])
@@ -318,7 +391,9 @@ def test_foreign_resnet20_recognises_real_images():
     if not files:
         pytest.skip(f"no CIFAR-10 test images under {SHARED / 'data' / 'cifar10'}")
     rows = next(parquet.ParquetFile(files[0]).iter_batches(batch_size=200)).to_pylist()
-    pixels = numpy.stack([numpy.asarray(image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in rows])
+    pixels = numpy.stack(
+        [numpy.asarray(image.open(io.BytesIO(row["img"]["bytes"])).convert("RGB")) for row in rows]
+    )
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     backbone = create_ann("cifar_resnet20", shortcut="identity", weights=FOREIGN)
     model = NormalizedClassifier(backbone, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)).eval()

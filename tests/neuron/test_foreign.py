@@ -1,4 +1,5 @@
-"""Gradient views on SpikingJelly's nodes: the spikes stay theirs, the gradients are those of the view, and nothing is left behind."""
+"""Gradient views on SpikingJelly's nodes: the spikes stay theirs, the gradients are those of the
+view, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -14,13 +15,25 @@ from sj_robust.model import SpikingJellyClassifier
 from sj_robust.neuron import ThresholdLIF, parse_view
 
 T = 4
-VIEWS = ("PCW:1", "PCW:0.5", "EXP-D:1", "RECT:2", "STE", "ASSG", "rate", "rate-temporal", "activation")
+VIEWS = (
+    "PCW:1",
+    "PCW:0.5",
+    "EXP-D:1",
+    "RECT:2",
+    "STE",
+    "ASSG",
+    "rate",
+    "rate-temporal",
+    "activation",
+)
 STEP_BY_STEP = tuple(view for view in VIEWS if view != "rate-temporal")
 PIECEWISE = {"surrogate_function": surrogate.PiecewiseQuadratic(alpha=1.0)}
 NODES: dict[str, Callable[[], nn.Module]] = {
     "IF": lambda: neuron.IFNode(**PIECEWISE),
     "LIF": lambda: neuron.LIFNode(**PIECEWISE),
-    "LIF, reset detached": lambda: neuron.LIFNode(tau=1.5, decay_input=False, detach_reset=True, **PIECEWISE),
+    "LIF, reset detached": lambda: neuron.LIFNode(
+        tau=1.5, decay_input=False, detach_reset=True, **PIECEWISE
+    ),
     "LIF, soft reset": lambda: neuron.LIFNode(v_reset=None, decay_input=False, **PIECEWISE),
     "parametric LIF": lambda: neuron.ParametricLIFNode(**PIECEWISE),
     "KLIF": lambda: neuron.KLIFNode(**PIECEWISE),
@@ -33,10 +46,13 @@ NODES: dict[str, Callable[[], nn.Module]] = {
 
 
 def network(node: Callable[[], nn.Module], step_mode: str = "m") -> nn.Sequential:
-    """Two convolutions with nodes, strong enough that both layers spike; the same weights for every node."""
+    """Two convolutions with nodes, strong enough that both layers spike; the same weights for every
+    node."""
     torch.manual_seed(0)
     convolutions = layer.Conv2d(3, 6, 3, stride=2), layer.Conv2d(6, 8, 3, stride=2)
-    net = nn.Sequential(convolutions[0], node(), convolutions[1], node(), layer.Flatten(), layer.Linear(8, 5))
+    net = nn.Sequential(
+        convolutions[0], node(), convolutions[1], node(), layer.Flatten(), layer.Linear(8, 5)
+    )
     with torch.no_grad():
         for convolution in convolutions:
             convolution.weight.mul_(4)
@@ -46,7 +62,9 @@ def network(node: Callable[[], nn.Module], step_mode: str = "m") -> nn.Sequentia
 
 
 def wrapped(node: Callable[[], nn.Module], step_mode: str = "m") -> SpikingJellyClassifier:
-    return from_spikingjelly(network(node, step_mode), timesteps=T, mean=[0.5] * 3, std=[0.25] * 3).double()
+    return from_spikingjelly(
+        network(node, step_mode), timesteps=T, mean=[0.5] * 3, std=[0.25] * 3
+    ).double()
 
 
 @pytest.fixture
@@ -58,21 +76,34 @@ def gradient(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient of a fixed mixture of them."""
     x = x.clone().requires_grad_()
     logits = model(x)
-    return logits.detach(), torch.autograd.grad((logits * torch.arange(1.0, 6, dtype=x.dtype)).sum(), x)[0]
+    return (
+        logits.detach(),
+        torch.autograd.grad((logits * torch.arange(1.0, 6, dtype=x.dtype)).sum(), x)[0],
+    )
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_an_if_node_has_the_gradients_of_ours_which_golden_vectors_hold(view: str, images: Tensor) -> None:
-    theirs, ours = GradientView(wrapped(neuron.IFNode), parse_view(view)), GradientView(wrapped(ThresholdLIF), parse_view(view))
+def test_an_if_node_has_the_gradients_of_ours_which_golden_vectors_hold(
+    view: str, images: Tensor
+) -> None:
+    theirs, ours = (
+        GradientView(wrapped(neuron.IFNode), parse_view(view)),
+        GradientView(wrapped(ThresholdLIF), parse_view(view)),
+    )
     for shift in (0.0, 0.02, 0.04):  # ASSG remembers the passes before
-        (logits, found), (expected_logits, expected) = gradient(theirs, images + shift), gradient(ours, images + shift)
+        (logits, found), (expected_logits, expected) = (
+            gradient(theirs, images + shift),
+            gradient(ours, images + shift),
+        )
         torch.testing.assert_close(logits, expected_logits)
         torch.testing.assert_close(found, expected)
         assert expected.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_a_surrogate_view_is_the_gradient_of_a_network_that_has_this_surrogate(name: str, images: Tensor) -> None:
+def test_a_surrogate_view_is_the_gradient_of_a_network_that_has_this_surrogate(
+    name: str, images: Tensor
+) -> None:
     model = wrapped(NODES[name])
     own_logits, own = gradient(model, images)
     logits, found = gradient(GradientView(model, parse_view("PCW:1")), images)
@@ -101,10 +132,16 @@ def test_every_view_leaves_the_spikes_alone(name: str, view: str, images: Tensor
 @pytest.mark.parametrize("view", STEP_BY_STEP)
 @pytest.mark.parametrize("name", ["IF", "LIF", "current-based LIF", "ternary IF"])
 def test_step_by_step_is_all_steps_at_once(name: str, view: str, images: Tensor) -> None:
-    at_once, steps = GradientView(wrapped(NODES[name]), parse_view(view)), GradientView(wrapped(NODES[name], "s"), parse_view(view))
+    at_once, steps = (
+        GradientView(wrapped(NODES[name]), parse_view(view)),
+        GradientView(wrapped(NODES[name], "s"), parse_view(view)),
+    )
     assert (at_once.snn.input, steps.snn.input) == ("sequence", "step")  # type: ignore[attr-defined]
     for _ in range(2):
-        (logits, found), (expected_logits, expected) = gradient(steps, images), gradient(at_once, images)
+        (logits, found), (expected_logits, expected) = (
+            gradient(steps, images),
+            gradient(at_once, images),
+        )
         torch.testing.assert_close(logits, expected_logits)
         torch.testing.assert_close(found, expected)
 
@@ -117,13 +154,19 @@ def fail_within(model: SpikingJellyClassifier, view: str) -> None:
 def test_the_network_is_as_it_was_afterwards_also_after_an_error(images: Tensor) -> None:
     model = wrapped(NODES["LIF"])
     nodes = [module for module in model.modules() if isinstance(module, neuron.LIFNode)]
-    functions, names, state = [node.surrogate_function for node in nodes], [name for name, _ in model.named_modules()], model.state_dict()
+    functions, names, state = (
+        [node.surrogate_function for node in nodes],
+        [name for name, _ in model.named_modules()],
+        model.state_dict(),
+    )
     for view in VIEWS:
         with model.gradient(parse_view(view)):
             model(images)
         with pytest.raises(ZeroDivisionError):
             fail_within(model, view)
-    assert all(node.surrogate_function is function for node, function in zip(nodes, functions, strict=True))
+    assert all(
+        node.surrogate_function is function for node, function in zip(nodes, functions, strict=True)
+    )
     assert all("forward" not in vars(node) for node in nodes)
     assert [name for name, _ in model.named_modules()] == names
     assert model.state_dict().keys() == state.keys()
@@ -167,22 +210,37 @@ class Nameless(nn.Module):
         return self.spike(x - 1)  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("node", "message"), [
-    (nn.ReLU, "no spiking node"),
-    (Nameless, "spike: views exchange what is called surrogate_function alone"),
-    (neuron.ILIFNode, r"ILIFNode\) makes \[.*\] of u = "),
-    (lambda: neuron.LIFNode(surrogate_function=surrogate.Sigmoid(spiking=False)), r"LIFNode\) makes .* expected 1 where u ≥ 0"),
-    (neuron.DSRIFNode, r"DSRIFNode\) has no surrogate_function"),
-    (lambda: rnn.SpikingLSTMCell(3, 3), "surrogate_function1: views exchange"),
-])  # fmt: skip
-def test_what_no_view_reaches_is_refused_by_name(node: Callable[[], nn.Module], message: str) -> None:
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (nn.ReLU, "no spiking node"),
+        (Nameless, "spike: views exchange what is called surrogate_function alone"),
+        (neuron.ILIFNode, r"ILIFNode\) makes \[.*\] of u = "),
+        (
+            lambda: neuron.LIFNode(surrogate_function=surrogate.Sigmoid(spiking=False)),
+            r"LIFNode\) makes .* expected 1 where u ≥ 0",
+        ),
+        (neuron.DSRIFNode, r"DSRIFNode\) has no surrogate_function"),
+        (lambda: rnn.SpikingLSTMCell(3, 3), "surrogate_function1: views exchange"),
+    ],
+)
+def test_what_no_view_reaches_is_refused_by_name(
+    node: Callable[[], nn.Module], message: str
+) -> None:
     with pytest.raises(SJRobustError, match=message):
-        from_spikingjelly(nn.Sequential(layer.Conv2d(3, 6, 3), node()), timesteps=T, mean=[0.5] * 3, std=[0.25] * 3)
+        from_spikingjelly(
+            nn.Sequential(layer.Conv2d(3, 6, 3), node()),
+            timesteps=T,
+            mean=[0.5] * 3,
+            std=[0.25] * 3,
+        )
 
 
 def test_a_node_that_spikes_past_its_surrogate_is_found_out(images: Tensor) -> None:
     model = wrapped(neuron.SLTTLIFNode, "s")
-    with pytest.raises(SJRobustError, match="makes spikes without its surrogate_function in eval mode"):
+    with pytest.raises(
+        SJRobustError, match="makes spikes without its surrogate_function in eval mode"
+    ):
         gradient(GradientView(model, parse_view("PCW:1")), images)
 
 
@@ -196,7 +254,11 @@ class Unwound(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.node, self.outer = nn.Linear(12, 8), neuron.LIFNode(v_threshold=0.2), nn.Linear(8, 4)
+        self.inner, self.node, self.outer = (
+            nn.Linear(12, 8),
+            neuron.LIFNode(v_threshold=0.2),
+            nn.Linear(8, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.node.single_step_forward(self.inner(x.flatten(1))))  # type: ignore[no-any-return]

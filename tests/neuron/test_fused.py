@@ -1,4 +1,5 @@
-"""The fused kernels against the torch backend: the same spikes bit for bit, the same gradients, on any layout."""
+"""The fused kernels against the torch backend: the same spikes bit for bit, the same gradients, on
+any layout."""
 
 from __future__ import annotations
 
@@ -13,14 +14,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sj_robust.neuron import SURROGATE_NAMES, Surrogate, ThresholdLIF, available_backends, fused, select_backend
+from sj_robust.neuron import (
+    SURROGATE_NAMES,
+    Surrogate,
+    ThresholdLIF,
+    available_backends,
+    fused,
+    select_backend,
+)
 from sj_robust.neuron.compiler import cpu_kernel_status, cpu_library
 
-needs_kernel = pytest.mark.skipif(cpu_library() is None, reason=f"the CPU kernel is {cpu_kernel_status()}")
+needs_kernel = pytest.mark.skipif(
+    cpu_library() is None, reason=f"the CPU kernel is {cpu_kernel_status()}"
+)
 
 LAYOUTS = {
     "contiguous": lambda x: x,
-    "channels_last": lambda x: x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2]),
+    "channels_last": (
+        lambda x: x.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    ),
     "transposed": lambda x: x.transpose(3, 4),
     "sliced": lambda x: torch.cat([x, x], 3)[:, :, :, ::2],
     "one step repeated": lambda x: x[:1].expand_as(x),
@@ -43,23 +55,40 @@ def run(backend: str, x: Tensor, **settings: object) -> tuple[Tensor, Tensor, Te
 @needs_kernel
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("channels", [None, 6])
-def test_cpu_kernel_gives_the_spikes_of_the_torch_backend_bit_for_bit(layout: str, channels: int | None) -> None:
+def test_cpu_kernel_gives_the_spikes_of_the_torch_backend_bit_for_bit(
+    layout: str, channels: int | None
+) -> None:
     generator = torch.Generator().manual_seed(3)
-    for case, (name, reset, leak) in enumerate(itertools.product(SURROGATE_NAMES, ("hard", "soft"), (1.0, 0.9, 0.3))):
+    for case, (name, reset, leak) in enumerate(
+        itertools.product(SURROGATE_NAMES, ("hard", "soft"), (1.0, 0.9, 0.3))
+    ):
         size = (1 + case % 7, 2 + case % 3, 6, 3 + 2 * (case % 11), 5)
         x = LAYOUTS[layout](torch.randn(size, generator=generator) * (0.1, 1, 30)[case % 3] + 0.3)
-        settings = dict(v_threshold=0.7, leak=leak, reset=reset, surrogate=Surrogate(name, (0.25, 1.0, 4.0)[case % 3]), channels=channels)
+        settings = dict(
+            v_threshold=0.7,
+            leak=leak,
+            reset=reset,
+            surrogate=Surrogate(name, (0.25, 1.0, 4.0)[case % 3]),
+            channels=channels,
+        )
         (spikes, dx, dv), expected = run("cpu", x, **settings), run("torch", x, **settings)
         assert torch.equal(spikes, expected[0])
-        torch.testing.assert_close(dx, expected[1], rtol=2e-5, atol=1e-6 * float(expected[1].abs().max()))
-        torch.testing.assert_close(dv, expected[2], rtol=1e-4, atol=1e-5 * float(expected[1].abs().sum()))
+        torch.testing.assert_close(
+            dx, expected[1], rtol=2e-5, atol=1e-6 * float(expected[1].abs().max())
+        )
+        torch.testing.assert_close(
+            dv, expected[2], rtol=1e-4, atol=1e-5 * float(expected[1].abs().sum())
+        )
 
 
 @needs_kernel
 def test_potentials_that_meet_the_threshold_exactly_fire_alike() -> None:
-    x = torch.randint(-3, 4, (9, 4, 50), generator=torch.Generator().manual_seed(0)) / 10  # sums of tenths: rounding decides
+    # sums of tenths: rounding decides
+    x = torch.randint(-3, 4, (9, 4, 50), generator=torch.Generator().manual_seed(0)) / 10
     for leak, reset in itertools.product((1.0, 0.7), ("hard", "soft")):
-        outcomes = [ThresholdLIF(0.3, leak, reset, backend=backend)(x) for backend in ("cpu", "torch")]  # type: ignore[arg-type]
+        outcomes = [
+            ThresholdLIF(0.3, leak, reset, backend=backend)(x) for backend in ("cpu", "torch")
+        ]  # type: ignore[arg-type]
         assert torch.equal(*outcomes)
 
 
@@ -89,7 +118,8 @@ def test_channels_last_stays_channels_last_in_spikes_and_gradients() -> None:
 def test_auto_takes_the_kernel_for_float32_and_torch_for_the_rest() -> None:
     assert select_backend("auto", torch.zeros(1, 1)) is fused.multistep
     assert select_backend("auto", torch.zeros(1, 1, dtype=torch.float64)) is not fused.multistep
-    double = ThresholdLIF(0.5, backend="cpu").double()(torch.ones(2, 3, dtype=torch.float64))  # named, but not its kind
+    # named, but not its kind
+    double = ThresholdLIF(0.5, backend="cpu").double()(torch.ones(2, 3, dtype=torch.float64))
     assert double.dtype == torch.float64
     assert double.all()
 
@@ -112,12 +142,18 @@ def test_half_precision_inputs_are_integrated_in_float32(dtype: torch.dtype) -> 
 
 @needs_kernel
 def test_pytorch_finds_nothing_wrong_with_the_custom_ops() -> None:
-    x, threshold = torch.randn(3, 2, 4, 5, 5, requires_grad=True), torch.full((4, 1, 1), 0.5, requires_grad=True)
+    x, threshold = (
+        torch.randn(3, 2, 4, 5, 5, requires_grad=True),
+        torch.full((4, 1, 1), 0.5, requires_grad=True),
+    )
     torch.library.opcheck(fused.lif_forward, (x, threshold, 0.9, False, 0, 1.0))
     torch.library.opcheck(fused.lif_spikes, (x.detach(), threshold.detach(), 0.9, True))
     potential = torch.randn(3, 2, 4, 5, 5)
     for slope in (None, torch.rand(3, 2, 4, 5, 5)):
-        torch.library.opcheck(fused.lif_backward, (x.detach(), potential, threshold.detach(), 0.9, False, 1, 2.0, slope, True))
+        torch.library.opcheck(
+            fused.lif_backward,
+            (x.detach(), potential, threshold.detach(), 0.9, False, 1, 2.0, slope, True),
+        )
     moments = torch.rand(3, 2, 4, 5, 5), torch.rand(3, 2, 4, 5, 5)
     torch.library.opcheck(fused.lif_adapt, (potential, threshold.detach(), *moments, 2.5, 0.1, 1.5))
 
@@ -151,8 +187,14 @@ for _ in range(2):
 
 
 def python(tmp_path: Path, umask: int = -1, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, umask=umask,
-                          env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), **environment})
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        check=True,
+        umask=umask,
+        env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), **environment},
+    )
 
 
 def flipped(library: Path) -> None:
@@ -181,9 +223,12 @@ EXPECTED = "[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]\n" * 2
 
 
 @pytest.mark.parametrize(
-    ("compiler", "reason"), [("no-such-compiler", "no C compiler found"), ("false", "false failed"), ("true", "lif_cpu")]
-)  # fmt: skip
-def test_without_a_working_compiler_the_torch_backend_takes_over_and_says_so_once(tmp_path: Path, compiler: str, reason: str) -> None:
+    ("compiler", "reason"),
+    [("no-such-compiler", "no C compiler found"), ("false", "false failed"), ("true", "lif_cpu")],
+)
+def test_without_a_working_compiler_the_torch_backend_takes_over_and_says_so_once(
+    tmp_path: Path, compiler: str, reason: str
+) -> None:
     done = python(tmp_path, CC=compiler)
     assert done.stdout == EXPECTED
     assert done.stderr.count("no fused CPU kernel") == 1
@@ -211,13 +256,22 @@ for line in sys.stdin:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
-    """Starts a process that looks for the kernel, and gives the lines it prints; torch is imported once for all of them."""
+    """Starts a process that looks for the kernel, and gives the lines it prints; torch is imported
+    once for all of them."""
     log, wrapper = tmp_path / "log", tmp_path / "cc"
-    wrapper.write_text(f'#!/bin/sh\ncase "$*" in *" -c "*) echo compiled >> {log};; esac\nexec {os.environ.get("CC") or "cc"} "$@"\n')
+    wrapper.write_text(
+        f'#!/bin/sh\ncase "$*" in *" -c "*) echo compiled >> {log};; esac\nexec'
+        f' {os.environ.get("CC") or "cc"} "$@"\n'
+    )
     wrapper.chmod(0o755)
-    with subprocess.Popen([sys.executable, "-c", STARTS], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), "CC": str(wrapper)},
-                          ) as process:  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTS],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache"), "CC": str(wrapper)},
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         to, replies = process.stdin, process.stdout
@@ -231,7 +285,9 @@ def start(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
 
 
 @needs_kernel
-def test_the_kernel_is_compiled_once_and_again_where_its_file_is_damaged(tmp_path: Path, start: Callable[[], list[str]]) -> None:
+def test_the_kernel_is_compiled_once_and_again_where_its_file_is_damaged(
+    tmp_path: Path, start: Callable[[], list[str]]
+) -> None:
     for _ in range(2):
         assert start() == ["fused\n"]
     for compiled, damage in enumerate(DAMAGES.values(), 2):
@@ -244,14 +300,20 @@ def test_the_kernel_is_compiled_once_and_again_where_its_file_is_damaged(tmp_pat
 
 
 @needs_kernel
-def test_nothing_is_run_from_a_cache_that_others_may_write(tmp_path: Path, start: Callable[[], list[str]]) -> None:
+def test_nothing_is_run_from_a_cache_that_others_may_write(
+    tmp_path: Path, start: Callable[[], list[str]]
+) -> None:
     start()
     cache, kernels = tmp_path / "cache", tmp_path / "cache" / "kernels"
     for folder in (cache, kernels):
         for mode in (0o770, 0o702, 0o777):
             folder.chmod(mode)
             warning, status = start()
-            assert ("SJ_ROBUST_CACHE" in warning, "no fused CPU kernel" in warning, status) == (True, True, "torch\n")
+            assert ("SJ_ROBUST_CACHE" in warning, "no fused CPU kernel" in warning, status) == (
+                True,
+                True,
+                "torch\n",
+            )
             folder.chmod(0o700)
     cache.chmod(0o1777)  # as /tmp: nobody can put another folder in the place of ours
     assert start() == ["fused\n"]
@@ -266,14 +328,25 @@ def test_nothing_is_run_from_a_cache_that_others_may_write(tmp_path: Path, start
 def test_nobody_else_may_write_what_was_compiled(tmp_path: Path) -> None:
     python(tmp_path, umask=0)
     (library,) = tmp_path.rglob("*.so")
-    assert {path.stat().st_mode & 0o077 for path in (library, library.parent, library.parent.parent)} == {0}
+    assert {
+        path.stat().st_mode & 0o077 for path in (library, library.parent, library.parent.parent)
+    } == {0}
 
 
 @needs_kernel
 def test_processes_that_compile_at_once_leave_one_whole_library(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from sj_robust.neuron.compiler import cpu_kernel_status; print(cpu_kernel_status())"]
+    command = [
+        sys.executable,
+        "-c",
+        "from sj_robust.neuron.compiler import cpu_kernel_status; print(cpu_kernel_status())",
+    ]
     environment = {**os.environ, "SJ_ROBUST_CACHE": str(tmp_path / "cache")}
-    running = [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(3)]
+    running = [
+        subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        for _ in range(3)
+    ]
     assert [process.communicate()[0] for process in running] == ["fused\n"] * 3
     assert [path.suffix for path in (tmp_path / "cache" / "kernels").iterdir()] == [".so"]
 

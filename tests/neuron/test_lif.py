@@ -1,4 +1,5 @@
-"""The node as a SpikingJelly module, and its hand-written backward against autograd of a plain loop in float64."""
+"""The node as a SpikingJelly module, and its hand-written backward against autograd of a plain loop
+in float64."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class TextbookSpike(torch.autograd.Function):
         return grad * TEXTBOOK[name](u, gamma), None, None
 
 
-def plain_loop(x: Tensor, threshold: Tensor, leak: float, soft: bool, name: str, gamma: float) -> Tensor:
+def plain_loop(
+    x: Tensor, threshold: Tensor, leak: float, soft: bool, name: str, gamma: float
+) -> Tensor:
     v, spikes = torch.zeros_like(x[0]), []
     for x_t in x:
         h = leak * v + x_t
@@ -60,15 +63,25 @@ def plain_loop(x: Tensor, threshold: Tensor, leak: float, soft: bool, name: str,
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("leak", [1.0, 0.8])
 @pytest.mark.parametrize("name", SURROGATE_NAMES)
-def test_backward_equals_autograd_of_a_plain_loop_in_float64(name: str, leak: float, soft: bool, per_channel: bool) -> None:
+def test_backward_equals_autograd_of_a_plain_loop_in_float64(
+    name: str, leak: float, soft: bool, per_channel: bool
+) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(5, 7, 3, 4, 4, dtype=torch.float64, generator=generator) + 0.4
     cotangent = torch.randn(x.shape, dtype=torch.float64, generator=generator)
-    node = ThresholdLIF(0.9, leak, "soft" if soft else "hard", Surrogate(name, 0.7), channels=3 if per_channel else None).double()
+    node = ThresholdLIF(
+        0.9,
+        leak,
+        "soft" if soft else "hard",
+        Surrogate(name, 0.7),
+        channels=3 if per_channel else None,
+    ).double()
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     threshold = node.v_threshold.detach().clone().requires_grad_()
     ours = node(a)
-    expected = plain_loop(b, threshold.view(-1, 1, 1) if per_channel else threshold, leak, soft, name, 0.7)
+    expected = plain_loop(
+        b, threshold.view(-1, 1, 1) if per_channel else threshold, leak, soft, name, 0.7
+    )
     ours.backward(cotangent)
     expected.backward(cotangent)
     assert torch.equal(ours, expected)
@@ -77,8 +90,12 @@ def test_backward_equals_autograd_of_a_plain_loop_in_float64(name: str, leak: fl
 
 
 @pytest.mark.parametrize("backend", [name for name in available_backends() if name != "cupy"])
-@pytest.mark.parametrize("shape", [(4, 300, 16, 9, 9), (4, 5000), (3, 1, 2, 300, 301), (2, 4, 5), (4, 0, 3)])
-def test_blocks_of_any_size_give_the_same_spikes_and_gradients(shape: tuple[int, ...], backend: str) -> None:
+@pytest.mark.parametrize(
+    "shape", [(4, 300, 16, 9, 9), (4, 5000), (3, 1, 2, 300, 301), (2, 4, 5), (4, 0, 3)]
+)
+def test_blocks_of_any_size_give_the_same_spikes_and_gradients(
+    shape: tuple[int, ...], backend: str
+) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
     y = x.detach().clone().requires_grad_()
     node = ThresholdLIF(0.5, 0.9, backend=backend)
@@ -102,9 +119,12 @@ def test_both_memory_formats_agree_and_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(
     ("ours", "theirs"),
-    [("PCW", lambda g: surrogate.PiecewiseQuadratic(alpha=1 / g)), ("RECT", lambda g: surrogate.Rect(alpha=1 / g)),
-     ("STE", lambda g: surrogate.DeterministicPass())],
-)  # fmt: skip
+    [
+        ("PCW", lambda g: surrogate.PiecewiseQuadratic(alpha=1 / g)),
+        ("RECT", lambda g: surrogate.Rect(alpha=1 / g)),
+        ("STE", lambda g: surrogate.DeterministicPass()),
+    ],
+)
 @pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
 def test_surrogates_that_spikingjelly_has_are_equal(ours: str, theirs, gamma: float) -> None:  # type: ignore[no-untyped-def]
     u = torch.linspace(-3, 3, 401).requires_grad_()
@@ -141,7 +161,8 @@ def test_single_steps_keep_their_state_until_reset_net_and_equal_the_sequence(re
     functional.set_step_mode(net, "s")
     single = torch.stack([net(x_t) for x_t in x])
     assert torch.equal(single, sequence)
-    assert not torch.equal(torch.stack([net(x_t) for x_t in x]), sequence)  # the potential is still there
+    # the potential is still there
+    assert not torch.equal(torch.stack([net(x_t) for x_t in x]), sequence)
     functional.reset_net(net)
     assert torch.equal(torch.stack([net(x_t) for x_t in x]), sequence)
 
@@ -216,7 +237,10 @@ def test_rate_view_passes_gradients_only_where_the_neuron_fired() -> None:
 
 
 def test_the_view_of_a_backward_pass_is_that_of_its_forward_pass() -> None:
-    node, x = ThresholdLIF(1.0, surrogate=Surrogate("PCW", 3.0)), torch.rand(3, 2, 4).requires_grad_()
+    node, x = (
+        ThresholdLIF(1.0, surrogate=Surrogate("PCW", 3.0)),
+        torch.rand(3, 2, 4).requires_grad_(),
+    )
     expected = torch.autograd.grad(node(x).sum(), x)[0]
     spikes = node(x)
     node.view = Surrogate("STE")
@@ -240,7 +264,15 @@ def test_views_that_do_not_exist_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"v_threshold": 0.0}, {"v_threshold": float("nan")}, {"leak": 0.0}, {"leak": 1.5}, {"reset": "none"}, {"backend": "cuda"}]
+    "arguments",
+    [
+        {"v_threshold": 0.0},
+        {"v_threshold": float("nan")},
+        {"leak": 0.0},
+        {"leak": 1.5},
+        {"reset": "none"},
+        {"backend": "cuda"},
+    ],
 )
 def test_values_out_of_bounds_are_refused(arguments: dict) -> None:
     with pytest.raises(SJRobustError):

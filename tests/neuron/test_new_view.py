@@ -28,13 +28,21 @@ class Straight(View):
     def __str__(self) -> str:
         return "straight"
 
-    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-              multistep: Callable[..., Tensor]) -> Tensor:
+    def steps(
+        self,
+        node: nn.Module,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Callable[..., Tensor],
+    ) -> Tensor:
         spikes = multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=STEP)
         return spikes.detach() + (x - x.detach())
 
-    def step(self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float,
-             soft_reset: bool) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool
+    ) -> tuple[Tensor, Tensor]:
         spikes, v = STEP.step(x, v, v_threshold, leak, soft_reset)
         return spikes.detach() + (x - x.detach()), v.detach()
 
@@ -86,7 +94,7 @@ def test_a_view_defined_elsewhere_reaches_every_node_by_its_name(name: str) -> N
     assert parse_view("straight") == Straight()
     linear, image = nn.Sequential(*layers()), x.clone().requires_grad_()
     functional.set_step_mode(linear, "s")
-    expected, = torch.autograd.grad(linear((image - 0.5) / 0.25).square().sum(), image)
+    (expected,) = torch.autograd.grad(linear((image - 0.5) / 0.25).square().sum(), image)
     with torch.no_grad():
         logits = snn(x)
     pull = 2 * linear((x - 0.5) / 0.25).detach()  # the derivative of that square, at its own logits
@@ -94,7 +102,7 @@ def test_a_view_defined_elsewhere_reaches_every_node_by_its_name(name: str) -> N
         image = x.clone().requires_grad_()
         shown = seen(image)
         assert torch.equal(shown, logits)
-        found, = torch.autograd.grad((shown * pull).sum(), image)
+        (found,) = torch.autograd.grad((shown * pull).sum(), image)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     moved = FGSM(eps=8 / 255)(GradientView(snn, "straight"), x, torch.arange(6) % 5)
     assert 0 < float((moved - x).abs().max()) <= 8 / 255 + 1e-6

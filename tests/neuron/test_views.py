@@ -1,4 +1,5 @@
-"""The views that are more than a derivative: their formulas, written out with autograd in float64."""
+"""The views that are more than a derivative: their formulas, written out with autograd in
+float64."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ BACKENDS = [name for name in available_backends() if name != "cupy"]
 def layer(seed: int = 0) -> tuple[Tensor, Tensor]:
     """Input and cotangent [T=5, N=3, C=4, H=6, W=6]."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(5, 3, 4, 6, 6, generator=generator) * 0.8, torch.randn(5, 3, 4, 6, 6, generator=generator)
+    return torch.randn(5, 3, 4, 6, 6, generator=generator) * 0.8, torch.randn(
+        5, 3, 4, 6, 6, generator=generator
+    )
 
 
 class _Spike(torch.autograd.Function):
@@ -43,7 +46,9 @@ class _Spike(torch.autograd.Function):
         return g * ctx.saved_tensors[0], None
 
 
-def assg_by_hand(x: Tensor, threshold: Tensor, leak: float, soft: bool, moments: list[tuple[Tensor, Tensor]]) -> Tensor:
+def assg_by_hand(
+    x: Tensor, threshold: Tensor, leak: float, soft: bool, moments: list[tuple[Tensor, Tensor]]
+) -> Tensor:
     """One forward pass, a step at a time; `moments` per step are advanced in place."""
     omega = 2 * math.tan(0.425 * math.pi) / math.pi
     v, spikes = torch.zeros_like(x[0]), []
@@ -62,27 +67,47 @@ def assg_by_hand(x: Tensor, threshold: Tensor, leak: float, soft: bool, moments:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("channels", [None, 4])
-@pytest.mark.parametrize(("leak", "reset"), [(1.0, "hard"), (0.9, "hard"), (1.0, "soft"), (0.8, "soft")])
-def test_assg_follows_its_formula_over_iterations(backend: str, leak: float, reset: str, channels: int | None) -> None:
+@pytest.mark.parametrize(
+    ("leak", "reset"), [(1.0, "hard"), (0.9, "hard"), (1.0, "soft"), (0.8, "soft")]
+)
+def test_assg_follows_its_formula_over_iterations(
+    backend: str, leak: float, reset: str, channels: int | None
+) -> None:
     node = ThresholdLIF(0.7, leak=leak, reset=reset, backend=backend, channels=channels)  # type: ignore[arg-type]
     node.view = AdaptiveSharpness()
     threshold = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     x, cotangent = layer()
-    moments = [(torch.ones(x.shape[1:], dtype=torch.float64), torch.zeros(x.shape[1:], dtype=torch.float64)) for _ in range(5)]
-    for step in range(4):  # an attack moves its image a little every time; the layout in memory may change, the statistics follow
+    moments = [
+        (
+            torch.ones(x.shape[1:], dtype=torch.float64),
+            torch.zeros(x.shape[1:], dtype=torch.float64),
+        )
+        for _ in range(5)
+    ]
+    # an attack moves its image a little every time; the layout in memory may change, the statistics
+    # follow
+    for step in range(4):
         image = x + 0.05 * step * layer(step + 1)[0]
         if step == 2:
-            image = image.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+            image = (
+                image.flatten(0, 1).to(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+            )
         image.requires_grad_()
         exact = image.detach().double().requires_grad_()
         node.v_threshold.grad = threshold.grad = None
-        spikes, expected = node(image), assg_by_hand(exact, threshold, leak, reset == "soft", moments)
+        spikes, expected = (
+            node(image),
+            assg_by_hand(exact, threshold, leak, reset == "soft", moments),
+        )
         assert torch.equal(spikes.double(), expected)
         spikes.backward(cotangent)
         expected.backward(cotangent.double())
         scale = exact.grad.abs().max()
         assert (image.grad.double() - exact.grad).abs().max() < 1e-4 * scale
-        assert abs(float(node.v_threshold.grad.sum()) - float(threshold.grad)) < 1e-4 * float(threshold.grad.abs()) + 1e-3
+        assert (
+            abs(float(node.v_threshold.grad.sum()) - float(threshold.grad))
+            < 1e-4 * float(threshold.grad.abs()) + 1e-3
+        )
 
 
 def test_assg_statistics_live_as_long_as_one_attack() -> None:
@@ -109,7 +134,8 @@ def test_assg_statistics_live_as_long_as_one_attack() -> None:
 
 
 def test_assg_does_not_let_the_gradient_vanish_where_potentials_are_large() -> None:
-    """The mean of σ'(u)·|u| stays put when all inputs and the threshold are scaled: a fixed width fails there."""
+    """The mean of σ'(u)·|u| stays put when all inputs and the threshold are scaled: a fixed width
+    fails there."""
     x, _ = layer()
 
     def reach(view: object, scale: float) -> float:
@@ -117,7 +143,7 @@ def test_assg_does_not_let_the_gradient_vanish_where_potentials_are_large() -> N
         node.view = view  # type: ignore[assignment]
         image = (scale * x).requires_grad_()
         for _ in range(60):
-            gradient, = torch.autograd.grad(node(image).sum(), image)
+            (gradient,) = torch.autograd.grad(node(image).sum(), image)
         return float((gradient != 0).float().mean() * gradient.abs().mean() * scale)
 
     adaptive = [reach(AdaptiveSharpness(), scale) for scale in (1.0, 30.0)]
@@ -148,7 +174,9 @@ def test_rate_temporal_follows_its_formula(backend: str) -> None:
 def test_names_parse_back() -> None:
     for text in ("PCW:0.5", "STE", "rate", "rate-temporal", "activation", "own", "ASSG"):
         assert view_name(parse_view(text)) == text
-    with pytest.raises(SJRobustError, match="expected rate, rate-temporal, activation, own, ASSG or a surrogate"):
+    with pytest.raises(
+        SJRobustError, match="expected rate, rate-temporal, activation, own, ASSG or a surrogate"
+    ):
         parse_view("assg")
     with pytest.raises(SJRobustError, match="gradient view 3: expected a view or its name"):
         parse_view(3)  # type: ignore[arg-type]

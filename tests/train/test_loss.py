@@ -26,7 +26,11 @@ class Linear(nn.Module):
 
 def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return torch.rand(6, 3, 2, 2, generator=generator), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([3, 1, 4, 15, 9, 2])
+    return (
+        torch.rand(6, 3, 2, 2, generator=generator),
+        torch.tensor([0, 1, 2, 0, 1, 2]),
+        torch.tensor([3, 1, 4, 15, 9, 2]),
+    )
 
 
 def log_softmax(z: np.ndarray) -> np.ndarray:
@@ -34,10 +38,15 @@ def log_softmax(z: np.ndarray) -> np.ndarray:
     return z - np.log(np.exp(z).sum(1, keepdims=True))
 
 
-def attacked(method: str, model: nn.Module, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor, seed: int) -> torch.Tensor:
-    attack = {"pgd": PGD(eps=0.1, steps=3, keep="last"), "mart": PGD(eps=0.1, steps=3, keep="last"),
-              "trades": PGD(eps=0.1, steps=3, loss="kl", keep="last"),
-              "trades-rfgsm": RFGSM(eps=0.1, alpha=0.04, loss="kl")}[method]
+def attacked(
+    method: str, model: nn.Module, x: torch.Tensor, y: torch.Tensor, ids: torch.Tensor, seed: int
+) -> torch.Tensor:
+    attack = {
+        "pgd": PGD(eps=0.1, steps=3, keep="last"),
+        "mart": PGD(eps=0.1, steps=3, keep="last"),
+        "trades": PGD(eps=0.1, steps=3, loss="kl", keep="last"),
+        "trades-rfgsm": RFGSM(eps=0.1, alpha=0.04, loss="kl"),
+    }[method]
     return attack(model, x, y, seed=seed, ids=ids)
 
 
@@ -49,7 +58,11 @@ def test_value_and_gradient_follow_the_formula(toy, method):
     loss.total.backward()
 
     weight, flat = model.weight.detach().double().numpy(), x.flatten(1).double().numpy()
-    adversarial = flat if method == "natural" else attacked(method, model, x, y, ids, 7).flatten(1).double().numpy()
+    adversarial = (
+        flat
+        if method == "natural"
+        else attacked(method, model, x, y, ids, 7).flatten(1).double().numpy()
+    )
     target = np.eye(3)[y.numpy()]
     source = adversarial if method == "pgd" else flat
     log_p = log_softmax(source @ weight.T)
@@ -60,7 +73,8 @@ def test_value_and_gradient_follow_the_formula(toy, method):
         log_q = log_softmax(adversarial @ weight.T)
         kl = (p * (log_p - log_q)).sum(1, keepdims=True)
         value += 5 * kl.mean()
-        gradient += 5 * (p * (log_p - log_q - kl)).T @ flat / len(x)  # through the clean term, which is not detached
+        # through the clean term, which is not detached
+        gradient += 5 * (p * (log_p - log_q - kl)).T @ flat / len(x)
         gradient += 5 * (np.exp(log_q) - p).T @ adversarial / len(x)
     assert loss.total.item() == pytest.approx(value, rel=1e-5)
     np.testing.assert_allclose(model.weight.grad.numpy(), gradient, rtol=1e-4, atol=1e-6)
@@ -70,15 +84,21 @@ def test_value_and_gradient_follow_the_formula(toy, method):
 @pytest.mark.parametrize("method", ["trades", "trades-rfgsm"])
 def test_trades_can_attack_the_cross_entropy(toy, method):
     model, (x, y, ids) = Linear(), batch()
-    config = toy.config(method=method, eps=0.1, attack_steps=3, alpha=0.04, beta=5, attack_loss="ce")
+    config = toy.config(
+        method=method, eps=0.1, attack_steps=3, alpha=0.04, beta=5, attack_loss="ce"
+    )
     loss = LOSSES[method](model, x, y, ids, config, 7).total.item()
     attack = PGD(eps=0.1, steps=3) if method == "trades" else RFGSM(eps=0.1, alpha=0.04)
     with torch.no_grad():
         clean, adversarial = model(x), model(attack(model, x, y, seed=7, ids=ids))
         p, log_q = clean.softmax(1), adversarial.log_softmax(1)
-        expected = torch.nn.functional.cross_entropy(clean, y) + 5 * (p * (p.log() - log_q)).sum(1).mean()
+        expected = (
+            torch.nn.functional.cross_entropy(clean, y) + 5 * (p * (p.log() - log_q)).sum(1).mean()
+        )
     assert loss == pytest.approx(expected.item(), rel=1e-5)
-    kl = LOSSES[method](model, x, y, ids, config.model_copy(update={"attack_loss": "kl"}), 7).total.item()
+    kl = LOSSES[method](
+        model, x, y, ids, config.model_copy(update={"attack_loss": "kl"}), 7
+    ).total.item()
     assert kl != pytest.approx(loss, rel=1e-6)
 
 
@@ -116,7 +136,8 @@ def test_the_inner_attack_leaves_the_model_as_it_was(toy, kind, method):
         assert views == [node.view for node in model.nodes().values()]
 
 
-@pytest.mark.parametrize("scale", [1, 18])  # at 18 probabilities round to 1 in float32, not in float64
+# at 18 probabilities round to 1 in float32, not in float64
+@pytest.mark.parametrize("scale", [1, 18])
 def test_mart_follows_its_formula(toy, scale):
     model, (x, y, ids) = Linear(), batch()
     model.weight.data *= scale
@@ -128,7 +149,8 @@ def test_mart_follows_its_formula(toy, scale):
     weight, rows = model.weight.detach().double().requires_grad_(), torch.arange(6)
     p, q = (x.flatten(1).double() @ weight.T).softmax(1), (x_adv @ weight.T).softmax(1)
     weaker = torch.stack([min(q[i, k] for k in range(3) if k != y[i]) for i in range(6)])
-    bce = (-q[rows, y].log() - (q[rows, y] + weaker).log()).mean()  # 1 − max_{k≠y} q_k, of three classes
+    # 1 − max_{k≠y} q_k, of three classes
+    bce = (-q[rows, y].log() - (q[rows, y] + weaker).log()).mean()
     assert (q.float().max() == 1) == (scale == 18)
     kl = ((p * (p.log() - q.log())).sum(1) * (1 - p[rows, y])).mean()
     (bce + 5 * kl).backward()

@@ -21,7 +21,9 @@ def network(architecture: str) -> nn.Module:
     torch.manual_seed(0)
     ann = timm.create_model(architecture, num_classes=4)
     images = torch.rand(1, 8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    return sj_robust.convert(ann, images, 3, mean=(0.5,) * 3, std=(0.25,) * 3, calibration_timesteps=4).train()
+    return sj_robust.convert(
+        ann, images, 3, mean=(0.5,) * 3, std=(0.25,) * 3, calibration_timesteps=4
+    ).train()
 
 
 def kept(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, int]:
@@ -51,9 +53,13 @@ def test_gradients_and_buffers_are_the_same_and_far_less_is_kept(architecture: s
     assert dict(saving.named_modules()) == modules
     assert torch.equal(logits, expected)
     assert bytes_saving < bytes_plain / 3
-    for (name, ours), (_, theirs) in zip(saving.named_parameters(), plain.named_parameters(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        saving.named_parameters(), plain.named_parameters(), strict=True
+    ):
         assert torch.equal(ours.grad, theirs.grad), name
-    for (name, ours), (_, theirs) in zip(saving.named_buffers(), plain.named_buffers(), strict=True):
+    for (name, ours), (_, theirs) in zip(
+        saving.named_buffers(), plain.named_buffers(), strict=True
+    ):
         assert torch.equal(ours, theirs), name
 
 
@@ -62,7 +68,9 @@ def test_training_with_checkpointing_ends_with_the_same_weights(tmp_path: Path) 
     for checkpointing in (False, True):
         model = network("cifar_resnet20")
         model.backbone.reset_classifier(10)
-        config = preset("finetune", epochs=0.5, batch_size=16, validation=10, checkpointing=checkpointing)
+        config = preset(
+            "finetune", epochs=0.5, batch_size=16, validation=10, checkpointing=checkpointing
+        )
         finetune(model, data, config, tmp_path / str(checkpointing))
         outcomes.append(model.state_dict())
     assert outcomes[0].keys() == outcomes[1].keys()
@@ -70,5 +78,8 @@ def test_training_with_checkpointing_ends_with_the_same_weights(tmp_path: Path) 
 
 
 def test_a_network_without_blocks_is_an_error() -> None:
-    with pytest.raises(SJRobustError, match="no blocks"), checkpointed_blocks(network("cifar_vgg11")):
+    with (
+        pytest.raises(SJRobustError, match="no blocks"),
+        checkpointed_blocks(network("cifar_vgg11")),
+    ):
         pass

@@ -10,7 +10,12 @@ from sj_robust.train.optimizer import decay_groups, make_optimizer
 def test_weight_decay_spares_thresholds_biases_and_batch_norm(toy):
     decayed, plain = decay_groups(toy.snn(), toy.config("finetune"))
     assert decayed == ["backbone.0.weight", "backbone.5.weight"]
-    assert plain == ["backbone.1.weight", "backbone.1.bias", "backbone.2.node.v_threshold", "backbone.5.bias"]
+    assert plain == [
+        "backbone.1.weight",
+        "backbone.1.bias",
+        "backbone.2.node.v_threshold",
+        "backbone.5.bias",
+    ]
 
 
 def test_decay_all_spares_nothing(toy):
@@ -44,13 +49,20 @@ def test_learned_thresholds_move_and_stay_above_their_minimum(toy, tmp_path):
     finetune(free, toy.patterns(), config, tmp_path / "free")
     assert free.thresholds()["2"] != 0.5
     # a minimum above where it would go: the threshold is held there
-    finetune(bounded, toy.patterns(), config.model_copy(update={"threshold_min": 0.8}), tmp_path / "bounded")
+    finetune(
+        bounded,
+        toy.patterns(),
+        config.model_copy(update={"threshold_min": 0.8}),
+        tmp_path / "bounded",
+    )
     assert bounded.thresholds()["2"] >= torch.tensor(0.8).item()
 
 
 def test_thresholds_that_are_not_learned_stay_to_the_bit_and_get_their_flag_back(toy, tmp_path):
     model = toy.snn(threshold=0.02)  # below threshold_min: not clamped either
-    finetune(model, toy.patterns(), toy.config("finetune", epochs=1, learn_thresholds=False), tmp_path)
+    finetune(
+        model, toy.patterns(), toy.config("finetune", epochs=1, learn_thresholds=False), tmp_path
+    )
     node = model.backbone[2].node
     assert isinstance(node, ThresholdLIF)
     assert node.v_threshold.item() == torch.tensor(0.02).item()

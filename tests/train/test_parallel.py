@@ -1,4 +1,5 @@
-"""Batch norm over several processes, in float64 against one batch norm of all images; real processes are in test_distributed.py."""
+"""Batch norm over several processes, in float64 against one batch norm of all images; real
+processes are in test_distributed.py."""
 
 from __future__ import annotations
 
@@ -40,18 +41,25 @@ class Member(Team):
 
 
 def step(norm: nn.Module, x: Tensor, weights: Tensor) -> list[Tensor]:
-    """Output, and the gradients by the input and by what is learned, of a loss that no symmetry makes small."""
+    """Output, and the gradients by the input and by what is learned, of a loss that no symmetry
+    makes small."""
     x = x.clone().requires_grad_()
     y = norm(x)
     (weights * y.sin()).sum().backward()
     assert x.grad is not None
-    return [y.detach(), x.grad, *(parameter.grad for parameter in norm.parameters() if parameter.grad is not None)]
+    return [
+        y.detach(),
+        x.grad,
+        *(parameter.grad for parameter in norm.parameters() if parameter.grad is not None),
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5, 3)])
-def test_it_is_one_batch_norm_of_all_images(count: int, affine: bool, shape: tuple[int, ...]) -> None:
+def test_it_is_one_batch_norm_of_all_images(
+    count: int, affine: bool, shape: tuple[int, ...]
+) -> None:
     random = torch.Generator().manual_seed(0)
     x, weights = (torch.randn(shape, generator=random, dtype=torch.float64) for _ in range(2))
     x[:, 1] = 0.25  # a channel without any spread, as a dead layer's
@@ -76,7 +84,9 @@ def test_it_is_one_batch_norm_of_all_images(count: int, affine: bool, shape: tup
     torch.testing.assert_close(torch.cat([found[0] for found in shares]), output, **close)
     torch.testing.assert_close(torch.cat([found[1] for found in shares]), gradient, **close)
     for place, expected in enumerate(learned, start=2):
-        torch.testing.assert_close(torch.stack([found[place] for found in shares]).sum(0), expected, **close)
+        torch.testing.assert_close(
+            torch.stack([found[place] for found in shares]).sum(0), expected, **close
+        )
     for one in norms:
         torch.testing.assert_close(one.state_dict(), whole.state_dict(), **close)
 

@@ -36,10 +36,20 @@ def test_the_gradient_penalty_is_the_squared_l1_norm_of_the_gradient(toy):
     others = exact(leaf).detach().clone()
     others[rows, y] = -1e9
     rival = others.argmax(1)
-    gradient, = torch.autograd.grad(probability(leaf, rival).sum(), leaf)
-    assert value.item() == pytest.approx(gradient.abs().sum((1, 2, 3)).square().mean().item(), rel=0.1)  # first order in h
+    (gradient,) = torch.autograd.grad(probability(leaf, rival).sum(), leaf)
+    # first order in h
+    assert value.item() == pytest.approx(
+        gradient.abs().sum((1, 2, 3)).square().mean().item(), rel=0.1
+    )
 
-    difference = ((probability(x.double() + H * gradient.sign(), rival) - probability(x.double(), rival)) / H).square().mean()
+    difference = (
+        (
+            (probability(x.double() + H * gradient.sign(), rival) - probability(x.double(), rival))
+            / H
+        )
+        .square()
+        .mean()
+    )
     assert value.item() == pytest.approx(difference.item(), rel=1e-4)
     value.backward()
     difference.backward()
@@ -55,8 +65,11 @@ def test_inconsistency_is_the_divergence_from_the_mean_prediction():
     p_t = np.exp(z) / np.exp(z).sum(2, keepdims=True)
     assert value.item() == pytest.approx((p * (np.log(p) - np.log(p_t))).sum(2).mean(), rel=1e-5)
     value.backward()
-    np.testing.assert_allclose(steps.grad.numpy(), (p_t - p) / 15, rtol=1e-4, atol=1e-6)  # the target is constant
-    assert inconsistency(torch.ones(3, 1, 1) * torch.randn(5, 4)).item() == pytest.approx(0, abs=1e-6)
+    # the target is constant
+    np.testing.assert_allclose(steps.grad.numpy(), (p_t - p) / 15, rtol=1e-4, atol=1e-6)
+    assert inconsistency(torch.ones(3, 1, 1) * torch.randn(5, 4)).item() == pytest.approx(
+        0, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("method", ["natural", "trades"])
@@ -65,7 +78,9 @@ def test_the_terms_join_the_loss_with_their_weights(toy, method):
     config = toy.config("finetune", method=method, eps=0.1, attack_steps=2)
     plain = LOSSES[method](toy.snn().train(), x, y, ids, config, 3)
     model = toy.snn().train()
-    both = training_loss(model, x, y, ids, config.model_copy(update={"consistency": 0.5, "gradient_penalty": 0.1}), 3)
+    both = training_loss(
+        model, x, y, ids, config.model_copy(update={"consistency": 0.5, "gradient_penalty": 0.1}), 3
+    )
     expected = plain.total + 0.5 * both.facts["consistency"] + 0.1 * both.facts["gradient"]
     assert both.total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert both.facts["loss"].item() == both.total.item()
@@ -74,8 +89,14 @@ def test_the_terms_join_the_loss_with_their_weights(toy, method):
     twin = toy.snn().train()
     seen = [twin.forward_sequence(x)]
     if method == "trades":  # of the training-mode passes, not the attack's
-        seen.append(twin.forward_sequence(PGD(eps=0.1, steps=2, loss="kl", keep="last")(toy.snn(), x, seed=3, ids=ids)))
-    assert both.facts["consistency"].item() == pytest.approx(sum(map(inconsistency, seen)).item() / len(seen), rel=1e-5)
+        seen.append(
+            twin.forward_sequence(
+                PGD(eps=0.1, steps=2, loss="kl", keep="last")(toy.snn(), x, seed=3, ids=ids)
+            )
+        )
+    assert both.facts["consistency"].item() == pytest.approx(
+        sum(map(inconsistency, seen)).item() / len(seen), rel=1e-5
+    )
     both.total.backward()
     assert model.backbone[2].node.v_threshold.grad is not None
     assert not model.backbone._forward_hooks
@@ -85,7 +106,10 @@ def test_descending_on_a_term_lowers_it(toy):
     x, y, _ = batch(32)
     spiking, ann = toy.snn(threshold=1.5).train(), toy.ann(dropout=0.0)
     spiking.backbone[5].weight.data *= 20  # so that a spike more or less matters
-    for model, term in ((spiking, lambda: inconsistency(spiking.forward_sequence(x))), (ann, lambda: input_gradient_norm(ann, x, y))):
+    for model, term in (
+        (spiking, lambda: inconsistency(spiking.forward_sequence(x))),
+        (ann, lambda: input_gradient_norm(ann, x, y)),
+    ):
         optimizer, values = torch.optim.SGD(model.parameters(), lr=0.05), []
         for _ in range(30):
             values.append(term())

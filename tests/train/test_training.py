@@ -36,7 +36,9 @@ def test_an_ann_learns(toy, tmp_path, method):
 @pytest.mark.parametrize("method", ["natural", "pgd", "trades", "trades-rfgsm", "mart"])
 def test_an_snn_learns(toy, tmp_path, method):
     model = toy.snn()
-    finetune(model, toy.patterns(), toy.config("finetune", method=method, epochs=6, lr=0.05), tmp_path)
+    finetune(
+        model, toy.patterns(), toy.config("finetune", method=method, epochs=6, lr=0.05), tmp_path
+    )
     assert accuracy(model, toy.patterns(seed=5)) > 0.8
 
 
@@ -52,7 +54,12 @@ def test_a_network_that_views_its_feature_maps_is_trained(toy, tmp_path, kind):
     model = getattr(toy, kind)()
     model.backbone[-3 if kind == "ann" else -2] = Flatten()
     train = train_ann if kind == "ann" else finetune
-    result = train(model, toy.patterns(), toy.config("ann" if kind == "ann" else "finetune", epochs=0.25), tmp_path)
+    result = train(
+        model,
+        toy.patterns(),
+        toy.config("ann" if kind == "ann" else "finetune", epochs=0.25),
+        tmp_path,
+    )
     assert result.steps == 2
 
 
@@ -64,7 +71,8 @@ def test_names_that_are_known_stay_where_the_data_has_none(toy, tmp_path):
 
 
 def two_kinds_of_features(count: int = 600, seed: int = 0) -> ImageDataset:
-    """After Tsipras et al. 2019: one large patch right for 90 % of the images, and a faint pattern always right but inside eps."""
+    """After Tsipras et al. 2019: one large patch right for 90 % of the images, and a faint pattern
+    always right but inside eps."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 2
     sign = (2 * labels - 1).view(-1, 1, 1, 1).float()
@@ -72,14 +80,22 @@ def two_kinds_of_features(count: int = 600, seed: int = 0) -> ImageDataset:
     images = 0.5 + 0.04 * sign * faint + 0.02 * torch.randn(count, 1, 8, 8, generator=generator)
     right = torch.where(torch.rand(count, 1, 1, 1, generator=generator) < 0.9, 1.0, -1.0)
     images[:, :, :4, :4] = 0.5 + 0.3 * sign * right
-    return ImageDataset((images.clamp(0, 1) * 255).round().to(torch.uint8), labels, ("a", "b"), "two-kinds", "train")
+    return ImageDataset(
+        (images.clamp(0, 1) * 255).round().to(torch.uint8), labels, ("a", "b"), "two-kinds", "train"
+    )
 
 
 def test_adversarial_training_beats_natural_training_under_attack(toy, tmp_path):
     def trained(method: str) -> nn.Module:
         torch.manual_seed(0)
-        model = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2)), (0.5,), (0.25,))
-        settings = toy.config(method=method, eps=0.1, attack_steps=3, step_size=None, epochs=15, lr=0.1)
+        model = NormalizedClassifier(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2)),
+            (0.5,),
+            (0.25,),
+        )
+        settings = toy.config(
+            method=method, eps=0.1, attack_steps=3, step_size=None, epochs=15, lr=0.1
+        )
         train_ann(model, two_kinds_of_features(), settings, tmp_path / method)
         return model
 
@@ -125,7 +141,12 @@ def test_the_model_holds_the_step_that_validated_best(toy, tmp_path):
 
 def test_fractions_of_an_epoch_and_the_facts_of_the_result(toy, tmp_path):
     result = train_ann(toy.ann(), toy.patterns(), toy.config(epochs=0.5), tmp_path)
-    assert (result.steps, result.epochs, result.images, result.validation_images) == (4, 0.5, 256, 64)
+    assert (result.steps, result.epochs, result.images, result.validation_images) == (
+        4,
+        0.5,
+        256,
+        64,
+    )
     assert (result.kind, result.dataset, result.split) == ("ann", "patterns", "train")
     assert result.fingerprint == toy.patterns().fingerprint
     assert result.images_per_second > 0
@@ -134,22 +155,49 @@ def test_fractions_of_an_epoch_and_the_facts_of_the_result(toy, tmp_path):
 
 
 def test_the_log_has_every_step_once(toy, tmp_path):
-    train_ann(toy.ann(), toy.patterns(), toy.config(method="trades", epochs=2, log_every=5), tmp_path)
+    train_ann(
+        toy.ann(), toy.patterns(), toy.config(method="trades", epochs=2, log_every=5), tmp_path
+    )
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [(line["event"], line["step"]) for line in lines] == [
-        ("train", 5), ("validation", 8), ("train", 10), ("train", 15), ("train", 16), ("validation", 16)]
-    assert lines[0].keys() == {"event", "step", "epoch", "lr", "loss", "ce", "kl", "clean", "robust", "images_per_second", "seconds"}
+        ("train", 5),
+        ("validation", 8),
+        ("train", 10),
+        ("train", 15),
+        ("train", 16),
+        ("validation", 16),
+    ]
+    assert lines[0].keys() == {
+        "event",
+        "step",
+        "epoch",
+        "lr",
+        "loss",
+        "ce",
+        "kl",
+        "clean",
+        "robust",
+        "images_per_second",
+        "seconds",
+    }
     assert lines[0]["loss"] == pytest.approx(lines[0]["ce"] + 6 * lines[0]["kl"], rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["ann", "snn"])
 def test_an_average_of_the_weights_is_what_is_kept(toy, tmp_path, kind):
-    """With decay d_t = min(0.9, (1+t)/(10+t)) after every step, recomputed from the weights of shorter runs."""
+    """With decay d_t = min(0.9, (1+t)/(10+t)) after every step, recomputed from the weights of
+    shorter runs."""
+
     def after(steps: int, ema: float) -> dict[str, torch.Tensor]:
         model = getattr(toy, kind)()
-        # lr of a cosine over any number of steps differs, so the schedule must not: one epoch each, validated at the end
-        config = toy.config(epochs=1, ema=ema, lr=0.05, schedule="cosine", batch_size=256 // steps, validate_every=1)
-        (train_ann if kind == "ann" else finetune)(model, toy.patterns(), config, tmp_path / f"{steps}-{ema}")
+        # lr of a cosine over any number of steps differs, so the schedule must not: one epoch each,
+        # validated at the end
+        config = toy.config(
+            epochs=1, ema=ema, lr=0.05, schedule="cosine", batch_size=256 // steps, validate_every=1
+        )
+        (train_ann if kind == "ann" else finetune)(
+            model, toy.patterns(), config, tmp_path / f"{steps}-{ema}"
+        )
         return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
     start = getattr(toy, kind)().state_dict()
@@ -157,7 +205,8 @@ def test_an_average_of_the_weights_is_what_is_kept(toy, tmp_path, kind):
     for name, tensor in raw.items():
         expected = 0.1 * start[name] + 0.9 * tensor if tensor.is_floating_point() else tensor
         torch.testing.assert_close(averaged[name], expected, msg=name)
-        assert not torch.equal(start[name], averaged[name]), name  # thresholds and batch-norm buffers move as well
+        # thresholds and batch-norm buffers move as well
+        assert not torch.equal(start[name], averaged[name]), name
 
 
 def test_training_leaves_random_state_alone(toy, tmp_path):
@@ -188,12 +237,18 @@ def test_weights_that_are_not_finite_are_never_saved(toy, tmp_path):
     class Poisoned(NormalizedClassifier):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if self.training and next(counter) == 9:
-                self.backbone[1].running_var.fill_(float("inf"))  # seen in eval mode only: the loss stays finite
+                # seen in eval mode only: the loss stays finite
+                self.backbone[1].running_var.fill_(float("inf"))
             return super().forward(x)
 
     counter = iter(range(1000))
     with pytest.raises(SJRobustError, match=r"running_var is not finite after step 16"):
-        train_ann(Poisoned(toy.ann().backbone, (0.5,) * 3, (0.25,) * 3), toy.patterns(), toy.config(method="natural"), tmp_path)
+        train_ann(
+            Poisoned(toy.ann().backbone, (0.5,) * 3, (0.25,) * 3),
+            toy.patterns(),
+            toy.config(method="natural"),
+            tmp_path,
+        )
     model = toy.ann()
     train_ann(model, toy.patterns(), toy.config(method="natural"), tmp_path, resume=True)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())

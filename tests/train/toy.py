@@ -1,4 +1,5 @@
-"""Small data and nets on which training takes a second, and a run in a process of its own: `python toy.py FOLDER CASE`."""
+"""Small data and nets on which training takes a second, and a run in a process of its own: `python
+toy.py FOLDER CASE`."""
 
 from __future__ import annotations
 
@@ -27,26 +28,52 @@ def patterns(count: int = 320, seed: int = 0) -> ImageDataset:
     labels = torch.arange(count) % 4
     prototypes = torch.randint(60, 200, (4, 3, 8, 8), generator=torch.Generator().manual_seed(99))
     noise = torch.randint(-50, 51, (count, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
-    return ImageDataset((prototypes[labels] + noise).clamp(0, 255).to(torch.uint8), labels, tuple("abcd"), "patterns", "train")
+    return ImageDataset(
+        (prototypes[labels] + noise).clamp(0, 255).to(torch.uint8),
+        labels,
+        tuple("abcd"),
+        "patterns",
+        "train",
+    )
 
 
 def ann(seed: int = 0, dropout: float = 0.1) -> NormalizedClassifier:
     torch.manual_seed(seed)
-    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(4),
-                             nn.Flatten(), nn.Dropout(dropout), nn.Linear(32, 4))
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(32, 4),
+    )
     return NormalizedClassifier(backbone, (0.5,) * 3, (0.25,) * 3)
 
 
 def snn(seed: int = 0, threshold: float = 0.5) -> SpikingClassifier:
     torch.manual_seed(seed)
-    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8),
-                             SpikingActivation(ThresholdLIF(threshold), TIMESTEPS), nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32, 4))
+    backbone = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        SpikingActivation(ThresholdLIF(threshold), TIMESTEPS),
+        nn.AvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
     return SpikingClassifier(backbone, timesteps=TIMESTEPS, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def config(kind: str = "ann", **changes: object) -> TrainConfig:
     """A few short epochs of 8 steps, logged at each step."""
-    short = {"epochs": 5, "batch_size": 32, "validation": 64, "validation_steps": 2, "augmentation": "none", "log_every": 1}
+    short = {
+        "epochs": 5,
+        "batch_size": 32,
+        "validation": 64,
+        "validation_steps": 2,
+        "augmentation": "none",
+        "log_every": 1,
+    }
     return preset(kind, **{**short, **changes})
 
 
@@ -65,19 +92,44 @@ def timm_ann() -> NormalizedClassifier:
     return model
 
 
-# Runs that are killed and resumed, or shared by processes: (network, config). The first two are long enough to be caught in the middle.
+# Runs that are killed and resumed, or shared by processes: (network, config). The first two are
+# long enough to be caught in the middle.
 CASES: dict[str, tuple[Callable[[], NormalizedClassifier], TrainConfig]] = {
-    "ann-saved-each-step": (ann, config(method="pgd", epochs=12.5, ema=0.9, augmentation="crop-flip", checkpoint_minutes=1e-9,
-                                        log_every=3)),
+    "ann-saved-each-step": (
+        ann,
+        config(
+            method="pgd",
+            epochs=12.5,
+            ema=0.9,
+            augmentation="crop-flip",
+            checkpoint_minutes=1e-9,
+            log_every=3,
+        ),
+    ),
     "snn-saved-each-epoch": (snn, config("finetune", epochs=8, validate_every=0.4, ema=0.9)),
-    "snn-shared": (stemmed_snn, config("finetune", epochs=1, validate_every=0.5, ema=0.9, checkpoint_minutes=1e-9)),
-    "ann-shared": (timm_ann, config(method="mart", attack_steps=2, epochs=1, augmentation="resized-crop-flip", crop_scale=0.35,
-                                     checkpoint_minutes=1e-9)),
+    "snn-shared": (
+        stemmed_snn,
+        config("finetune", epochs=1, validate_every=0.5, ema=0.9, checkpoint_minutes=1e-9),
+    ),
+    "ann-shared": (
+        timm_ann,
+        config(
+            method="mart",
+            attack_steps=2,
+            epochs=1,
+            augmentation="resized-crop-flip",
+            crop_scale=0.35,
+            checkpoint_minutes=1e-9,
+        ),
+    ),
 }
 
 
-def run_case(case: str, folder: Path, resume: bool = False, stop_at: int | None = None, signal: int = SIGINT) -> TrainResult:
-    """Train; with `stop_at`, this process gets `signal` in its training-mode forward pass number `stop_at`, from 0."""
+def run_case(
+    case: str, folder: Path, resume: bool = False, stop_at: int | None = None, signal: int = SIGINT
+) -> TrainResult:
+    """Train; with `stop_at`, this process gets `signal` in its training-mode forward pass number
+    `stop_at`, from 0."""
     make, settings = CASES[case]
     model = make()
     if stop_at is not None:
@@ -88,15 +140,23 @@ def run_case(case: str, folder: Path, resume: bool = False, stop_at: int | None 
                 os.kill(os.getpid(), signal)
 
         model.register_forward_pre_hook(count)
-    return (finetune if isinstance(model, SpikingClassifier) else train_ann)(model, patterns(), settings, folder, resume=resume)
+    return (finetune if isinstance(model, SpikingClassifier) else train_ann)(
+        model, patterns(), settings, folder, resume=resume
+    )
 
 
 def main(folder: str, case: str, *more: str) -> None:
-    """One case in `folder`; or several, each in a folder of its name, resumed. `--kill RANK:STEP` kills that process in that step."""
+    """One case in `folder`; or several, each in a folder of its name, resumed. `--kill RANK:STEP`
+    kills that process in that step."""
     torch.set_num_threads(1)
     if "--kill" in more:
         rank, step = more[1].split(":")
-        run_case(case, Path(folder), stop_at=int(step) if os.environ["RANK"] == rank else None, signal=SIGKILL)
+        run_case(
+            case,
+            Path(folder),
+            stop_at=int(step) if os.environ["RANK"] == rank else None,
+            signal=SIGKILL,
+        )
     elif more:
         for each in (case, *more):
             run_case(each, Path(folder) / each, resume=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 class Draws:
-    """One stream per image, seeded by (seed, corruption, severity, image id) alone. All numbers are float64."""
+    """One stream per image, seeded by (seed, corruption, severity, image id) alone. All numbers are
+    float64."""
 
     def __init__(self, name: str, severity: int, seed: int, ids: list[int]) -> None:
         self._keys = [[seed, zlib.crc32(name.encode()), severity, number] for number in ids]
@@ -23,11 +24,15 @@ class Draws:
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """[N, *shape] in [low, high)."""
-        return torch.from_numpy(np.stack([stream.uniform(low, high, shape) for stream in self._streams]))
+        return torch.from_numpy(
+            np.stack([stream.uniform(low, high, shape) for stream in self._streams])
+        )
 
     def normal(self, *shape: int) -> Tensor:
         """[N, *shape] of mean 0 and standard deviation 1."""
-        return torch.from_numpy(np.stack([stream.standard_normal(shape) for stream in self._streams]))
+        return torch.from_numpy(
+            np.stack([stream.standard_normal(shape) for stream in self._streams])
+        )
 
     def poisson(self, rate: Tensor) -> Tensor:
         """Counts of the expected values `rate` [N, ...]."""

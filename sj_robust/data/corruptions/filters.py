@@ -1,7 +1,7 @@
 """Filters and resampling for a batch, float64 [N, C, H, W].
 
-Sums go tap by tap over whole tensors, never through a convolution or matrix product: those may add up in another order for
-another batch size, and then round to another level.
+Sums go tap by tap over whole tensors, never through a convolution or matrix product: those may add
+up in another order for another batch size, and then round to another level.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ Border = Literal["nearest", "reflect", "mirror"]
 
 
 def inside(index: Tensor, size: int, border: Border) -> Tensor:
-    """Where an index outside 0 … size−1 reads: the last pixel, or mirrored with (abc|cba) or without (abc|ba) the last pixel."""
+    """Where an index outside 0 … size−1 reads: the last pixel, or mirrored with (abc|cba) or
+    without (abc|ba) the last pixel."""
     if border == "nearest":
         return index.clamp(0, size - 1)
     if border == "reflect":
@@ -29,17 +30,28 @@ def inside(index: Tensor, size: int, border: Border) -> Tensor:
 def shifted(x: Tensor, offset: int, axis: int, border: Border) -> Tensor:
     """`x` with pixel i + offset at i, along one axis."""
     size = x.shape[axis]
-    return x if offset == 0 else x.index_select(axis, inside(torch.arange(size) + offset, size, border))
+    return (
+        x
+        if offset == 0
+        else x.index_select(axis, inside(torch.arange(size) + offset, size, border))
+    )
 
 
-def gaussian(x: Tensor, sigma: float, *, truncate: float = 4.0, border: Border = "nearest") -> Tensor:
+def gaussian(
+    x: Tensor, sigma: float, *, truncate: float = 4.0, border: Border = "nearest"
+) -> Tensor:
     """Gaussian blur along the last two axes, the kernel cut at `truncate` standard deviations."""
     radius = int(truncate * sigma + 0.5)
     if radius == 0:
         return x
     weights = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(-radius, radius + 1)]
     for axis in (-1, -2):
-        x = _sum([shifted(x, i - radius, axis, border) * (weight / sum(weights)) for i, weight in enumerate(weights)])
+        x = _sum(
+            [
+                shifted(x, i - radius, axis, border) * (weight / sum(weights))
+                for i, weight in enumerate(weights)
+            ]
+        )
     return x
 
 
@@ -47,9 +59,13 @@ def correlate(x: Tensor, kernel: Tensor) -> Tensor:
     """`kernel` [2r+1, 2r+1] centred on every pixel; the border is mirrored without its pixel."""
     radius = len(kernel) // 2
     taps = [(int(row), int(column)) for row, column in kernel.nonzero()]
-    return _sum([
-        shifted(shifted(x, row - radius, -2, "mirror"), column - radius, -1, "mirror") * float(kernel[row, column]) for row, column in taps
-    ])
+    return _sum(
+        [
+            shifted(shifted(x, row - radius, -2, "mirror"), column - radius, -1, "mirror")
+            * float(kernel[row, column])
+            for row, column in taps
+        ]
+    )
 
 
 def pick(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -65,7 +81,11 @@ def bilinear(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor
     down, right = (rows - top)[:, None], (columns - left)[:, None]
 
     def corner(dy: int, dx: int) -> Tensor:
-        return pick(x, inside(top.long() + dy, x.shape[2], border), inside(left.long() + dx, x.shape[3], border))
+        return pick(
+            x,
+            inside(top.long() + dy, x.shape[2], border),
+            inside(left.long() + dx, x.shape[3], border),
+        )
 
     above = corner(0, 0) * (1 - right) + corner(0, 1) * right
     below = corner(1, 0) * (1 - right) + corner(1, 1) * right
@@ -73,7 +93,8 @@ def bilinear(x: Tensor, rows: Tensor, columns: Tensor, border: Border) -> Tensor
 
 
 def motion(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
-    """Blur along a line that starts at each pixel, half a Gaussian long, at `degrees` [N] clockwise from the right.
+    """Blur along a line that starts at each pixel, half a Gaussian long, at `degrees` [N] clockwise
+    from the right.
 
     As ImageMagick's MotionBlurImage: 2·radius + 1 taps at the nearest pixels, the border repeated.
     """
@@ -93,7 +114,8 @@ def motion(x: Tensor, radius: int, sigma: float, degrees: Tensor) -> Tensor:
 
 
 def zoomed(x: Tensor, factor: float) -> Tensor:
-    """The centre enlarged by `factor` ≥ 1 (bilinear, corner pixels on corner pixels), at the size of `x`."""
+    """The centre enlarged by `factor` ≥ 1 (bilinear, corner pixels on corner pixels), at the size
+    of `x`."""
     for axis in (-1, -2):
         size = x.shape[axis]
         kept = math.ceil(size / factor)
@@ -102,12 +124,16 @@ def zoomed(x: Tensor, factor: float) -> Tensor:
         low = at.floor().long().clamp(max=kept - 2)
         share = at - low
         share = share if axis == -1 else share[:, None]
-        x = x.index_select(axis, start + low) * (1 - share) + x.index_select(axis, start + low + 1) * share
+        x = (
+            x.index_select(axis, start + low) * (1 - share)
+            + x.index_select(axis, start + low + 1) * share
+        )
     return x
 
 
 def plasma(noise: Tensor, decay: float) -> Tensor:
-    """Clouds in [0, 1] by diamond and square steps on a torus, from `noise` uniform in [−1, 1), [N, S, S], S a power of two.
+    """Clouds in [0, 1] by diamond and square steps on a torus, from `noise` uniform in [−1, 1), [N,
+    S, S], S a power of two.
 
     Each halving of the step divides the amplitude of the noise by decay².
     """

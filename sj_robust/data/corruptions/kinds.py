@@ -1,4 +1,5 @@
-"""The corruptions and their constants. Each takes levels 0 … 255, float64 [N, C, H, W], and gives levels not yet rounded or clipped."""
+"""The corruptions and their constants. Each takes levels 0 … 255, float64 [N, C, H, W], and gives
+levels not yet rounded or clipped."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from sj_robust.data.corruptions.draws import Draws
-from sj_robust.data.corruptions.filters import bilinear, correlate, gaussian, motion, pick, plasma, zoomed
+from sj_robust.data.corruptions.filters import (
+    bilinear,
+    correlate,
+    gaussian,
+    motion,
+    pick,
+    plasma,
+    zoomed,
+)
 
 
 def gaussian_noise(x: Tensor, std: float, draws: Draws) -> Tensor:
@@ -44,10 +53,12 @@ def defocus_blur(x: Tensor, c: tuple[float, float], draws: Draws) -> Tensor:
 
 
 def glass_blur(x: Tensor, c: tuple[float, int], draws: Draws) -> Tensor:
-    """Blur; every pixel, `rounds` times, takes the place of itself or a neighbour above and left; blur again.
+    """Blur; every pixel, `rounds` times, takes the place of itself or a neighbour above and left;
+    blur again.
 
-    The authors swap pixels one after the other, from the last to the first, but through views of NumPy, where the second half
-    of a swap does nothing. With neighbours above and left alone, which are not yet reached then, all pixels can move at once.
+    The authors swap pixels one after the other, from the last to the first, but through views of
+    NumPy, where the second half of a swap does nothing. With neighbours above and left alone, which
+    are not yet reached then, all pixels can move at once.
     """
     sigma, rounds = c
     height, width = x.shape[2:]
@@ -68,15 +79,19 @@ def motion_blur(x: Tensor, c: tuple[int, float], draws: Draws) -> Tensor:
 
 def zoom_blur(x: Tensor, stop: float, draws: Draws) -> Tensor:
     """The mean of the image and of its enlargements by 1.00, 1.01, … below `stop`."""
-    factors = np.arange(1, stop, 0.01).tolist()  # its rounding decides how many there are, and the size of one of them
+    # its rounding decides how many there are, and the size of one of them
+    factors = np.arange(1, stop, 0.01).tolist()
     total = x
     for factor in factors:
         total = total + zoomed(x, factor)
     return total / (len(factors) + 1)
 
 
-def snow(x: Tensor, c: tuple[float, float, float, float, int, float, float], draws: Draws) -> Tensor:
-    """Flakes are what exceeds `threshold` in enlarged normal noise, blurred as they fall; the image behind them is whitened."""
+def snow(
+    x: Tensor, c: tuple[float, float, float, float, int, float, float], draws: Draws
+) -> Tensor:
+    """Flakes are what exceeds `threshold` in enlarged normal noise, blurred as they fall; the image
+    behind them is whitened."""
     mean, std, zoom, threshold, radius, sigma, kept = c
     flakes = zoomed(mean + std * draws.normal(1, *x.shape[2:]), zoom)
     flakes = torch.where(flakes < threshold, 0.0, flakes.clamp(0, 1) * 255).floor()
@@ -98,7 +113,8 @@ def fog(x: Tensor, c: tuple[float, float], draws: Draws) -> Tensor:
 
 
 def brightness(x: Tensor, shift: float, draws: Draws) -> Tensor:
-    """The value of HSV is raised, hue and saturation stay: all channels grow by one factor, up to where the largest is 255."""
+    """The value of HSV is raised, hue and saturation stay: all channels grow by one factor, up to
+    where the largest is 255."""
     value = x.amax(1, keepdim=True)
     raised = (value + 255 * shift).clamp(max=255)
     return torch.where(value > 0, x * (raised / value.clamp(min=1)), raised)
@@ -111,7 +127,8 @@ def contrast(x: Tensor, kept: float, draws: Draws) -> Tensor:
 
 
 def elastic_transform(x: Tensor, c: tuple[float, float, float], draws: Draws) -> Tensor:
-    """A random affine map, then a smooth random displacement; strength, smoothness and shift in units of the shorter side.
+    """A random affine map, then a smooth random displacement; strength, smoothness and shift in
+    units of the shorter side.
 
     The map takes three corners of a square in the centre to places shifted by up to `shift`.
     """
@@ -131,15 +148,21 @@ def elastic_transform(x: Tensor, c: tuple[float, float, float], draws: Draws) ->
     x = bilinear(x, corners[1, 1] + 2 * reach * s, corners[1, 0] - 2 * reach * t, "mirror")
     if strength == 0:
         return x
-    bend = strength * gaussian(draws.uniform(2, height, width, low=-1, high=1), smoothness, truncate=3, border="reflect")
-    return bilinear(x, torch.arange(height)[:, None] + bend[:, 1], torch.arange(width) + bend[:, 0], "reflect")
+    bend = strength * gaussian(
+        draws.uniform(2, height, width, low=-1, high=1), smoothness, truncate=3, border="reflect"
+    )
+    return bilinear(
+        x, torch.arange(height)[:, None] + bend[:, 1], torch.arange(width) + bend[:, 0], "reflect"
+    )
 
 
 def pixelate(x: Tensor, share: float, draws: Draws) -> Tensor:
     """Shrunk to a share of the sides and enlarged again, by box filters."""
 
     def change(image: Image.Image) -> Image.Image:
-        small = image.resize((int(image.width * share), int(image.height * share)), Image.Resampling.BOX)
+        small = image.resize(
+            (int(image.width * share), int(image.height * share)), Image.Resampling.BOX
+        )
         return small.resize(image.size, Image.Resampling.BOX)
 
     return _through_pil(x, change)
@@ -158,9 +181,14 @@ def jpeg_compression(x: Tensor, quality: int, draws: Draws) -> Tensor:
 
 def _through_pil(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
     pixels = x.to(torch.uint8).movedim(1, 3)
-    pixels = pixels[..., 0] if pixels.shape[3] == 1 else pixels  # PIL has grey images without an axis for the channel
-    changed = np.stack([np.asarray(change(Image.fromarray(image))) for image in pixels.contiguous().numpy()])
-    return torch.from_numpy(changed).reshape(len(x), *x.shape[2:], x.shape[1]).movedim(3, 1).double()
+    # PIL has grey images without an axis for the channel
+    pixels = pixels[..., 0] if pixels.shape[3] == 1 else pixels
+    changed = np.stack(
+        [np.asarray(change(Image.fromarray(image))) for image in pixels.contiguous().numpy()]
+    )
+    return (
+        torch.from_numpy(changed).reshape(len(x), *x.shape[2:], x.shape[1]).movedim(3, 1).double()
+    )
 
 
 KINDS: dict[str, tuple[Callable[[Tensor, Any, Draws], Tensor], tuple[Any, ...]]] = {
@@ -171,17 +199,23 @@ KINDS: dict[str, tuple[Callable[[Tensor, Any, Draws], Tensor], tuple[Any, ...]]]
     "glass_blur": (glass_blur, ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))),
     "motion_blur": (motion_blur, ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))),
     "zoom_blur": (zoom_blur, (1.06, 1.11, 1.16, 1.21, 1.26)),
-    "snow": (snow, (
-        (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
-        (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
-        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
-        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
-        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
-    )),
+    "snow": (
+        snow,
+        (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+    ),
     "fog": (fog, ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75))),
     "brightness": (brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": (contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
-    "elastic_transform": (elastic_transform, ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))),
+    "elastic_transform": (
+        elastic_transform,
+        ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
+    ),
     "pixelate": (pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
     "jpeg_compression": (jpeg_compression, (80, 65, 58, 50, 40)),
 }

@@ -1,7 +1,8 @@
-"""Models side by side, from what their checkpoints record: figures of one setup are ranked, all others say what differs.
+"""Models side by side, from what their checkpoints record: figures of one setup are ranked, all
+others say what differs.
 
-Nothing is measured here and torch is not imported. The checkpoints may come from strangers: every text is cut down to one
-printable line when it is read, and escaped again by whatever prints it.
+Nothing is measured here and torch is not imported. The checkpoints may come from strangers: every
+text is cut down to one printable line when it is read, and escaped again by whatever prints it.
 """
 
 from sj_robust.hub import zoo as zoo

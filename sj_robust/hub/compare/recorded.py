@@ -1,4 +1,5 @@
-"""What a checkpoint's evaluation.json says, read without torch. It may come from strangers: every text becomes one printable line."""
+"""What a checkpoint's evaluation.json says, read without torch. It may come from strangers: every
+text becomes one printable line."""
 
 from __future__ import annotations
 
@@ -26,8 +27,8 @@ Radius = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class _Recorded(BaseModel):
-    """A part of evaluation.json. `evaluate.report.Report` is all of it, for our own files; this bounds what a stranger may have
-    written, and passes over what a later version may add."""
+    """A part of evaluation.json. `evaluate.report.Report` is all of it, for our own files; this
+    bounds what a stranger may have written, and passes over what a later version may add."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
 
@@ -135,7 +136,9 @@ class _Changed(Changed):
 class _Roughness(_Recorded):
     points: Count
     model: Annotated[list[_Changed], Field(max_length=100)]
-    others: Annotated[dict[Text, Annotated[list[_Changed], Field(max_length=100)]], Field(max_length=100)]
+    others: Annotated[
+        dict[Text, Annotated[list[_Changed], Field(max_length=100)]], Field(max_length=100)
+    ]
 
 
 class _Settings(_Recorded):

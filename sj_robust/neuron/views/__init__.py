@@ -53,8 +53,10 @@ def parse_view(view: View | str) -> View:
     try:
         return Surrogate.parse(view)
     except SJRobustError as error:
-        raise SJRobustError(f"gradient view {view!r}: expected {', '.join(_VIEWS)} "
-                            f"or a surrogate like PCW:0.5 ({error})") from None
+        raise SJRobustError(
+            f"gradient view {view!r}: expected {', '.join(_VIEWS)} "
+            f"or a surrogate like PCW:0.5 ({error})"
+        ) from None
 
 
 def view_name(view: View) -> str:

@@ -21,12 +21,20 @@ class Activation(View):
     def __str__(self) -> str:
         return "activation"
 
-    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-              multistep: Multistep) -> Tensor:
+    def steps(
+        self,
+        node: nn.Module,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Multistep,
+    ) -> Tensor:
         return x.relu()
 
-    def step(self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float,
-             soft_reset: bool) -> tuple[Tensor, Tensor]:
+    def step(
+        self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool
+    ) -> tuple[Tensor, Tensor]:
         return x.relu(), v
 
     def foreign(self, x: Tensor, run: Run, seen: Pass) -> Any:

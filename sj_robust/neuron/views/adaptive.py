@@ -45,18 +45,31 @@ class AdaptiveSharpness(View):
     def __reduce__(self) -> tuple[type[AdaptiveSharpness], tuple[()]]:
         return AdaptiveSharpness, ()  # the statistics are these nodes', a copy belongs to others
 
-    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-              multistep: Multistep) -> Tensor:
+    def steps(
+        self,
+        node: nn.Module,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Multistep,
+    ) -> Tensor:
         return _ThroughTime.apply(  # type: ignore[no-any-return]
-            x, v_threshold, leak, soft_reset, multistep, self, node)
+            x, v_threshold, leak, soft_reset, multistep, self, node
+        )
 
     def foreign(self, x: Tensor, run: Run, seen: Pass) -> Any:
         def spike(u: Tensor) -> Tensor:
             if not wants_gradient(u):
                 return fires(u)
             potential = u.detach().unsqueeze(0)
-            sigma = self.derivative(seen.node, potential, potential.new_zeros(()),
-                                    select_backend("auto", potential), seen.spikes_made)
+            sigma = self.derivative(
+                seen.node,
+                potential,
+                potential.new_zeros(()),
+                select_backend("auto", potential),
+                seen.spikes_made,
+            )
             return _Spike.apply(u, sigma[0])  # type: ignore[no-any-return]
 
         return run(spike)
@@ -65,23 +78,33 @@ class AdaptiveSharpness(View):
         """Start the statistics anew: to be called before each attack."""
         self._moments.clear()
 
-    def derivative(self, node: nn.Module, potential: Tensor, v_threshold: Tensor,
-                   multistep: Multistep, step: int = 0) -> Tensor:
+    def derivative(
+        self,
+        node: nn.Module,
+        potential: Tensor,
+        v_threshold: Tensor,
+        multistep: Multistep,
+        step: int = 0,
+    ) -> Tensor:
         """σ'(u) [T, N, *] for this pass through `node`, after its statistics took in
         u = potential − v_threshold.
 
         A node that computes one step at a time asks for each `step` on its own."""
         moments = self._moments.setdefault(node, {})
         mean, spread = moments.get(step, (None, None))
-        if (mean is None or spread is None or mean.shape != potential.shape
-                or mean.device != potential.device):
+        if (
+            mean is None
+            or spread is None
+            or mean.shape != potential.shape
+            or mean.device != potential.device
+        ):
             mean, spread = torch.ones_like(potential), torch.zeros_like(potential)
         mean, spread = fused.laid_out_as(potential, mean), fused.laid_out_as(potential, spread)
         moments[step] = mean, spread
         if fused.serves(multistep, potential, v_threshold):
             return fused.lif_adapt(  # type: ignore[no-any-return]
-                potential, v_threshold, mean, spread, self.OMEGA, 1 - self.MOMENTUM,
-                self.RELAXATION)
+                potential, v_threshold, mean, spread, self.OMEGA, 1 - self.MOMENTUM, self.RELAXATION
+            )
         sigma = torch.empty_like(potential)
         for block in torch_backend.blocks(potential):  # in the cache, a dozen operations cost one
             for t in range(potential.shape[0]):
@@ -100,8 +123,16 @@ class _ThroughTime(torch.autograd.Function):
     """Back through time with the derivative that an AdaptiveSharpness has for this pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-                multistep: Multistep, view: AdaptiveSharpness, node: nn.Module) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Multistep,
+        view: AdaptiveSharpness,
+        node: nn.Module,
+    ) -> Tensor:
         spikes, potential = fused.spikes_and_potential(x, v_threshold, leak, soft_reset, multistep)
         sigma = view.derivative(node, potential, v_threshold, multistep)
         ctx.save_for_backward(potential, v_threshold, sigma)
@@ -116,12 +147,26 @@ class _ThroughTime(torch.autograd.Function):
         wanted = ctx.needs_input_grad[1]
         if in_kernel:
             dx, dv_threshold = fused.lif_backward(
-                fused.laid_out_as(potential, grads[0]), potential, v_threshold, leak, soft_reset,
-                0, 1.0, sigma, wanted)
+                fused.laid_out_as(potential, grads[0]),
+                potential,
+                v_threshold,
+                leak,
+                soft_reset,
+                0,
+                1.0,
+                sigma,
+                wanted,
+            )
         else:
             dx, dv_threshold = torch_backend.backward_through_time(
-                grads[0], potential, v_threshold, leak, soft_reset,
-                lambda t, block, u: sigma[t, block].clone(), wanted)
+                grads[0],
+                potential,
+                v_threshold,
+                leak,
+                soft_reset,
+                lambda t, block, u: sigma[t, block].clone(),
+                wanted,
+            )
         return dx, dv_threshold if wanted else None, None, None, None, None, None
 
 

@@ -22,8 +22,15 @@ class Rate(View):
     def __str__(self) -> str:
         return "rate"
 
-    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-              multistep: Multistep) -> Tensor:
+    def steps(
+        self,
+        node: nn.Module,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Multistep,
+    ) -> Tensor:
         with torch.no_grad():
             spikes = multistep(x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=_ANY)
         return _Around.apply(x, spikes, _Fired().see(spikes))  # type: ignore[no-any-return]

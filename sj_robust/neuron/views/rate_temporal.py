@@ -29,8 +29,15 @@ class RateTemporal(View):
     def __str__(self) -> str:
         return "rate-temporal"
 
-    def steps(self, node: nn.Module, x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool,
-              multistep: Multistep) -> Tensor:
+    def steps(
+        self,
+        node: nn.Module,
+        x: Tensor,
+        v_threshold: Tensor,
+        leak: float,
+        soft_reset: bool,
+        multistep: Multistep,
+    ) -> Tensor:
         with torch.no_grad():
             spikes, h = fused.spikes_and_potential(x, v_threshold, leak, soft_reset, multistep)
         return _Around.apply(x, spikes, h - v_threshold)  # type: ignore[no-any-return]

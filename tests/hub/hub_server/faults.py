@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-HTML = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>Checking your browser</body></html>\n"
+HTML = (
+    b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>Checking your"
+    b" browser</body></html>\n"
+)
 
 
 @dataclass
 class Fault:
-    """What befalls the answers to requests whose path matches `path` (a regular expression), `times` times or for ever (None).
+    """What befalls the answers to requests whose path matches `path` (a regular expression),
+    `times` times or for ever (None).
 
     drop:      the connection ends without an answer
     truncate:  the announced length is right, the connection ends after `after` bytes
@@ -19,7 +23,7 @@ class Fault:
     flip:      one bit of one byte in the middle is flipped; the length is right
     html:      a page in place of the content; html-equal: padded or cut to its length
     status:    `status`, with `headers`, in place of an answer
-    answer:    `body` in place of the content, and `headers` beside it, {endpoint} in them standing for the server
+    answer:    `body` in place of the content, with `headers`; {endpoint} in them is the server
     slow:      the content comes in pieces of `after` bytes with a pause of `seconds` between them
     drip:      the headers come letter by letter with a pause of `seconds` between them
     long:      the content goes on with zeros, `after` bytes in all, which are announced
@@ -40,7 +44,11 @@ class Fault:
     met: int = 0
 
     def meets(self, method: str, path: str) -> bool:
-        if self.method not in (method, "*") or not re.search(self.path, path) or self.times == self.met:
+        if (
+            self.method not in (method, "*")
+            or not re.search(self.path, path)
+            or self.times == self.met
+        ):
             return False
         if self.spared:
             self.spared -= 1
@@ -52,11 +60,11 @@ class Fault:
         """The content as this fault leaves it."""
         if self.kind == "flip" and content:
             middle = len(content) // 2
-            return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
+            return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         if self.kind == "short":
-            return content[:self.after]
+            return content[: self.after]
         if self.kind == "html":
             return HTML
         if self.kind == "html-equal":
-            return (HTML * (len(content) // len(HTML) + 1))[:len(content)]
+            return (HTML * (len(content) // len(HTML) + 1))[: len(content)]
         return self.body if self.kind == "answer" else content

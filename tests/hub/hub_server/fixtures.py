@@ -18,21 +18,35 @@ SNN, ANN = ZOO / "resnet20-snn-t4.cifar10_linf_pgd", ZOO / "resnet20.cifar10_lin
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestHub]:
-    """A running Hub that this process and its children ask instead of huggingface.co, as alice, with an empty cache."""
+    """A running Hub that this process and its children ask instead of huggingface.co, as alice,
+    with an empty cache."""
     from huggingface_hub import constants
 
     home = tmp_path / "hf"
     with TestHub() as server:
         server.store.tokens.update(hf_alice="alice", hf_bob="bob")
         server.store.organisations["alice"] = {"lab"}
-        for key, value in {"HF_ENDPOINT": server.endpoint, "HF_HOME": str(home), "HF_TOKEN": "hf_alice", "HF_HUB_DISABLE_XET": "1",
-                           "HF_HUB_DISABLE_TELEMETRY": "1", "SJ_ROBUST_CACHE": str(tmp_path / "sj_robust")}.items():
+        for key, value in {
+            "HF_ENDPOINT": server.endpoint,
+            "HF_HOME": str(home),
+            "HF_TOKEN": "hf_alice",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "SJ_ROBUST_CACHE": str(tmp_path / "sj_robust"),
+        }.items():
             monkeypatch.setenv(key, value)
         for key in ("HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(key, raising=False)
-        # huggingface_hub read its environment when it was imported, before this test; ENDPOINT stays, our code passes its own
-        for key, found in {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": False,
-                           "HF_TOKEN_PATH": str(home / "token"), "HF_HUB_DISABLE_XET": True, "HF_HUB_DOWNLOAD_TIMEOUT": 1}.items():
+        # huggingface_hub read its environment when it was imported, before this test; ENDPOINT
+        # stays, our code passes its own
+        for key, found in {
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_HUB_OFFLINE": False,
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DOWNLOAD_TIMEOUT": 1,
+        }.items():
             monkeypatch.setattr(constants, key, found)
         yield server
 
@@ -40,7 +54,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestHub]:
 def upload(hub: TestHub, folder: Path, name: str, **how: bool) -> Repository:
     """A repository that holds a checkpoint folder, without a client in between."""
     repository = hub.create(name, **how)
-    repository.put({path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()})
+    repository.put(
+        {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+    )
     return repository
 
 

@@ -16,7 +16,8 @@ from .store import Refused, Repository, Store
 
 
 class TestHub:
-    """A running Hub. `endpoint` is for HF_ENDPOINT; LFS content is served under another host name, as the real one does.
+    """A running Hub. `endpoint` is for HF_ENDPOINT; LFS content is served under another host name,
+    as the real one does.
 
     >>> with TestHub() as hub:
     ...     hub.store.tokens["hf_alice"] = "alice"
@@ -39,7 +40,9 @@ class TestHub:
         self.content_host = f"http://localhost:{self.port}"
 
     def __enter__(self) -> TestHub:
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,7 +60,10 @@ class TestHub:
 
     def asked(self, method: str, path: str) -> int:
         """How many requests matched."""
-        return sum(request.method == method and bool(re.search(path, request.path)) for request in self.requests)
+        return sum(
+            request.method == method and bool(re.search(path, request.path))
+            for request in self.requests
+        )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -65,35 +71,66 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def _serve(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) if not self._chunked() else self._read_chunks()
+        body = (
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if not self._chunked()
+            else self._read_chunks()
+        )
         url = urlsplit(self.path)
-        request = Request(self.command, unquote(url.path), url.path, parse_qs(url.query), dict(self.headers.items()), body)
+        request = Request(
+            self.command,
+            unquote(url.path),
+            url.path,
+            parse_qs(url.query),
+            dict(self.headers.items()),
+            body,
+        )
         self.hub.requests.append(request)
-        fault = next((fault for fault in self.hub.faults if fault.meets(self.command, request.path)), None)
+        fault = next(
+            (fault for fault in self.hub.faults if fault.meets(self.command, request.path)), None
+        )
         if fault and fault.kind == "drop":
             self.close_connection = True
             return
         if fault and fault.kind == "status":
-            self._send(Answer({"error": "injected"}, status=fault.status, headers=fault.headers), None)
+            self._send(
+                Answer({"error": "injected"}, status=fault.status, headers=fault.headers), None
+            )
             return
         try:
             with self.hub.store.lock:
                 reply = answer(self.hub, request)
         except Refused as refused:
-            reply = Answer({"error": refused.message}, status=refused.status, headers={
-                **({"X-Error-Code": refused.code} if refused.code else {}), "X-Error-Message": refused.message, **refused.headers})
+            reply = Answer(
+                {"error": refused.message},
+                status=refused.status,
+                headers={
+                    **({"X-Error-Code": refused.code} if refused.code else {}),
+                    "X-Error-Message": refused.message,
+                    **refused.headers,
+                },
+            )
         self._send(reply, fault)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
     def _send(self, reply: Answer, fault: Fault | None) -> None:
-        content = reply.content if isinstance(reply.content, bytes) else json.dumps(reply.content).encode()
+        content = (
+            reply.content
+            if isinstance(reply.content, bytes)
+            else json.dumps(reply.content).encode()
+        )
         content = fault.content(content) if fault else content
         if fault and fault.kind in ("answer", "long", "endless") and fault.status != 503:
             reply.status = fault.status
         if fault and fault.kind == "answer":
             reply.length = None
-            reply.headers.update({key: value.format(endpoint=self.hub.endpoint) for key, value in fault.headers.items()})
+            reply.headers.update(
+                {
+                    key: value.format(endpoint=self.hub.endpoint)
+                    for key, value in fault.headers.items()
+                }
+            )
         if fault and fault.kind == "long":
             reply.length = fault.after
         try:
@@ -104,11 +141,21 @@ class _Handler(BaseHTTPRequestHandler):
             for key, value in reply.headers.items():
                 self.send_header(key, value)
             if "Content-Type" not in reply.headers:
-                self.send_header("Content-Type", "application/octet-stream" if isinstance(reply.content, bytes) else "application/json")
+                self.send_header(
+                    "Content-Type",
+                    (
+                        "application/octet-stream"
+                        if isinstance(reply.content, bytes)
+                        else "application/json"
+                    ),
+                )
             if fault and fault.kind == "endless":
                 self.send_header("Connection", "close")
             else:
-                self.send_header("Content-Length", str(reply.length if reply.length is not None else len(content)))
+                self.send_header(
+                    "Content-Length",
+                    str(reply.length if reply.length is not None else len(content)),
+                )
             self.end_headers()
             if self.command != "HEAD":
                 self._write(content, fault)
@@ -122,18 +169,20 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.kind in ("long", "endless"):
             self.close_connection, fault.sent = True, 0
             while fault.sent < fault.after and not self.hub.stopping.is_set():
-                part = content[fault.sent:fault.sent + 65536] or bytes(min(65536, fault.after - fault.sent))
+                part = content[fault.sent : fault.sent + 65536] or bytes(
+                    min(65536, fault.after - fault.sent)
+                )
                 self.wfile.write(part)
                 fault.sent += len(part)
             return
         if fault.kind == "slow":
             for start in range(0, len(content), fault.after):
-                self.wfile.write(content[start:start + fault.after])
+                self.wfile.write(content[start : start + fault.after])
                 self.wfile.flush()
                 if self.hub.stopping.wait(fault.seconds):
                     break
             return
-        self.wfile.write(content[:fault.after])
+        self.wfile.write(content[: fault.after])
         self.wfile.flush()
         if fault.kind == "stall":
             self.hub.stopping.wait(fault.seconds)

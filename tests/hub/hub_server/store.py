@@ -1,4 +1,5 @@
-"""Repositories as the Hub keeps them: content-addressed files, commits, branches, tags, and who may see them."""
+"""Repositories as the Hub keeps them: content-addressed files, commits, branches, tags, and who may
+see them."""
 
 from __future__ import annotations
 
@@ -11,16 +12,34 @@ from typing import Any
 
 import yaml
 
-LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".npz", ".png", ".jpg", ".pkl")
+LFS_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".onnx",
+    ".npz",
+    ".png",
+    ".jpg",
+    ".pkl",
+)
 LFS_SIZE = 10 << 20
 
 
 class Refused(Exception):
     """A request the Hub turns down: status, X-Error-Code, message, further headers."""
 
-    def __init__(self, status: int, code: str = "", message: str = "", headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, code: str = "", message: str = "", headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message or code)
-        self.status, self.code, self.message, self.headers = status, code, message or code, headers or {}
+        self.status, self.code, self.message, self.headers = (
+            status,
+            code,
+            message or code,
+            headers or {},
+        )
 
 
 def git_blob_sha1(content: bytes) -> str:
@@ -29,7 +48,8 @@ def git_blob_sha1(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class File:
-    """A file of a commit. `oid` is git's: of the content, or of the pointer where the content lies in LFS."""
+    """A file of a commit. `oid` is git's: of the content, or of the pointer where the content lies
+    in LFS."""
 
     content: bytes
     lfs: bool
@@ -44,7 +64,10 @@ class File:
 
     @property
     def pointer(self) -> bytes:
-        return f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {self.size}\n".encode()
+        return (
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize"
+            f" {self.size}\n".encode()
+        )
 
     @property
     def oid(self) -> str:
@@ -84,9 +107,17 @@ class Repository:
     def owner(self) -> str:
         return self.id.split("/")[0]
 
-    def commit(self, changes: dict[str, File | None], title: str = "commit", message: str = "", branch: str = "main",
-               author: str = "someone", parent: str | None = None) -> Commit:
-        """Add a commit to a branch; None deletes a file, and a name ending in / a folder. `parent`, where given, has to be its head."""
+    def commit(
+        self,
+        changes: dict[str, File | None],
+        title: str = "commit",
+        message: str = "",
+        branch: str = "main",
+        author: str = "someone",
+        parent: str | None = None,
+    ) -> Commit:
+        """Add a commit to a branch; None deletes a file, and a name ending in / a folder. `parent`,
+        where given, has to be its head."""
         head = self.branches.get(branch)
         if branch != "main" and head is None:
             raise Refused(404, "RevisionNotFound", f"no branch {branch}")
@@ -108,7 +139,12 @@ class Repository:
         return made
 
     def at(self, revision: str) -> Commit:
-        sha = self.branches.get(revision) or self.tags.get(revision) or self.branches.get(revision.removeprefix("refs/heads/")) or revision
+        sha = (
+            self.branches.get(revision)
+            or self.tags.get(revision)
+            or self.branches.get(revision.removeprefix("refs/heads/"))
+            or revision
+        )
         if sha not in self.commits:
             raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return self.commits[sha]
@@ -122,8 +158,12 @@ class Repository:
         return found
 
     def put(self, files: dict[str, bytes], **how: Any) -> Commit:
-        """A commit of raw contents, past every check of the API: for what an honest client would not send."""
-        return self.commit({path: File(content, wants_lfs(path, len(content))) for path, content in files.items()}, **how)
+        """A commit of raw contents, past every check of the API: for what an honest client would
+        not send."""
+        return self.commit(
+            {path: File(content, wants_lfs(path, len(content))) for path, content in files.items()},
+            **how,
+        )
 
 
 class Store:
@@ -136,11 +176,15 @@ class Store:
         self.organisations: dict[str, set[str]] = {}
         self.lock = threading.RLock()
 
-    def create(self, name: str, *, private: bool = False, gated: bool = False, by: str = "someone") -> Repository:
+    def create(
+        self, name: str, *, private: bool = False, gated: bool = False, by: str = "someone"
+    ) -> Repository:
         if name in self.repositories:
             raise Refused(409, "", "You already created this model repo")
         repository = Repository(name, private=private, gated=gated)
-        attributes = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES)
+        attributes = "".join(
+            f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES
+        )
         repository.put({".gitattributes": attributes.encode()}, title="initial commit", author=by)
         self.repositories[name] = repository
         return repository
@@ -151,14 +195,25 @@ class Store:
     def find(self, name: str, user: str | None) -> Repository:
         """The repository, as far as `user` may know that it exists."""
         repository = self.repositories.get(name)
-        if repository is None or (repository.private and not self.may_write(user, repository.owner)):
-            raise Refused(404 if user else 401, "RepoNotFound", "Repository not found" if user else "Invalid username or password.")
+        if repository is None or (
+            repository.private and not self.may_write(user, repository.owner)
+        ):
+            raise Refused(
+                404 if user else 401,
+                "RepoNotFound",
+                "Repository not found" if user else "Invalid username or password.",
+            )
         return repository
 
     def check_files_open(self, repository: Repository, user: str | None) -> None:
-        """The files of a gated repository are for those who were let in; its description is for everyone."""
-        if repository.gated and not (self.may_write(user, repository.owner) or user in repository.granted):
-            raise Refused(403 if user else 401, "GatedRepo", f"Access to model {repository.id} is restricted.")
+        """The files of a gated repository are for those who were let in; its description is for
+        everyone."""
+        if repository.gated and not (
+            self.may_write(user, repository.owner) or user in repository.granted
+        ):
+            raise Refused(
+                403 if user else 401, "GatedRepo", f"Access to model {repository.id} is restricted."
+            )
 
 
 def card_data(commit: Commit) -> dict[str, Any]:
@@ -182,5 +237,8 @@ def tags_of(card: dict[str, Any]) -> list[str]:
     if card.get("license"):
         tags.append(f"license:{card['license']}")
     if card.get("base_model"):
-        tags += [f"base_model:{card['base_model']}", f"base_model:{card.get('base_model_relation', 'finetune')}:{card['base_model']}"]
+        tags += [
+            f"base_model:{card['base_model']}",
+            f"base_model:{card.get('base_model_relation', 'finetune')}:{card['base_model']}",
+        ]
     return [*dict.fromkeys([*tags, "region:us"])]

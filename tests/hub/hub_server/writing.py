@@ -22,10 +22,17 @@ def create(hub: TestHub, request: Request, user: str | None) -> Answer:
     wish = request.json()
     owner = wish.get("organization") or user
     if not hub.store.may_write(user, owner or ""):
-        raise Refused(403 if user else 401, "", f"You don't have the rights to create a model under the namespace {owner!r}")
+        raise Refused(
+            403 if user else 401,
+            "",
+            f"You don't have the rights to create a model under the namespace {owner!r}",
+        )
     name = f"{owner}/{wish['name']}"
     if name in hub.store.repositories:
-        return Answer({"error": "You already created this model repo", "url": f"{hub.endpoint}/{name}"}, status=409)
+        return Answer(
+            {"error": "You already created this model repo", "url": f"{hub.endpoint}/{name}"},
+            status=409,
+        )
     hub.create(name, private=wish.get("visibility") == "private", by=str(user))
     return Answer({"url": f"{hub.endpoint}/{name}", "name": name, "id": name})
 
@@ -44,8 +51,14 @@ def preupload(hub: TestHub, request: Request, user: str | None, id: str, revisio
     for file in request.json()["files"]:
         lfs = wants_lfs(file["path"], file["size"], base64.b64decode(file["sample"]))
         old = present.get(file["path"])
-        answers.append({"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False,
-                        "oid": old.etag if old else None})
+        answers.append(
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if lfs else "regular",
+                "shouldIgnore": False,
+                "oid": old.etag if old else None,
+            }
+        )
     return Answer({"files": answers})
 
 
@@ -55,9 +68,12 @@ def lfs_batch(hub: TestHub, request: Request, user: str | None, id: str) -> Answ
     objects = []
     for wanted in request.json()["objects"]:
         found = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] not in hub.store.lfs:  # the client takes a null for actions, so the key is left out
-            found["actions"] = {"upload": {"href": f"{hub.endpoint}/lfs/upload/{wanted['oid']}"}, "verify": {
-                "href": f"{hub.endpoint}/lfs/verify"}}
+        # the client takes a null for actions, so the key is left out
+        if wanted["oid"] not in hub.store.lfs:
+            found["actions"] = {
+                "upload": {"href": f"{hub.endpoint}/lfs/upload/{wanted['oid']}"},
+                "verify": {"href": f"{hub.endpoint}/lfs/verify"},
+            }
         objects.append(found)
     return Answer({"transfer": "basic", "objects": objects})
 
@@ -95,15 +111,30 @@ def commit(hub: TestHub, request: Request, user: str | None, id: str, revision: 
                 raise Refused(400, "", f"LFS object {value['oid']} was not uploaded")
             changes[value["path"]] = File(hub.store.lfs[value["oid"]], lfs=True)
         elif kind in ("deletedFile", "deletedFolder"):
-            changes[value["path"] if kind == "deletedFile" else value["path"].rstrip("/") + "/"] = None
+            changes[value["path"] if kind == "deletedFile" else value["path"].rstrip("/") + "/"] = (
+                None
+            )
     if any(part in ("", ".", "..") for path in changes for part in path.rstrip("/").split("/")):
         raise Refused(400, "", "invalid path")
     card = changes.get("README.md")
     if card and (error := _card_error(card.content.decode())):
         raise Refused(400, "", error)
-    made = repository.commit(changes, header.get("summary", ""), header.get("description", ""), branch=revision, author=str(user),
-                             parent=header.get("parentCommit"))
-    return Answer({"success": True, "commitOid": made.sha, "commitUrl": f"{hub.endpoint}/{id}/commit/{made.sha}", "hookOutput": ""})
+    made = repository.commit(
+        changes,
+        header.get("summary", ""),
+        header.get("description", ""),
+        branch=revision,
+        author=str(user),
+        parent=header.get("parentCommit"),
+    )
+    return Answer(
+        {
+            "success": True,
+            "commitOid": made.sha,
+            "commitUrl": f"{hub.endpoint}/{id}/commit/{made.sha}",
+            "hookOutput": "",
+        }
+    )
 
 
 @route("POST", rf"/api/models/{ID}/tag/(?P<revision>[^/]+)")
