@@ -19,8 +19,8 @@ from typing import Any
 
 from sj_robust.evaluate import Report, eps_name
 from sj_robust.files import write_atomic
-from sj_robust.pipeline import run
-from sj_robust.recipe import make_recipe
+from sj_robust.recipes.run import run
+from sj_robust.recipes.spec import make_recipe
 
 NATURAL = {
     "architecture": "cifar_resnet20",

@@ -19,9 +19,9 @@ from typing import Any
 from torch import nn
 
 from sj_robust import evaluate, load_dataset
-from sj_robust.pipeline import convert_with
-from sj_robust.recipe import AnnSettings, ConvertSettings
-from sj_robust.source import open_ann
+from sj_robust.recipes.network import open_ann
+from sj_robust.recipes.spec import AnnSettings, ConvertSettings
+from sj_robust.recipes.steps import convert_with
 
 FOREIGN: dict[str, dict[str, Any]] = {
     "cifar_cnn_a_mix_linf.pt": dict(

@@ -42,8 +42,8 @@ from sj_robust.hub.build import probe
 from sj_robust.hub.compare import compare
 from sj_robust.hub.config import Config, read_config
 from sj_robust.hub.results import read_reports, results
-from sj_robust.pipeline import check_consent
-from sj_robust.recipe import make_recipe, read_recipe
+from sj_robust.recipes.run import check_consent
+from sj_robust.recipes.spec import make_recipe, read_recipe
 from sj_robust.text import LONGEST
 
 LIMIT = 20  # seconds for one case

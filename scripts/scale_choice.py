@@ -23,8 +23,8 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluate import evaluate
 from sj_robust.hub import load
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
-from sj_robust.pipeline import convert_with
-from sj_robust.recipe import ConvertSettings, checked
+from sj_robust.recipes.spec import ConvertSettings, checked
+from sj_robust.recipes.steps import convert_with
 from sj_robust.train import finetune, preset
 
 

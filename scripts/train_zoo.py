@@ -19,8 +19,8 @@ import add_to_zoo
 
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
-from sj_robust.pipeline import run
-from sj_robust.recipe import read_recipe
+from sj_robust.recipes.run import run
+from sj_robust.recipes.spec import read_recipe
 
 RECIPES = Path(__file__).parent.parent / "zoo" / "recipes"
 

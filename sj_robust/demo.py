@@ -10,8 +10,8 @@ from typing import Any
 from rich.table import Table
 
 from sj_robust.evaluate import Report, eps_name
-from sj_robust.pipeline import RunResult, run
-from sj_robust.recipe import Recipe, make_recipe
+from sj_robust.recipes.run import RunResult, run
+from sj_robust.recipes.spec import Recipe, make_recipe
 
 ANN = "resnet20.cifar10_linf_pgd"
 NAME = "resnet20-snn-t4.sample_linf_pgd"

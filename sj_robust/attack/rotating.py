@@ -74,9 +74,8 @@ class Rotating(Attack):
         if start is not None:
             best.offer(start)
         for restart in range(self.restarts):
-            at = (
-                best.standing
-            )  # chosen here, not in between: views keep statistics of the images of a batch
+            # chosen here, not in between: views keep statistics of the images of a batch
+            at = best.standing
             if not len(at):
                 break
             begin = random_start(x[at], self, seed, ids[at], restart)
@@ -102,9 +101,8 @@ class Rotating(Attack):
         m = torch.zeros_like(x)
 
         def offer(z: Tensor, logits: Tensor | None = None) -> None:
-            alive = (
-                best.margin[at] >= 0
-            )  # what is broken stays as it is, however long the others take
+            # what is broken stays as it is, however long the others take
+            alive = best.margin[at] >= 0
             best.offer(z[alive], None if logits is None else logits[alive], at[alive])
 
         for step in range(self.steps):

@@ -205,12 +205,10 @@ def _library(
     class PerImage(SquareAttack):  # type: ignore[misc]
         def random_choice(self, shape: list[int]) -> Tensor:
             drawn = super().random_choice(shape)
-            if (
-                self.norm == "Linf" and len(shape) == 4
-            ):  # the stripes of the start, the one draw per image
-                torch.manual_seed(
-                    torch.initial_seed()
-                )  # so many numbers were drawn as there are images: back to the beginning
+            # the stripes of the start, the one draw per image
+            if self.norm == "Linf" and len(shape) == 4:
+                # so many numbers were drawn as there are images: back to the beginning
+                torch.manual_seed(torch.initial_seed())
                 return stripes(drawn)
             return drawn
 

@@ -142,9 +142,9 @@ def convert(
     from sj_robust.data import calibration_indices, in_order_of, load_dataset
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.pipeline import check_out, convert_with, save_trained
-    from sj_robust.recipe import ConvertSettings, checked
-    from sj_robust.source import facts_of, from_text, open_ann
+    from sj_robust.recipes import steps
+    from sj_robust.recipes.network import facts_of, from_text, open_ann
+    from sj_robust.recipes.spec import ConvertSettings, checked
 
     settings = checked(
         ConvertSettings,
@@ -172,7 +172,7 @@ def convert(
         mean=numbers(mean),
         std=numbers(std),
     )
-    check_out(out)
+    steps.check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     ann = open_ann(ann_settings, dataset, seed=seed, same_classes=same_classes)
@@ -190,10 +190,16 @@ def convert(
             if value
         }
     )
-    snn = convert_with(
-        ann, dataset, settings, seed=seed, source={**facts, "command": command_line()}, device=where
+    snn = steps.make_converted(
+        ann,
+        settings,
+        dataset,
+        out,
+        seed=seed,
+        source={**facts, "command": command_line()},
+        builder=model,
+        device=where,
     )
-    save_trained(snn, out, dataset, builder=model)
     some = calibration_indices(dataset, settings.batches, settings.batch_size, seed=seed)[
         :INSPECTED
     ]

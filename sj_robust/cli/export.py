@@ -64,7 +64,7 @@ def export(
     from sj_robust.export import export_nir, export_onnx, export_torch
     from sj_robust.hub import load, zoo
     from sj_robust.hub.config import read_config
-    from sj_robust.source import call_builder
+    from sj_robust.recipes.network import call_builder
 
     if dt is not None and format is not Format.nir:
         usage(f"--dt is for --format nir: a file in the format {format.value} has no time step")

@@ -66,8 +66,8 @@ def load_both(
     from sj_robust.data import load_dataset
     from sj_robust.hub import load
     from sj_robust.model import NormalizedClassifier, expose
-    from sj_robust.normalisation import look_at
-    from sj_robust.source import call_builder
+    from sj_robust.recipes.network import call_builder
+    from sj_robust.recipes.normalisation import look_at
 
     one_of(checkpoint, model)
     if arg and not model:

@@ -49,8 +49,8 @@ def run(
     writes.
     """
     from sj_robust.distributed import rank
-    from sj_robust.pipeline import run as run_recipe
-    from sj_robust.recipe import read_recipe
+    from sj_robust.recipes.run import run as run_recipe
+    from sj_robust.recipes.spec import read_recipe
 
     read = read_recipe(recipe)
     result = run_recipe(

@@ -121,10 +121,9 @@ def train_ann(
     one_of(architecture, model)
     from sj_robust.data import load_dataset
     from sj_robust.distributed import rank
-    from sj_robust.pipeline import check_out, save_trained, training_folder
-    from sj_robust.source import from_text, open_ann
+    from sj_robust.recipes import steps
+    from sj_robust.recipes.network import from_text, open_ann
     from sj_robust.train import preset as named
-    from sj_robust.train import train_ann as train
 
     config = named(
         "ann",
@@ -145,7 +144,7 @@ def train_ann(
         validation=validation,
         seed=seed,
     )
-    check_out(out)
+    steps.check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     settings = from_text(
@@ -160,11 +159,11 @@ def train_ann(
     )
     ann = open_ann(settings, dataset, seed=seed, same_classes=same_classes)
     dataset = under_its_names(dataset, ann, same_classes).in_channels(len(ann.mean))
-    result = train(ann, dataset, config, training_folder(out), resume=resume, device=where)
-    if rank():
-        return  # of several processes the first one saves and speaks
-    save_trained(ann, out, dataset, _with_command(result), builder=model)
-    _report(out, result, as_json)
+    result = steps.make_ann(
+        ann, settings, dataset, out, resume=resume, device=where, command=command_line()
+    )
+    if not rank():  # of several processes the first one speaks
+        _report(out, result, as_json)
 
 
 def finetune(
@@ -237,9 +236,8 @@ def finetune(
     from sj_robust.errors import SJRobustError
     from sj_robust.hub import load
     from sj_robust.model import SpikingModel
-    from sj_robust.pipeline import check_out, save_trained, training_folder
-    from sj_robust.source import call_builder
-    from sj_robust.train import finetune as train
+    from sj_robust.recipes import steps
+    from sj_robust.recipes.network import call_builder
     from sj_robust.train import preset as named
 
     config = named(
@@ -265,7 +263,7 @@ def finetune(
         validation=validation,
         seed=seed,
     )
-    check_out(out)
+    steps.check_out(out)
     where = pick_device(device)
     if arg and not model:
         usage("--arg is for the function of --model, and there is none: leave it out")
@@ -274,15 +272,18 @@ def finetune(
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     dataset = under_its_names(dataset, snn, same_classes).in_channels(len(snn.mean))
-    result = train(snn, dataset, config, training_folder(out), resume=resume, device=where)
-    if rank():
-        return
-    save_trained(snn, out, dataset, _with_command(result), builder=model)
-    _report(out, result, as_json)
-
-
-def _with_command(result: Any) -> dict[str, Any]:
-    return {**result.model_dump(mode="json"), "command": command_line()}
+    result = steps.make_finetuned(
+        snn,
+        config,
+        dataset,
+        out,
+        resume=resume,
+        builder=model,
+        device=where,
+        command=command_line(),
+    )
+    if not rank():
+        _report(out, result, as_json)
 
 
 def _report(out: Path, result: Any, as_json: bool) -> None:

@@ -280,9 +280,8 @@ def _count(bench: Bench, images: int, progress: Bar) -> dict[str, Tally]:
         with DispatchCounterMode([counter]):
             bench.predict(x)
         progress.advance(len(chosen))
-    inner = (
-        "backbone." if isinstance(bench.model, NormalizedClassifier) else ""
-    )  # left out, as in the names of nodes
+    # left out, as in the names of nodes
+    inner = "backbone." if isinstance(bench.model, NormalizedClassifier) else ""
     return {
         name.partition(".")[2].removeprefix(inner) or name: tally
         for name, tally in counter.tallies.items()

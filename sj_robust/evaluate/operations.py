@@ -58,9 +58,8 @@ class LayerCounter(BaseCounter):
         if func not in self.products:
             self.counts.follow(func, args, kwargs, out)
             return 0
-        tally = self.tallies[
-            max(parent_names - {"Global"}, key=len)
-        ]  # the innermost module: its path is the longest
+        # the innermost module: its path is the longest
+        tally = self.tallies[max(parent_names - {"Global"}, key=len)]
         at = 1 if func in (_aten.addmm.default, _aten.baddbmm.default) else 0
         x, spikes = args[at], self.counts.of(args[at])
         acs = 0 if spikes is None else _additions(func, spikes, args[at + 1], args)

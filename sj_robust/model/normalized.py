@@ -86,9 +86,8 @@ def unit_scale(mean: object, std: object) -> tuple[list[float], list[float]]:
             stacklevel=3,
         )
         means, stds = scaled
-    if not (
-        all(0 <= value <= 1 for value in means) and all(0 < value <= 1 for value in stds)
-    ):  # False for NaN
+    # False for NaN
+    if not (all(0 <= value <= 1 for value in means) and all(0 < value <= 1 for value in stds)):
         raise SJRobustError(
             f"mean {_short(means)} and std {_short(stds)}: expected finite values for images in"
             " [0,1], a mean from 0 to 1 and a std above 0, at most 1 (0 and 1 where the network"

@@ -19,11 +19,12 @@ from sj_robust.errors import SJRobustError
 from sj_robust.model.mode import evaluation_mode
 from sj_robust.model.unwrap import unwrap
 
+# that make a weight of others before each pass
 _HOOKS = (
     WeightNorm,
     SpectralNorm,
     prune.BasePruningMethod,
-)  # that make a weight of others before each pass
+)
 
 
 def check_convertible(network: nn.Module) -> None:
@@ -157,9 +158,8 @@ def _bake(module: nn.Module) -> None:
                 remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
-                for key, at_load in list(
-                    module._load_state_dict_pre_hooks.items()
-                ):  # which torch forgets
+                # which torch forgets
+                for key, at_load in list(module._load_state_dict_pre_hooks.items()):
                     if isinstance(
                         getattr(at_load, "hook", at_load), SpectralNormLoadStateDictPreHook
                     ):

@@ -12,6 +12,7 @@ import torch
 
 import sj_robust
 from sj_robust.evaluate import Report
+from sj_robust.files import sha256
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -176,6 +177,20 @@ def test_an_interrupted_training_goes_on_only_with_resume(cli: Cli, ann: Path) -
     assert "resume" in refused.stderr
     # it had finished, so there is nothing left to do
     assert cli(*again, "--resume").returncode == 0
+
+
+@pytest.mark.parametrize("begins", ["checkpoint", "weights"])
+def test_a_training_that_goes_on_from_another_says_so(
+    cli: Cli, ann: Path, workplace: Path, begins: str
+) -> None:
+    weights, folder = ann / "model.safetensors", f"steps/on-{begins}"
+    source = ("steps/ann",) if begins == "checkpoint" else ("cifar_resnet20", "--init", weights)
+    given = () if begins == "checkpoint" else NORMALISED
+    done = cli("train-ann", *source, *given, *TRAINING, "--epochs", 0.5, "--out", folder)
+    assert done.returncode == 0, done.stderr
+    config = json.loads((workplace / folder / "config.json").read_text())
+    assert config["source"]["initial_weights_sha256"] == sha256(weights)
+    assert "train-ann" in config["training"]["command"]
 
 
 def test_a_users_own_class_goes_all_the_way(cli: Cli, workplace: Path) -> None:

@@ -21,9 +21,9 @@ from torch import nn
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, create_ann
-from sj_robust.pipeline import convert_with
-from sj_robust.recipe import AnnSettings, ConvertSettings
-from sj_robust.source import open_ann
+from sj_robust.recipes.network import open_ann
+from sj_robust.recipes.spec import AnnSettings, ConvertSettings
+from sj_robust.recipes.steps import convert_with
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.4, 0.3]

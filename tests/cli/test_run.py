@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 
 from sj_robust import demo
 from sj_robust.errors import SJRobustError
-from sj_robust.pipeline import RunResult
-from sj_robust.pipeline import run as run_recipe
-from sj_robust.recipe import EvaluateSettings, Recipe, make_recipe, read_recipe
+from sj_robust.recipes.run import RunResult
+from sj_robust.recipes.run import run as run_recipe
+from sj_robust.recipes.spec import EvaluateSettings, Recipe, make_recipe, read_recipe
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 MODEL = "my_networks:make"  # the recipe's own, whose code runs with consent alone

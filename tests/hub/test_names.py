@@ -14,8 +14,8 @@ from hub_server.fixtures import ANN, SNN, upload
 from sj_robust import SJRobustError
 from sj_robust.hub import load, pull, push
 from sj_robust.hub.compare import compare
-from sj_robust.recipe import AnnSettings
-from sj_robust.source import fingerprint, from_text
+from sj_robust.recipes.network import fingerprint, from_text
+from sj_robust.recipes.spec import AnnSettings
 
 TAKES: list[Callable[[Any], Any]] = [
     load,

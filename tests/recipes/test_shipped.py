@@ -16,9 +16,9 @@ from sj_robust.evaluate.protocol import find_protocol
 from sj_robust.hub import zoo
 from sj_robust.hub.config import read_config
 from sj_robust.model import create_ann
-from sj_robust.recipe import Recipe, read_recipe
+from sj_robust.recipes.spec import Recipe, read_recipe
 
-RECIPES = sorted((Path(__file__).resolve().parents[1] / "zoo" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "zoo" / "recipes").glob("*.yaml"))
 CLASSES_AND_SIZE = {
     "cifar10": (10, 32),
     "cifar100": (100, 32),

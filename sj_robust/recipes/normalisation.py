@@ -16,7 +16,7 @@ from sj_robust.model import NormalizedClassifier
 from sj_robust.model.mode import evaluation_mode
 from sj_robust.model.normalized import count_logits
 from sj_robust.model.weights import Normalisation, check_normalisation, normalisation_names, rounded
-from sj_robust.recipe import AnnSettings
+from sj_robust.recipes.spec import AnnSettings
 
 IMAGES = 128  # labelled images that decide
 _AT_ONCE = 32
@@ -43,13 +43,11 @@ def look_at(network: nn.Module, dataset: ImageDataset) -> Seen:
         brought = dataset.in_channels(channels)
         try:
             return Seen(brought, count_logits(network, brought.first(2).floats()))
-        except (
-            SJRobustError
-        ) as error:  # no logits: of the first images tried, those in colour, unless grey ones do
+        # no logits: of the first images tried, those in colour, unless grey ones do
+        except SJRobustError as error:
             refused = refused or error
-        except (
-            Exception
-        ):  # whatever a network does with images of another shape; the conversion will say it
+        # whatever a network does with images of another shape; the conversion will say it
+        except Exception:
             continue
     if refused:
         raise refused

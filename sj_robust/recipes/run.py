@@ -31,9 +31,7 @@ from pydantic import BaseModel
 
 from sj_robust import hub
 from sj_robust.attack import parse_attack
-from sj_robust.convert import convert
-from sj_robust.convert.activations import module_kind
-from sj_robust.data import ImageDataset, calibration_batches, load_dataset
+from sj_robust.data import ImageDataset, load_dataset
 from sj_robust.data.loader import calibration_indices
 from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
@@ -41,17 +39,14 @@ from sj_robust.evaluate import Report, evaluate
 from sj_robust.evaluate.bench import image_count
 from sj_robust.evaluate.journal import remove_journal
 from sj_robust.evaluate.protocol import find_protocol, stages_of
-from sj_robust.files import check_folder, check_within, only_one, sha256, write_atomic
-from sj_robust.hub import zoo
+from sj_robust.files import check_within, only_one, sha256, write_atomic
 from sj_robust.hub.config import read_config
-from sj_robust.hub.origin import check_replaceable
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate, parse_view
-from sj_robust.progress import bar
-from sj_robust.recipe import ConvertSettings, EvaluateSettings, Recipe
-from sj_robust.source import call_builder, facts_of, fingerprint, open_ann
-from sj_robust.stages import intact, outputs, read_record, set_aside, write_record
-from sj_robust.train import TrainResult, finetune, train_ann
+from sj_robust.recipes import steps
+from sj_robust.recipes.ledger import intact, outputs, read_record, set_aside, write_record
+from sj_robust.recipes.network import call_builder, facts_of, fingerprint, open_ann
+from sj_robust.recipes.spec import EvaluateSettings, Recipe
 from sj_robust.train.config import FREE_FIELDS
 from sj_robust.train.loop import check_shares
 
@@ -71,61 +66,6 @@ class RunResult:
     snn_report: Report
     converted_report: Report | None
     stages: dict[str, str]
-
-
-def convert_with(
-    ann: NormalizedClassifier,
-    dataset: ImageDataset,
-    settings: ConvertSettings,
-    *,
-    seed: int = 0,
-    source: dict[str, Any] | None = None,
-    device: str | torch.device = "cpu",
-    show_progress: bool | None = None,
-) -> SpikingClassifier:
-    """`sj_robust.convert` with calibration images drawn from `dataset` by `seed`."""
-    arguments = settings.model_dump(
-        exclude={"batches", "batch_size", "surrogate"}, exclude_none=True
-    )
-    calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
-    # more where one is called several times
-    layers = sum(module_kind(module) in ("relu", "other") for module in ann.modules())
-    with bar("balancing thresholds", max(1, layers), unit="layers", show=show_progress) as progress:
-        return convert(
-            ann.to(device),
-            calibration,
-            surrogate=Surrogate.parse(settings.surrogate),
-            source=source,
-            on_layer=lambda name, value: progress.advance(1),
-            **arguments,
-        )
-
-
-def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
-    """Where the state, log and curves of the training lie that makes `checkpoint`: beside it."""
-    path = Path(checkpoint)
-    return path.with_name(path.name + ".training")
-
-
-def check_out(folder: str | os.PathLike[str]) -> None:
-    """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as
-    `folder`."""
-    check_folder(folder)
-    check_replaceable(Path(folder))
-
-
-def save_trained(
-    model: NormalizedClassifier,
-    folder: Path,
-    dataset: ImageDataset,
-    result: TrainResult | dict[str, Any] | None = None,
-    **facts: Any,
-) -> None:
-    """Save a model made for the images of `dataset`, whose class names are the model's if it knows
-    none."""
-    shape = tuple(dataset.images.shape[1:])
-    classes = model.classes or dataset.classes
-    hub.save(model, folder, training=result, classes=classes, input_size=shape, **facts)  # type: ignore[arg-type]
 
 
 def run(
@@ -189,6 +129,14 @@ class _Run:
     say: Callable[[str], None]
     team: Team
     stages: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def on(self) -> dict[str, Any]:
+        return {"device": self.device, "show_progress": self.show}
+
+    @property
+    def named(self) -> dict[str, Any]:
+        return {"name": self.recipe.name, "builder": self.recipe.ann.model}
 
     def all_stages(self) -> RunResult:
         recipe = self.recipe
@@ -270,71 +218,27 @@ class _Run:
         settings = self.recipe.ann
         ann = self.team.after_first(lambda: open_ann(settings, self.train, seed=self.recipe.seed))
         train = self.train.in_channels(len(ann.mean))
-        result: Any = (
-            read_config(zoo.resolve(settings.checkpoint)).training if settings.checkpoint else None
-        )
-        if settings.train:
-            result = train_ann(
-                ann,
-                train,
-                settings.train,
-                training_folder(path),
-                resume=True,
-                device=self.device,
-                show_progress=self.show,
-            )
-        if settings.checkpoint and settings.train:
-            begun = read_config(zoo.resolve(settings.checkpoint))
-            ann.source = {
-                "initial_weights": begun.name or settings.checkpoint,
-                "initial_weights_sha256": begun.weights.sha256,
-            }
-        if settings.weights:  # whose weights these were before training: the card names them
-            ann.source = {
-                "initial_weights": Path(settings.weights).name,
-                "initial_weights_sha256": sha256(settings.weights),
-            }
-        if self.team.first:
-            save_trained(
-                ann,
-                path,
-                train,
-                result,
-                name=settings.name,
-                builder=settings.model,
-                license=self.recipe.license,
-            )
+        steps.make_ann(ann, settings, train, path, license=self.recipe.license, **self.on)
 
     def make_converted(self, path: Path) -> None:
         ann = self.load(self.folder / "ann")
         assert isinstance(ann, NormalizedClassifier)
-        snn = convert_with(
+        steps.make_converted(
             ann,
-            self.train,
             self.recipe.convert,
+            self.train,
+            path,
             seed=self.recipe.seed,
             source=facts_of(read_config(self.folder / "ann")),
-            device=self.device,
-            show_progress=self.show,
+            **self.named,
+            **self.on,
         )
-        save_trained(snn, path, self.train, name=self.recipe.name, builder=self.recipe.ann.model)
 
     def make_finetuned(self, path: Path) -> None:
-        snn = self.load(self.folder / "converted")
+        snn, config = self.load(self.folder / "converted"), self.recipe.finetune
         assert isinstance(snn, SpikingClassifier)
-        result = finetune(
-            snn,
-            self.train,
-            self.recipe.finetune,
-            training_folder(path),
-            resume=True,
-            device=self.device,
-            show_progress=self.show,
-        )
-        if self.team.first:
-            save_trained(
-                snn, path, self.train, result, name=self.recipe.name, builder=self.recipe.ann.model
-            )
+        assert config is not None
+        steps.make_finetuned(snn, config, self.train, path, **self.named, **self.on)
 
     def report(
         self, kind: str, checkpoint: Path, source: Path | None, further: str | None = None
@@ -368,8 +272,7 @@ class _Run:
                 ),
                 seed=self.recipe.seed,
                 journal=journal,
-                device=self.device,
-                show_progress=self.show,
+                **self.on,
                 **{**settings, "attacks": None if named else settings["attacks"]},
             )
             if self.team.first:
@@ -403,17 +306,16 @@ class _Run:
         further: dict[str, list[Report]],
     ) -> None:
         model, config = self.load(snn), read_config(snn)
-        save_trained(
+        steps.save_trained(
             model,
             path,
             self.train,
             config.training,
-            name=self.recipe.name,
-            builder=self.recipe.ann.model,  # type: ignore[arg-type]
             license=self.recipe.license,
             recipe=self.recipe.to_yaml(),
             report=snn_report,
             source_report=ann_report,
+            **self.named,
         )
         hub.record(ann, report=ann_report, recipe=self.recipe.to_yaml())
         for folder, reports in ((path, further["snn"]), (ann, further["ann"])):
@@ -472,7 +374,7 @@ class _Run:
         if same and intact(self.folder, earlier.get("outputs")):
             return "kept"
         if not same:
-            set_aside([path, training_folder(path)], known=bool(earlier))
+            set_aside([path, steps.training_folder(path)], known=bool(earlier))
             write_record(record_path, record)
         return "made"
 

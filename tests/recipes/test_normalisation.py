@@ -23,8 +23,8 @@ from sj_robust.data import MEAN_STD, ImageDataset, load_dataset
 from sj_robust.hub import load, save
 from sj_robust.model import NormalizedClassifier
 from sj_robust.model.normalized import unit_scale
-from sj_robust.recipe import AnnSettings
-from sj_robust.source import open_ann
+from sj_robust.recipes.network import open_ann
+from sj_robust.recipes.spec import AnnSettings
 
 MEAN, STD = MEAN_STD["cifar10"]
 NONE, ONE = [0.0] * 3, [1.0] * 3

@@ -21,7 +21,7 @@ from sj_robust.files import sha256
 from sj_robust.hub.config import Config, read_config
 from sj_robust.hub.near import did_you_mean
 from sj_robust.hub.remote import explained, parse_name, unreachable
-from sj_robust.recipe import AnnSettings, checked
+from sj_robust.recipes.spec import AnnSettings, checked
 from sj_robust.traffic import limited
 
 
@@ -45,7 +45,7 @@ def open_ann(
     from sj_robust.model.plain import as_float32, check_convertible
     from sj_robust.model.unwrap import bare
     from sj_robust.model.weights import check_normalisation
-    from sj_robust.normalisation import look_at, normalisation
+    from sj_robust.recipes.normalisation import look_at, normalisation
 
     if settings.mean and settings.std:
         mean, std = unit_scale(settings.mean, settings.std)

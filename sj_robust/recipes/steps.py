@@ -1,0 +1,190 @@
+"""What leads from a source to a checkpoint, a step each, for the commands and for `run` alike: what
+a checkpoint says of its origin does not depend on the door it came through."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sj_robust import hub
+from sj_robust.convert import convert
+from sj_robust.convert.activations import module_kind
+from sj_robust.data import ImageDataset, calibration_batches
+from sj_robust.distributed import rank
+from sj_robust.files import check_folder, sha256
+from sj_robust.hub import zoo
+from sj_robust.hub.config import read_config
+from sj_robust.hub.origin import check_replaceable
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
+from sj_robust.model.spiking import SpikingModel
+from sj_robust.neuron import Surrogate
+from sj_robust.progress import bar
+from sj_robust.recipes.spec import AnnSettings, ConvertSettings
+from sj_robust.train import TrainConfig, TrainResult, finetune, train_ann
+
+
+def convert_with(
+    ann: NormalizedClassifier,
+    dataset: ImageDataset,
+    settings: ConvertSettings,
+    *,
+    seed: int = 0,
+    source: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    show_progress: bool | None = None,
+) -> SpikingClassifier:
+    """`sj_robust.convert` with calibration images drawn from `dataset` by `seed`."""
+    arguments = settings.model_dump(
+        exclude={"batches", "batch_size", "surrogate"}, exclude_none=True
+    )
+    calibration = calibration_batches(dataset, settings.batches, settings.batch_size, seed=seed)
+    # more where one is called several times
+    layers = sum(module_kind(module) in ("relu", "other") for module in ann.modules())
+    with bar("balancing thresholds", max(1, layers), unit="layers", show=show_progress) as progress:
+        return convert(
+            ann.to(device),
+            calibration,
+            surrogate=Surrogate.parse(settings.surrogate),
+            source=source,
+            on_layer=lambda name, value: progress.advance(1),
+            **arguments,
+        )
+
+
+def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
+    """Where the state, log and curves of the training lie that makes `checkpoint`: beside it."""
+    path = Path(checkpoint)
+    return path.with_name(path.name + ".training")
+
+
+def check_out(folder: str | os.PathLike[str]) -> None:
+    """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as
+    `folder`."""
+    check_folder(folder)
+    check_replaceable(Path(folder))
+
+
+def save_trained(
+    model: NormalizedClassifier | SpikingModel,
+    folder: str | os.PathLike[str],
+    dataset: ImageDataset,
+    training: dict[str, Any] | None = None,
+    **facts: Any,
+) -> None:
+    """Save a model made for the images of `dataset`, whose class names are the model's if it knows
+    none."""
+    shape = tuple(dataset.images.shape[1:])
+    classes = model.classes or dataset.classes
+    hub.save(model, folder, training=training, classes=classes, input_size=shape, **facts)  # type: ignore[arg-type]
+
+
+def make_ann(
+    ann: Any,
+    settings: AnnSettings,
+    dataset: ImageDataset,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = True,
+    device: str | torch.device = "cpu",
+    show_progress: bool | None = None,
+    license: str | None = None,
+    command: str | None = None,
+) -> TrainResult | None:
+    """Train `ann`, the NormalizedClassifier that `open_ann` opened by `settings`, where these say
+    so, and save it as `folder`, with what it started from. Of several processes the first one
+    saves.
+
+    The state and the log of the training lie in `training_folder(folder)`. command: the line that
+    was typed, for the record.
+    """
+    begun = read_config(zoo.resolve(settings.checkpoint)) if settings.checkpoint else None
+    result, training = None, begun.training if begun else None
+    if settings.train:
+        result = train_ann(
+            ann,
+            dataset,
+            settings.train,
+            training_folder(folder),
+            resume=resume,
+            device=device,
+            show_progress=show_progress,
+        )
+        training = _recorded(result, command)
+        if begun:
+            ann.source = {
+                "initial_weights": begun.name or settings.checkpoint,
+                "initial_weights_sha256": begun.weights.sha256,
+            }
+    if settings.weights:  # whose weights these were before training: the card names them
+        ann.source = {
+            "initial_weights": Path(settings.weights).name,
+            "initial_weights_sha256": sha256(settings.weights),
+        }
+    if not rank():
+        facts = {"name": settings.name, "builder": settings.model, "license": license}
+        save_trained(ann, folder, dataset, training, **facts)
+    return result
+
+
+def make_converted(
+    ann: NormalizedClassifier,
+    settings: ConvertSettings,
+    dataset: ImageDataset,
+    folder: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    source: dict[str, Any] | None = None,
+    name: str | None = None,
+    builder: str | None = None,
+    device: str | torch.device = "cpu",
+    show_progress: bool | None = None,
+) -> SpikingClassifier:
+    """Convert `ann` on images drawn from `dataset` by `seed` and save it as `folder`. `source`:
+    what it says of the ANN."""
+    snn = convert_with(
+        ann,
+        dataset,
+        settings,
+        seed=seed,
+        source=source,
+        device=device,
+        show_progress=show_progress,
+    )
+    save_trained(snn, folder, dataset, name=name, builder=builder)
+    return snn
+
+
+def make_finetuned(
+    snn: SpikingModel,
+    config: TrainConfig,
+    dataset: ImageDataset,
+    folder: str | os.PathLike[str],
+    *,
+    resume: bool = True,
+    name: str | None = None,
+    builder: str | None = None,
+    device: str | torch.device = "cpu",
+    show_progress: bool | None = None,
+    command: str | None = None,
+) -> TrainResult:
+    """Finetune `snn` and save it as `folder`; everything else as `make_ann`."""
+    result = finetune(
+        snn,
+        dataset,
+        config,
+        training_folder(folder),
+        resume=resume,
+        device=device,
+        show_progress=show_progress,
+    )
+    if not rank():
+        training = _recorded(result, command)
+        save_trained(snn, folder, dataset, training, name=name, builder=builder)
+    return result
+
+
+def _recorded(result: TrainResult, command: str | None) -> dict[str, Any]:
+    return {**result.model_dump(mode="json"), **({"command": command} if command else {})}
