@@ -6,11 +6,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from sj_robust.errors import SJRobustError
@@ -29,6 +28,7 @@ from sj_robust.hub.config import (
     read_config,
 )
 from sj_robust.hub.figure import plot_accuracy
+from sj_robust.hub.metadata import OUR_TAGS, hub_dataset, metadata_of
 from sj_robust.hub.readme import BEGIN, END, keep_own
 from sj_robust.hub.results import (
     Point,
@@ -47,19 +47,6 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
 THIS = "this model"
 SOURCE = "ANN source"
-
-# names in sj_robust.data → repository on the Hub, and what to call it
-HUB_DATASETS = {
-    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"),
-    "sample": ("uoft-cs/cifar10", "CIFAR-10 (the sample embedded in sj-robust)"),
-    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"),
-    "svhn": ("ufldl-stanford/svhn", "SVHN"),
-    "tiny-imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"),
-    "imagenet": ("ILSVRC/imagenet-1k", "ImageNet-1k"),
-}
-TAGS = ["sj-robust", "adversarial-robustness"]
-SPIKING_TAGS = ["spiking-neural-network", "snn", "spikingjelly"]
-OUR_TAGS = frozenset({*TAGS, *SPIKING_TAGS, "timm", "ann2snn"})
 
 
 def write_card(folder: str | Path) -> Path:
@@ -170,7 +157,7 @@ def render(
         columns=list(curves),
         rows=_rows(curves),
         source_views=len(gradient_views(source.settings.views)) if source else 0,
-        dataset=_hub_dataset(found.dataset)[1] if found else "",
+        dataset=hub_dataset(found.dataset)[1] if found else "",
         layers=_layers(config, report),
         energy=_energy(report),
         settings={
@@ -185,121 +172,8 @@ def render(
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))),
     )
-    metadata = _metadata(config, measured, name, converted=not scratch and not nodes).to_yaml()
+    metadata = metadata_of(config, measured, name, converted=not scratch and not nodes).to_yaml()
     return str(ModelCard(f"---\n{metadata}\n---\n\n{BEGIN}\n{body}\n{END}\n"))
-
-
-def _metadata(
-    config: Config, found: Sequence[Results], name: str, *, converted: bool
-) -> ModelCardData:
-    training = config.training or {}
-    trained_on = HUB_DATASETS.get(str(training.get("dataset")))
-    kind_tags = (
-        ["timm"]
-        if config.kind == "ann"
-        else [*SPIKING_TAGS, "ann2snn"]
-        if converted
-        else SPIKING_TAGS
-    )
-    relation = None if config.base_model is None else "finetune" if config.training else "quantized"
-    return ModelCardData(
-        license=config.license,
-        library_name="sj-robust",
-        pipeline_tag="image-classification",
-        tags=[*TAGS, *kind_tags],
-        datasets=[trained_on[0]] if trained_on else None,
-        metrics=["accuracy"] if found else None,
-        base_model=config.base_model,
-        base_model_relation=relation,
-        model_name=name,
-        eval_results=_eval_results(found) if found else None,
-        sj_robust=_index_facts(config),
-    )
-
-
-def _index_facts(config: Config) -> dict[str, Any]:
-    """What a list of models shows and neither tags nor results say; the Hub hands it out with the
-    list."""
-    facts = {
-        "timesteps": config.timesteps,
-        "parameters": config.weights.parameters,
-        "threat": zoo.threat_of(config),
-    }
-    return {key: value for key, value in facts.items() if value is not None}
-
-
-def _eval_results(found: Sequence[Results]) -> list[EvalResult]:
-    """One entry per eps and protocol. The Hub tells entries apart by dataset, config and split
-    alone, so both have to be part of the config; the lowest accuracy at each eps, which comes
-    first, goes without the protocol's name."""
-    first, chosen = found[0], lowest(found)
-    entries = [_eval_result(first, first.clean, "clean", "Clean accuracy", {})]
-    if first.microjoules is not None:
-        beside = {} if first.ann_microjoules is None else {"ann": round(first.ann_microjoules, 6)}
-        entries.append(
-            replace(
-                entries[0],
-                metric_type="energy",
-                metric_name="Energy per image (estimate, µJ)",
-                metric_value=round(first.microjoules, 6),
-                metric_args=beside or None,
-            )
-        )
-    others = [
-        (point, one)
-        for one in found
-        for point in one.robust
-        if not any(point == at and one is of for at, of in chosen)
-    ]
-    for (point, one), suffix in [
-        *((at, "") for at in chosen),
-        *((at, f"-{at[1].place}") for at in others),
-    ]:
-        eps = eps_name(point.eps)
-        attack = {
-            **({"protocol": one.named} if one.named else {}),
-            **({"grid": one.grid} if one.grid else {}),
-            "attacks": one.attacks,
-            "views": one.views,
-        }
-        entries.append(
-            _eval_result(
-                one,
-                point,
-                f"{one.norm}-{eps.replace('/', '-')}{suffix}",
-                f"Robust accuracy ({one.protocol}, eps {eps})",
-                {"eps": point.eps, **attack},
-            )
-        )
-    return entries
-
-
-def _eval_result(
-    found: Results, point: Point, config: str, metric: str, arguments: dict[str, Any]
-) -> EvalResult:
-    repository, pretty = _hub_dataset(found.dataset)
-    return EvalResult(
-        task_type="image-classification",
-        task_name="Image classification",
-        dataset_type=repository,
-        dataset_name=pretty,
-        dataset_config=config,
-        dataset_split=found.split,
-        metric_type="accuracy",
-        metric_name=metric,
-        metric_value=round(point.value, 6),
-        metric_args={
-            **arguments,
-            "images": found.n,
-            "wilson95": [round(point.low, 6), round(point.high, 6)],
-        },
-    )
-
-
-def _hub_dataset(name: str) -> tuple[str, str]:
-    """Repository on the Hub and readable name; for data we have no repository of, the name it was
-    given."""
-    return HUB_DATASETS.get(name, (name, name))
 
 
 def _rows(curves: Mapping[str, Results]) -> list[list[str]]:

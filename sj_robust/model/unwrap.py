@@ -110,7 +110,8 @@ def bare(model: nn.Module) -> nn.Module:
         type(model) is NormalizedClassifier
         and (inner := unwrap(model.backbone)) is not model.backbone
     ):
-        normalised = NormalizedClassifier(inner, model.mean, model.std).train(model.training)
+        normalised = NormalizedClassifier(inner, model.mean, model.std)
+        normalised.training = model.training  # its own flag alone: the backbone is the caller's
         normalised.classes = model.classes
         if (source := getattr(model, "source", None)) is not None:
             normalised.source = source

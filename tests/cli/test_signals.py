@@ -128,7 +128,7 @@ def test_a_stopped_benchmark_shows_and_writes_what_it_knows(
         "--batch-size",
         "2",
         "--repeats",
-        "30",
+        "8",
         "--sides",
         "ann,torch",
         "--tasks",
@@ -168,7 +168,7 @@ def test_a_stopped_benchmark_shows_and_writes_what_it_knows(
         (measured.side, len(measured.seconds))
         for measured in report.measurements
         if measured.task == "train"
-    } == {("ann", 30), ("torch", 30)}
+    } == {("ann", 8), ("torch", 8)}
 
 
 @pytest.mark.parametrize("number", STATUS, ids=str)

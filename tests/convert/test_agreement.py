@@ -146,7 +146,7 @@ def test_without_batch_norm_spikes_are_worth_the_chosen_thresholds(images: Tenso
 
 
 def test_it_agrees_more_than_the_fixed_factor(robust: NormalizedClassifier, images: Tensor) -> None:
-    test = load_dataset("sample", "test").first(64).floats()
+    test, images = load_dataset("sample", "test").first(64).floats(), images[:1]
     with torch.no_grad():
         logits = robust(test)
         distance = [

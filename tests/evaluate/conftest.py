@@ -3,6 +3,8 @@ conversion."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -64,10 +66,22 @@ def trained_snn(trained_ann: NormalizedClassifier, dataset: ImageDataset) -> Spi
 
 
 @pytest.fixture
-def ann(trained_ann: NormalizedClassifier) -> NormalizedClassifier:
-    return trained_ann
+def ann(trained_ann: NormalizedClassifier) -> Iterator[NormalizedClassifier]:
+    with untouched(trained_ann):
+        yield trained_ann
 
 
 @pytest.fixture
-def snn(trained_snn: SpikingClassifier) -> SpikingClassifier:
-    return trained_snn
+def snn(trained_snn: SpikingClassifier) -> Iterator[SpikingClassifier]:
+    with untouched(trained_snn):
+        yield trained_snn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Fail the test that leaves a network other than it was, not the one that comes after it."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    yield
+    changed = [name for name, value in model.state_dict().items() if not value.equal(before[name])]
+    assert not changed
+    assert not any(module.training for module in model.modules())
