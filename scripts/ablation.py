@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sj_robust.evaluate import Report, eps_name
+from sj_robust.evaluation import Report, eps_name
 from sj_robust.files import write_atomic
 from sj_robust.recipes.run import run
 from sj_robust.recipes.spec import make_recipe

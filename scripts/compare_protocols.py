@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.report import Accuracy, Report, eps_name
+from sj_robust.evaluation.report import Accuracy, Report, eps_name
 
 
 def survived(report: Report, eps: float) -> list[bool] | None:

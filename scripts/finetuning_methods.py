@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import sj_robust
-from sj_robust.train import finetune, preset
+from sj_robust.training import finetune, preset
 
 HELD_OUT = 500
 METHODS: dict[str, tuple[int, dict[str, Any]]] = {  # images and settings

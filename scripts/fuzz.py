@@ -35,8 +35,8 @@ import torch
 import yaml
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.facts import state_sha256
-from sj_robust.evaluate.report import Report
+from sj_robust.evaluation.facts import state_sha256
+from sj_robust.evaluation.report import Report
 from sj_robust.hub import load, zoo
 from sj_robust.hub.build import probe
 from sj_robust.hub.compare import compare

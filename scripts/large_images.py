@@ -79,10 +79,10 @@ def measure(chosen: argparse.Namespace, network: str, stage: str, folder: str) -
     """One stage; the first leaves the spiking network in `folder` for the others."""
     from sj_robust import load, save
     from sj_robust.attack import PGD
-    from sj_robust.convert import convert
+    from sj_robust.conversion import convert
     from sj_robust.data import calibration_batches, load_dataset
     from sj_robust.model import create_ann
-    from sj_robust.train import finetune, preset
+    from sj_robust.training import finetune, preset
 
     size = chosen.batch_size
     dataset = load_dataset(chosen.data, "test", image_size=224).first(

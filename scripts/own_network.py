@@ -21,7 +21,7 @@ from torch import nn
 import sj_robust
 from sj_robust.data import MEAN_STD
 from sj_robust.files import write_atomic
-from sj_robust.train import TrainConfig
+from sj_robust.training import TrainConfig
 
 
 def network(widths: tuple[int, ...] = (16, 32, 64, 64), classes: int = 10) -> nn.Sequential:

@@ -16,7 +16,7 @@ from compare_protocols import survived
 from scipy.stats import binomtest
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.report import Accuracy, Report
+from sj_robust.evaluation.report import Accuracy, Report
 
 
 def compare(one: Report, other: Report, eps: float) -> str:

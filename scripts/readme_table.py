@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate import PROTOCOLS
+from sj_robust.evaluation import PROTOCOLS
 from sj_robust.files import write_atomic
 from sj_robust.hub.config import STRONGEST_FIRST
 from sj_robust.hub.results import Point, Results, protocol_of

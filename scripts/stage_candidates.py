@@ -29,8 +29,8 @@ from sj_robust.attack.base import Best
 from sj_robust.budget import radius
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.protocol import find_protocol
-from sj_robust.evaluate.words import TRANSFER
+from sj_robust.evaluation.protocol import find_protocol
+from sj_robust.evaluation.words import TRANSFER
 from sj_robust.hub import load
 from sj_robust.model import SpikingModel
 

@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.report import Report, eps_name
+from sj_robust.evaluation.report import Report, eps_name
 
 
 def table(reports: list[tuple[str, Report]]) -> str:

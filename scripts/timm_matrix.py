@@ -25,7 +25,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from sj_robust.convert import convert, rebuild
+from sj_robust.conversion import convert, rebuild
 from sj_robust.errors import SJRobustError
 
 RESULTS, TABLE = Path("build/timm_matrix.jsonl"), Path("docs/timm_matrix.md")

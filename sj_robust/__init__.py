@@ -6,17 +6,15 @@ Everything public is imported on first use, so that `import sj_robust` costs no 
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from sj_robust.errors import SJRobustError
 
 if TYPE_CHECKING:
     from sj_robust.attack import GradientView as GradientView
-    from sj_robust.convert import convert as convert
+    from sj_robust.conversion import convert as convert
     from sj_robust.data import load_dataset as load_dataset
-    from sj_robust.evaluate import evaluate as evaluate
+    from sj_robust.evaluation import evaluate as evaluate
     from sj_robust.export import export_nir as export_nir
     from sj_robust.export import export_onnx as export_onnx
     from sj_robust.export import export_torch as export_torch
@@ -28,8 +26,8 @@ if TYPE_CHECKING:
     from sj_robust.model import SpikingClassifier as SpikingClassifier
     from sj_robust.model import from_spikingjelly as from_spikingjelly
     from sj_robust.neuron import Surrogate as Surrogate
-    from sj_robust.train import finetune as finetune
-    from sj_robust.train import train_ann as train_ann
+    from sj_robust.training import finetune as finetune
+    from sj_robust.training import train_ann as train_ann
 
 __version__ = "0.1.0.dev0"
 
@@ -59,12 +57,12 @@ _HOME = {
     "GradientView": "attack",
     "SpikingClassifier": "model",
     "Surrogate": "neuron",
-    "convert": "convert",
-    "evaluate": "evaluate",
+    "convert": "conversion",
+    "evaluate": "evaluation",
     "export_nir": "export",
     "export_onnx": "export",
     "export_torch": "export",
-    "finetune": "train",
+    "finetune": "training",
     "from_spikingjelly": "model",
     "list_models": "hub",
     "load": "hub",
@@ -72,7 +70,7 @@ _HOME = {
     "pull": "hub",
     "push": "hub",
     "save": "hub",
-    "train_ann": "train",
+    "train_ann": "training",
 }
 
 
@@ -88,15 +86,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `convert` and `evaluate` are functions here and subpackages too. Importing a subpackage
-        # sets it on its parent, which would hide the function; `from sj_robust.convert import ...`
-        # does not need that.
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from sj_robust.evaluate import Report, eps_name
+from sj_robust.evaluation import Report, eps_name
 from sj_robust.recipes.run import RunResult, run
 from sj_robust.recipes.spec import Recipe, make_recipe
 

@@ -32,16 +32,6 @@ def test_every_public_name_exists_and_is_what_it_says() -> None:
     assert issubclass(sj_robust.SJRobustError, Exception)
 
 
-def test_functions_stay_functions_where_a_subpackage_has_their_name() -> None:
-    code = """
-import sj_robust.convert, sj_robust.evaluate
-from sj_robust.evaluate import Report
-import sj_robust
-print(type(sj_robust.convert).__name__, type(sj_robust.evaluate).__name__)
-"""
-    assert run_python(code) == "function function"
-
-
 def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones() -> None:
     with pytest.raises(AttributeError, match=r"no attribute 'convrt'.*convert"):
         _ = sj_robust.convrt

@@ -24,7 +24,7 @@ from sj_robust.benchmark.sides import SIDES, UNIT
 from sj_robust.benchmark.tasks import COSTS, TASKS, can
 from sj_robust.benchmark.worker import serve
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.facts import versions
+from sj_robust.evaluation.facts import versions
 from sj_robust.neuron.compiler import cpu_kernel_status
 from sj_robust.progress import bar
 

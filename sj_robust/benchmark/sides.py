@@ -7,7 +7,7 @@ import torch
 from spikingjelly.activation_based import neuron, surrogate
 from torch import Tensor, nn
 
-from sj_robust.convert import convert
+from sj_robust.conversion import convert
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate, available_backends
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from sj_robust.attack import PGD, RFGSM
 from sj_robust.benchmark.sides import Merged
-from sj_robust.convert.balance import balance_thresholds
-from sj_robust.convert.percentile import percentile
+from sj_robust.conversion.balance import balance_thresholds
+from sj_robust.conversion.percentile import percentile
 from sj_robust.model import SpikingClassifier
-from sj_robust.train import preset
-from sj_robust.train.loss import LOSSES
+from sj_robust.training import preset
+from sj_robust.training.loss import LOSSES
 
 EPS = 4 / 255
 Q = 99.7

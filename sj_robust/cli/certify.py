@@ -71,7 +71,7 @@ def certify(
     image, and not for the network itself. A network that was not trained with Gaussian noise gets
     small ones.
     """
-    from sj_robust.evaluate.certificate import certify as measure
+    from sj_robust.evaluation.certificate import certify as measure
 
     check_report_file(out)
     where = pick_device(device)

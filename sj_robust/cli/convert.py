@@ -138,7 +138,7 @@ def convert(
     from the ANN's.
     """
     one_of(source, model)
-    from sj_robust.convert import inspect_conversion
+    from sj_robust.conversion import inspect_conversion
     from sj_robust.data import calibration_indices, in_order_of, load_dataset
     from sj_robust.hub import zoo
     from sj_robust.hub.config import read_config

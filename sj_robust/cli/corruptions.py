@@ -64,7 +64,7 @@ def corruptions(
     The images are made from the clean ones as CIFAR-10-C was, with its constants; they are not its
     published files. Frost, which needs photographs, is left out.
     """
-    from sj_robust.evaluate.corrupted import evaluate_corruptions
+    from sj_robust.evaluation.corrupted import evaluate_corruptions
 
     check_report_file(out)
     where = pick_device(device)

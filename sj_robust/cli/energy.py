@@ -26,8 +26,8 @@ from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.data import ImageDataset
-    from sj_robust.evaluate.energy import Energy
-    from sj_robust.evaluate.report import Report
+    from sj_robust.evaluation.energy import Energy
+    from sj_robust.evaluation.report import Report
 
 Spiking = Annotated[
     str, typer.Argument(help="A spiking checkpoint folder or zoo name.", autocompletion=zoo_names)
@@ -73,7 +73,7 @@ def energy(
     A layer that sees spikes adds (AC), one that sees anything else multiplies (MAC). The estimate
     is for 32-bit floats in 45 nm CMOS and leaves out memory traffic.
     """
-    from sj_robust.evaluate.energy import measure_energy
+    from sj_robust.evaluation.energy import measure_energy
 
     target = recorded_in(checkpoint, record)
     check_report_file(out)
@@ -171,7 +171,7 @@ def latency(
     With --eps the network truncated to t steps is attacked for every t, each with its own
     gradients, and judged by its own spikes.
     """
-    from sj_robust.evaluate.latency import measure_latency
+    from sj_robust.evaluation.latency import measure_latency
 
     check_report_file(out)
     where = pick_device(device)

@@ -36,7 +36,7 @@ from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 from sj_robust.files import check_within
 
 if TYPE_CHECKING:
-    from sj_robust.evaluate.report import Report
+    from sj_robust.evaluation.report import Report
 
 AGAIN = "the same command goes on where it stopped if it has --out or --record"
 
@@ -187,8 +187,8 @@ def evaluate(
     from sj_robust import evaluate as measure
     from sj_robust.distributed import rank
     from sj_robust.errors import SJRobustError
-    from sj_robust.evaluate.figures import draw_figures
-    from sj_robust.evaluate.journal import remove_journal
+    from sj_robust.evaluation.figures import draw_figures
+    from sj_robust.evaluation.journal import remove_journal
     from sj_robust.hub import load
     from sj_robust.hub import record as record_in
     from sj_robust.hub.config import BESIDE, EVALUATION, GRID

@@ -14,7 +14,7 @@ from sj_robust.cli.options import arguments, one_of, under_its_names, zoo_names
 from sj_robust.files import check_file, check_within, write_atomic
 
 if TYPE_CHECKING:
-    from sj_robust.evaluate.report import Measurement
+    from sj_robust.evaluation.report import Measurement
 
 Checkpoint = Annotated[
     str,

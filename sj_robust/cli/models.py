@@ -201,7 +201,7 @@ def _cells(
     protocol: str | None,
     microjoules: float | None,
 ) -> list[str]:
-    from sj_robust.evaluate.report import energy_name
+    from sj_robust.evaluation.report import energy_name
 
     at = [
         next((value for eps, value in robust.items() if isclose(eps, radius, rel_tol=1e-6)), None)
@@ -254,7 +254,7 @@ def _point(point: dict[str, Any]) -> str:
 
 
 def _measured(results: dict[str, Any]) -> str:
-    from sj_robust.evaluate.report import energy_name
+    from sj_robust.evaluation.report import energy_name
 
     robust = ", ".join(_point(point) for point in results["robust"])
     images = f"{results['n']} images of {results['dataset']} {results['split']}"

@@ -123,7 +123,7 @@ def train_ann(
     from sj_robust.distributed import rank
     from sj_robust.recipes import steps
     from sj_robust.recipes.network import from_text, open_ann
-    from sj_robust.train import preset as named
+    from sj_robust.training import preset as named
 
     config = named(
         "ann",
@@ -238,7 +238,7 @@ def finetune(
     from sj_robust.model import SpikingModel
     from sj_robust.recipes import steps
     from sj_robust.recipes.network import call_builder
-    from sj_robust.train import preset as named
+    from sj_robust.training import preset as named
 
     config = named(
         "finetune",

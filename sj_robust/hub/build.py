@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import sj_robust.model  # noqa: F401  registers the CIFAR architectures with timm
-from sj_robust.convert import rebuild
+from sj_robust.conversion import rebuild
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import LARGEST_SIDE, Config, plain_values
 from sj_robust.model import (

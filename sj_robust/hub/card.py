@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 from jinja2 import Environment, StrictUndefined
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.report import Report, energy_name, eps_name
-from sj_robust.evaluate.words import gradient_views, shown_verdict, telling_checks
+from sj_robust.evaluation.report import Report, energy_name, eps_name
+from sj_robust.evaluation.words import gradient_views, shown_verdict, telling_checks
 from sj_robust.files import write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.config import (

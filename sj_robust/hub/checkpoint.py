@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.facts import state_sha256
+from sj_robust.evaluation.facts import state_sha256
 from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.hub import zoo
 from sj_robust.hub.build import Classifier, assemble, build_backbone, few, not_finite, weights_of

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sj_robust
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.facts import weights_sha256
+from sj_robust.evaluation.facts import weights_sha256
 from sj_robust.hub.build import Classifier, assemble, build_backbone, probe
 from sj_robust.hub.config import (
     FORMAT_VERSION,

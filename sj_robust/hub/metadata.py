@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from sj_robust.evaluate.report import eps_name
+from sj_robust.evaluation.report import eps_name
 from sj_robust.hub import zoo
 from sj_robust.hub.config import Config
 from sj_robust.hub.results import Point, Results, lowest

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.report import Accuracy, Report, interval_name  # no torch
-from sj_robust.evaluate.words import gradient_views
+from sj_robust.evaluation.report import Accuracy, Report, interval_name  # no torch
+from sj_robust.evaluation.words import gradient_views
 from sj_robust.hub.config import (
     BESIDE,
     CONFIG,

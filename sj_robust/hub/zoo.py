@@ -13,7 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.report import Report  # no torch
+from sj_robust.evaluation.report import Report  # no torch
 from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
 from sj_robust.hub.config import (
     CONFIG,

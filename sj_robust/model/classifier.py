@@ -144,7 +144,7 @@ class SpikingClassifier(SpikingModel):
     @property
     def folded(self) -> bool:
         """Whether a spike is worth its node's threshold, which weights and thresholds hold: see
-        convert.fold."""
+        conversion.fold."""
         return self._folded
 
     @folded.setter
@@ -158,7 +158,7 @@ class SpikingClassifier(SpikingModel):
     @property
     def worth(self) -> dict[str, float]:
         """What the nodes emit whose spikes are another number than 1, where weights cannot hold it:
-        see convert.fold."""
+        see conversion.fold."""
         return {
             name: activation.worth
             for name, activation in self.activations().items()

@@ -35,10 +35,10 @@ from sj_robust.data import ImageDataset, load_dataset
 from sj_robust.data.loader import calibration_indices
 from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate import Report, evaluate
-from sj_robust.evaluate.bench import image_count
-from sj_robust.evaluate.journal import remove_journal
-from sj_robust.evaluate.protocol import find_protocol, stages_of
+from sj_robust.evaluation import Report, evaluate
+from sj_robust.evaluation.journal import remove_journal
+from sj_robust.evaluation.judge import image_count
+from sj_robust.evaluation.protocol import find_protocol, stages_of
 from sj_robust.files import check_within, only_one, sha256, write_atomic
 from sj_robust.hub.config import read_config
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
@@ -47,8 +47,8 @@ from sj_robust.recipes import steps
 from sj_robust.recipes.ledger import intact, outputs, read_record, set_aside, write_record
 from sj_robust.recipes.network import call_builder, facts_of, fingerprint, open_ann
 from sj_robust.recipes.spec import EvaluateSettings, Recipe
-from sj_robust.train.config import FREE_FIELDS
-from sj_robust.train.loop import check_shares
+from sj_robust.training.config import FREE_FIELDS
+from sj_robust.training.loop import check_shares
 
 _RESERVED = {"ann", "converted", "finetuned", "evaluated"}
 # the first process may have much to convert; one that ends is noticed at once

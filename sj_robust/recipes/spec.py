@@ -16,13 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from sj_robust.convert import Pooling, Replace, Scale
+from sj_robust.conversion import Pooling, Replace, Scale
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.config import TIMM_RUNTIME
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml, read_text
 from sj_robust.text import visible
-from sj_robust.train import TrainConfig, preset
-from sj_robust.train.config import Budget, Kind
+from sj_robust.training import TrainConfig, preset
+from sj_robust.training.config import Budget, Kind
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$"
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from sj_robust import hub
-from sj_robust.convert import convert
-from sj_robust.convert.activations import module_kind
+from sj_robust.conversion import convert
+from sj_robust.conversion.activations import module_kind
 from sj_robust.data import ImageDataset, calibration_batches
 from sj_robust.distributed import rank
 from sj_robust.files import check_folder, sha256
@@ -23,7 +23,7 @@ from sj_robust.model.spiking import SpikingModel
 from sj_robust.neuron import Surrogate
 from sj_robust.progress import bar
 from sj_robust.recipes.spec import AnnSettings, ConvertSettings
-from sj_robust.train import TrainConfig, TrainResult, finetune, train_ann
+from sj_robust.training import TrainConfig, TrainResult, finetune, train_ann
 
 
 def convert_with(

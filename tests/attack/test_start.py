@@ -28,7 +28,7 @@ from sj_robust.attack import (
     parse_attack,
 )
 from sj_robust.attack.loss import margin
-from sj_robust.convert import convert
+from sj_robust.conversion import convert
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import parse_view

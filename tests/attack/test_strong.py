@@ -26,7 +26,7 @@ from sj_robust.attack import (
 from sj_robust.attack.gradient import checkpoints
 from sj_robust.attack.loss import margin, objective
 from sj_robust.attack.noise import uniform_like
-from sj_robust.convert import convert
+from sj_robust.conversion import convert
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import parse_view

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sj_robust.evaluate.certificate import Certificate
+from sj_robust.evaluation.certificate import Certificate
 
 MODEL = "resnet20.cifar10_linf_pgd"
 FEW = ("--data", "sample", "--n0", 5, "--n", 20, "--max-images", 2, "--device", "cpu")

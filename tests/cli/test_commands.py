@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sj_robust
-from sj_robust.evaluate import Report
+from sj_robust.evaluation import Report
 from sj_robust.files import sha256
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sj_robust
-from sj_robust.convert import ConversionReport
+from sj_robust.conversion import ConversionReport
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sj_robust.evaluate.corrupted import CorruptionReport
+from sj_robust.evaluation.corrupted import CorruptionReport
 
 MODEL = "resnet20.cifar10_linf_pgd"
 FEW = ("--data", "sample", "--max-images", 8, "--device", "cpu")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import sj_robust
-from sj_robust.evaluate import Report
-from sj_robust.evaluate.energy import Energy
-from sj_robust.evaluate.latency import Latency
+from sj_robust.evaluation import Report
+from sj_robust.evaluation.energy import Energy
+from sj_robust.evaluation.latency import Latency
 
 SNN, ANN = "resnet20-snn-t4.cifar10_linf_pgd", "resnet20.cifar10_linf_pgd"
 FEW = ("--data", "sample", "--max-images", 3, "--device", "cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import sj_robust
-from sj_robust.evaluate import Report
+from sj_robust.evaluation import Report
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -17,7 +17,7 @@ from sj_robust import SJRobustError
 from sj_robust.data import Augmentation, ImageDataset, batches, calibration_batches, load_dataset
 from sj_robust.data import datasets as module
 from sj_robust.model import NormalizedClassifier
-from sj_robust.train import preset, train_ann
+from sj_robust.training import preset, train_ann
 
 Parquet, Noise, Png = Callable[..., Path], Callable[..., np.ndarray], Callable[..., bytes]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sj_robust.evaluate import Accuracy, Check, Report
-from sj_robust.evaluate.words import verdict
+from sj_robust.evaluation import Accuracy, Check, Report
+from sj_robust.evaluation.words import verdict
 from sj_robust.hub import list_models
 
 PGD, TRADES, ANN = (

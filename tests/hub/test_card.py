@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from sj_robust import SJRobustError
-from sj_robust.evaluate import eps_name
+from sj_robust.evaluation import eps_name
 from sj_robust.hub import record, save, write_card
 
 

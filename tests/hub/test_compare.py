@@ -13,8 +13,8 @@ import pytest
 from made_up import ANN, PGD, SETTINGS, TRADES, VIEWS, Make, check
 
 from sj_robust import SJRobustError
-from sj_robust.evaluate.report import Changed
-from sj_robust.evaluate.words import verdict
+from sj_robust.evaluation.report import Changed
+from sj_robust.evaluation.words import verdict
 from sj_robust.hub import list_models
 from sj_robust.hub.compare import Comparison, compare
 

@@ -18,7 +18,7 @@ import pytest
 from made_up import ANN, PGD, TRADES, Make, check
 
 from sj_robust import SJRobustError
-from sj_robust.evaluate import Check
+from sj_robust.evaluation import Check
 from sj_robust.hub.compare import compare, write_page
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}|[a](javascript:b)`\x1b[31m\u202eevil"

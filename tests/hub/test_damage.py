@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 
 from sj_robust import SJRobustError, evaluate
-from sj_robust.evaluate.facts import state_sha256
+from sj_robust.evaluation.facts import state_sha256
 from sj_robust.hub import list_models, load, record, write_card
 from sj_robust.hub.compare import compare
 from sj_robust.hub.results import read_report

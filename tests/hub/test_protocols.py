@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from sj_robust import SJRobustError, pull, push
 from sj_robust.cli.app import app
-from sj_robust.evaluate import Report
-from sj_robust.evaluate.protocol import PROTOCOLS
+from sj_robust.evaluation import Report
+from sj_robust.evaluation.protocol import PROTOCOLS
 from sj_robust.hub import list_models, record, write_card, zoo
 from sj_robust.hub.compare import compare
 from sj_robust.hub.config import STRONGEST_FIRST

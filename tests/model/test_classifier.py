@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.attack import GradientView
-from sj_robust.convert import convert
+from sj_robust.conversion import convert
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sj_robust import SJRobustError, convert
-from sj_robust.convert import inspect_conversion
+from sj_robust.conversion import inspect_conversion
 from sj_robust.data import MEAN_STD, ImageDataset, load_dataset
 from sj_robust.hub import load, save
 from sj_robust.model import NormalizedClassifier

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, cast
 from pydantic import ValidationError
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluate.consistency import check_figures
-from sj_robust.evaluate.report import Accuracy, Changed  # no torch
-from sj_robust.evaluate.words import gradient_views, shown_verdict, telling_checks, worst
+from sj_robust.evaluation.consistency import check_figures
+from sj_robust.evaluation.report import Accuracy, Changed  # no torch
+from sj_robust.evaluation.words import gradient_views, shown_verdict, telling_checks, worst
 from sj_robust.hub import zoo
 from sj_robust.hub.compare.recorded import Evaluation, plain
 from sj_robust.hub.compare.table import (
@@ -41,7 +41,7 @@ from sj_robust.hub.config import (
 from sj_robust.hub.results import check_belongs, check_grid
 
 if TYPE_CHECKING:
-    from sj_robust.evaluate import Report
+    from sj_robust.evaluation import Report
 
 
 def compare(

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from sj_robust.evaluate.report import Accuracy, Changed  # no torch
-from sj_robust.evaluate.words import Status
+from sj_robust.evaluation.report import Accuracy, Changed  # no torch
+from sj_robust.evaluation.words import Status
 from sj_robust.hub.results import Fraction, Microjoules
 from sj_robust.text import visible
 
@@ -27,7 +27,7 @@ Radius = Annotated[float, Field(ge=0, le=1e6)]
 
 
 class _Recorded(BaseModel):
-    """A part of evaluation.json. `evaluate.report.Report` is all of it, for our own files; this
+    """A part of evaluation.json. `evaluation.report.Report` is all of it, for our own files; this
     bounds what a stranger may have written, and passes over what a later version may add."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)

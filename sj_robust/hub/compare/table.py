@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from sj_robust.evaluate.report import energy_name, interval_name
-from sj_robust.evaluate.words import Status, views_name
+from sj_robust.evaluation.report import energy_name, interval_name
+from sj_robust.evaluation.words import Status, views_name
 
 NOT_MEASURED = "not measured"
 LEAST = 1e-6  # µJ: one operation

@@ -1,0 +1,89 @@
+"""Clean and robust accuracy under an ensemble of attacks and gradient views, as a typed report;
+certificates and costs.
+
+Imported when used: a report can be read (`evaluation.report`) without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sj_robust.evaluation.certificate import Certificate as Certificate
+    from sj_robust.evaluation.certificate import certify as certify
+    from sj_robust.evaluation.corrupted import CorruptionReport as CorruptionReport
+    from sj_robust.evaluation.corrupted import evaluate_corruptions as evaluate_corruptions
+    from sj_robust.evaluation.energy import Energy as Energy
+    from sj_robust.evaluation.energy import measure_energy as measure_energy
+    from sj_robust.evaluation.latency import Latency as Latency
+    from sj_robust.evaluation.latency import measure_latency as measure_latency
+    from sj_robust.evaluation.protocol import DEFAULT_VIEWS as DEFAULT_VIEWS
+    from sj_robust.evaluation.protocol import PROTOCOLS as PROTOCOLS
+    from sj_robust.evaluation.protocol import Protocol as Protocol
+    from sj_robust.evaluation.protocol import Stage as Stage
+    from sj_robust.evaluation.report import Accuracy as Accuracy
+    from sj_robust.evaluation.report import Activity as Activity
+    from sj_robust.evaluation.report import Check as Check
+    from sj_robust.evaluation.report import EnergyEstimate as EnergyEstimate
+    from sj_robust.evaluation.report import JointResult as JointResult
+    from sj_robust.evaluation.report import Report as Report
+    from sj_robust.evaluation.report import RobustResult as RobustResult
+    from sj_robust.evaluation.report import ViewResult as ViewResult
+    from sj_robust.evaluation.report import eps_name as eps_name
+    from sj_robust.evaluation.report import wilson as wilson
+    from sj_robust.evaluation.run import evaluate as evaluate
+
+_HOME = {
+    "certificate": ("Certificate", "certify"),
+    "corrupted": ("CorruptionReport", "evaluate_corruptions"),
+    "energy": ("Energy", "measure_energy"),
+    "latency": ("Latency", "measure_latency"),
+    "protocol": ("DEFAULT_VIEWS", "PROTOCOLS", "Protocol", "Stage"),
+    "report": (
+        "Accuracy",
+        "Activity",
+        "Check",
+        "EnergyEstimate",
+        "JointResult",
+        "Report",
+        "RobustResult",
+        "ViewResult",
+        "eps_name",
+        "wilson",
+    ),
+    "run": ("evaluate",),
+}
+_MODULES = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "DEFAULT_VIEWS",
+    "PROTOCOLS",
+    "Accuracy",
+    "Activity",
+    "Certificate",
+    "Check",
+    "CorruptionReport",
+    "Energy",
+    "EnergyEstimate",
+    "JointResult",
+    "Latency",
+    "Protocol",
+    "Report",
+    "RobustResult",
+    "Stage",
+    "ViewResult",
+    "certify",
+    "eps_name",
+    "evaluate",
+    "evaluate_corruptions",
+    "measure_energy",
+    "measure_latency",
+    "wilson",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'sj_robust.evaluation' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"sj_robust.evaluation.{_MODULES[name]}"), name)
