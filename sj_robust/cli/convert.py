@@ -49,6 +49,14 @@ class Pooling(StrEnum):
     average = "average"
 
 
+def factor(text: str) -> float | str:
+    """A number, or auto; anything else is wrong usage."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no number: expected a factor, or auto") from None
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the command."""
     command(
@@ -83,9 +91,12 @@ def convert(
         ),
     ] = 99.7,
     scale: Annotated[
-        str,
+        Any,
         typer.Option(
-            "--scale", metavar="FACTOR", help="On all thresholds, or auto: each layer's own."
+            "--scale",
+            parser=factor,
+            metavar="FACTOR",
+            help="On all thresholds, or auto: each layer's own.",
         ),
     ] = "0.3",
     calibration_timesteps: Annotated[int, typer.Option("--calibration-timesteps", min=1)] = 100,

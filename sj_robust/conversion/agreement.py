@@ -30,7 +30,7 @@ def _scale(value: Any) -> float | Literal["auto"]:
         return "auto"
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number <= 10:
         raise ValueError("expected auto or a number above 0, at most 10")
@@ -54,17 +54,18 @@ def agree_thresholds(
 
     First layer by layer, front to back, at the model's own T: each threshold is multiplied by the
     one of FACTORS at which the cosine between firing rates and the activations of a ReLU in the
-    node's place is highest (what a factor on all rates would do, the next layer's batch norm or
-    weights do). Low thresholds saturate strong activations, high ones round weak ones to 0; where
-    the best lies depends on T, the reset and the noise that comes in. Then all of them by the one
-    of OVERALL that brings the logits nearest to the ANN's: noise adds up with depth, and a layer
-    that looks at itself alone does not see what its own does to those behind it.
+    node's place is highest (of any factor on all rates, which a batch norm would take out). Low
+    thresholds saturate strong activations, high ones round weak ones to 0; where the best lies
+    depends on T, the reset and the noise that comes in. Then all of them by the one of OVERALL that
+    brings the logits nearest to those of the network of ReLUs: noise adds up with depth, and a
+    layer that looks at itself alone does not see what its own does to those behind it.
 
-    It takes about 128 images of the `batches` [N, C, H, W] in [0,1], of each layer 50,000 pairs of
-    rate and activation, and costs one pass of the ANN and 1 + len(OVERALL) of the spiking network.
-    `on_layer` is called with a node's name and threshold whenever it is set.
+    It takes 128 images at most of the `batches` [N, C, H, W] in [0,1], of the first one's height
+    and width, as one batch at the model's T, and of each layer 50,000 pairs of rate and activation;
+    it costs one pass of the ANN and 1 + len(OVERALL) of the spiking network. `on_layer` is called
+    with a node's name and threshold whenever it is set.
     """
-    images = torch.cat([batch[: math.ceil(_IMAGES / len(batches))] for batch in batches])
+    images = _some(batches)
     activations, logits = _seen(model, images)
     nodes = model.nodes()
 
@@ -95,6 +96,14 @@ def agree_thresholds(
             return _distance(model(images), logits)
 
     set_all(min(OVERALL, key=distance))
+
+
+def _some(batches: Sequence[Tensor]) -> Tensor:
+    """Images: an equal share of each batch, and more of some where others are short."""
+    fitting = [batch for batch in batches if batch.shape[1:] == batches[0].shape[1:]]
+    share = math.ceil(_IMAGES / len(fitting))
+    taken = [batch[:share] for batch in fitting] + [batch[share:] for batch in fitting]
+    return torch.cat(taken)[:_IMAGES]
 
 
 @contextmanager
@@ -160,5 +169,5 @@ def _distance(logits: Tensor, expected: Tensor) -> float:
     log_p = expected.log_softmax(1)
     return min(
         float(F.kl_div((t * logits).log_softmax(1), log_p, log_target=True, reduction="batchmean"))
-        for t in (2 ** (step / 2) for step in range(-4, 5))
+        for t in (2 ** (step / 2) for step in range(-6, 13))
     )

@@ -94,15 +94,18 @@ def convert(
     A node's threshold is the maximum over the calibration batches of the `percentile` of its input,
     with T = `calibration_timesteps` and spikes flowing through the layers before it, times `scale`
     (Özdenizci & Legenstein, TMLR 2024, section 4.1). See `balance_thresholds` for cost and memory.
-    In a network without batch norms, which would make up for it, a spike
-    is worth that much: the weights around the nodes hold it, see `conversion.fold`. With
-    norm="omit" it is worth 1.
+    In a network without batch norms, which would make up for it, a spike is worth that much: the
+    weights around the nodes hold it, see `conversion.fold`. With norm="omit" it is worth 1.
 
-    Args: ann: a classifier whose input is normalised images [N,C,H,W], or a NormalizedClassifier
-        (then mean and std are its own). calibration: batches of float images [N,C,H,W] in [0,1]
-        from the training set: a tensor [B,N,C,H,W], one batch, or an
-            iterable such as a DataLoader, whose labels are left aside.
+    Args:
+        ann: a classifier whose input is normalised images [N,C,H,W], or a NormalizedClassifier
+            (then mean and std are its own).
+        calibration: batches of float images [N,C,H,W] in [0,1] from the training set: a tensor
+            [B,N,C,H,W], one batch, or an iterable such as a DataLoader, whose labels are left
+            aside.
         timesteps: T of the converted network.
+        scale: the factor on all balanced thresholds, above 0; "auto" finds each layer's own, and
+            lower ones for all where that brings the logits nearer, see `agree_thresholds`.
         mean, std: per channel, of images in [0,1].
         norm: what becomes of batch norm: "integrate" keeps it as a layer (tdBN), "fuse" folds it
             into the layer before, "omit" leaves it out (for ablations).
@@ -116,7 +119,7 @@ def convert(
             something else, and has to be finetuned. Where the activation has a ceiling (ReLU6: 6),
             the raw threshold is at most that.
         pooling: "max" keeps max pooling, on spikes an OR; "average" makes it average pooling.
-        on_layer: called with each node's name and raw threshold as balancing goes on.
+        on_layer: called with each node's name and balanced threshold, before `scale`.
 
     Raises SJRobustError: no calibration images, values out of bounds, an activation that cannot
     become a node, attention, layer norm.

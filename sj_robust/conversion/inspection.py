@@ -226,15 +226,16 @@ def _advice(
 ) -> list[str]:
     """What to try, the likeliest first; empty where nothing looks wrong."""
     settings, advice = snn.settings, []
+    fixed, hard = settings.get("scale") != "auto", settings.get("reset") != "soft"
     if dead:
         advice.append(
-            f"{len(dead)} of {nodes} layers hardly fire ({few(dead)}): lower scale or percentile,"
-            " or take more steps."
+            f"{len(dead)} of {nodes} layers hardly fire ({few(dead)}): lower"
+            f" {'scale or ' if fixed else ''}percentile, or take more steps."
         )
     if saturated:
         advice.append(
-            f"{len(saturated)} of {nodes} layers fire at every step ({few(saturated)}): raise"
-            " scale."
+            f"{len(saturated)} of {nodes} layers fire at every step ({few(saturated)}): "
+            + ("raise scale." if fixed else "try a fixed scale, above their thresholds.")
         )
     if not agreement or (agreement[-1].top1 >= 0.8 and agreement[-1].cosine >= 0.8):
         return advice
@@ -243,7 +244,7 @@ def _advice(
         f"The logits are far from the ANN's (same class {last.top1:.0%}, cosine {last.cosine:.2f}):"
         " finetune, as is usual."
     )
-    if settings.get("scale") != "auto":
+    if fixed:
         advice.append("One factor is on all thresholds: scale='auto' finds each layer's own.")
     if settings.get("replace_activation"):
         advice.append(
@@ -265,11 +266,11 @@ def _advice(
             "Batch norms have no statistics yet: finetune, or convert with"
             " norm_statistics='calibrate'."
         )
-    if settings.get("folded"):
+    if settings.get("folded") and hard:
         advice.append("Without batch norms thresholds decide alone: try reset='soft' first.")
     if len(agreement) > 1 and last.cosine > agreement[len(agreement) // 2 - 1].cosine + 0.02:
         advice.append(f"The agreement still grows at T={last.timesteps}: take more steps.")
-    advice.append(
-        "Calibrate with more images of the training set, check mean and std, and try reset='soft'."
-    )
+    advice.append("Calibrate with more images of the training set, and check mean and std.")
+    if hard and not settings.get("folded"):
+        advice.append("Try reset='soft'.")
     return advice

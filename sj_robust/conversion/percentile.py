@@ -15,9 +15,8 @@ def percentile(x: Tensor, q: float, copies: int = 1) -> float:
     one nearest to rank (n − 1)·q/100.
 
     A value of `x` itself, with no interpolation between ranks, as in the authors' code. Sorting 10⁸
-    values would dominate
-    a conversion: only those above a bound guessed from a sample are looked at. The guess is
-    checked, so the result does not depend on it.
+    values would dominate a conversion: only those above a bound guessed from a sample are looked
+    at. The guess is checked, so the result does not depend on it.
     """
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         x = x.permute(0, 2, 3, 1)  # the order of values does not matter: flatten without a copy

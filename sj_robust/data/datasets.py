@@ -226,8 +226,7 @@ def load_dataset(
     MNIST.
 
     A single parquet file, or class folders without train/ and test/, are read whichever split is
-    asked for; `.split` then
-    says what was read: the split in the file's name, else "all".
+    asked for; `.split` then says what was read: the split in the file's name, else "all".
 
     Raises SJRobustError in one line where data is missing, empty, of mixed sizes, damaged, or
     labelled out of range.

@@ -81,9 +81,8 @@ class Certificate(Measurement):
     intervals are Wilson 95 %.
 
     `smoothed`: images predicted right, where an abstention counts as wrong. `mean_radius`: mean of
-    the radii over all images,
-    0 for those not predicted right. `curve`: certified accuracy at ascending radii, up to the
-    largest that n samples can show.
+    the radii over all images, 0 for those not predicted right. `curve`: certified accuracy at
+    ascending radii, up to the largest that n samples can show.
     """
 
     smoothed: Accuracy
@@ -149,9 +148,10 @@ def certify(
     other norms beyond what an l2 ball contains. Noisy images are not clipped to [0, 1]: the proof
     needs the noise as it is.
 
-    Args: model: images float32 [N, C, H, W] → logits [N, K], also outside [0, 1]; a spiking model
-        predicts by its true spikes.
-            Best trained with Gaussian noise of about this σ. Its training flags are restored.
+    Args:
+        model: images float32 [N, C, H, W] → logits [N, K], also outside [0, 1]; a spiking model
+            predicts by its true spikes. Best trained with Gaussian noise of about this σ. Its
+            training flags are restored.
         sigma: standard deviation of the noise in units of the image range [0, 1], as are the radii.
         n0, n: samples per image that choose the class, and that test it.
         alpha: probability, per image, that its radius is wrong.

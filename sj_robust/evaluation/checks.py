@@ -373,8 +373,8 @@ def _after_gradients(runs: Sequence[Run]) -> list[str]:
 
 def _beyond(subject: Subject, after: Sequence[str], broken_by: Sequence[str | None]) -> Finding:
     """What `after` broke of the images that gradients had left. These finds are in the figures
-    already, so that this is never more than
-    a warning: where gradients stall, other searches may find more yet."""
+    already, so that this is never more than a warning: where gradients stall, other searches may
+    find more yet."""
     fell, left = sum(by in after for by in broken_by), sum(by is None for by in broken_by)
     total = fell + left
     attacks = " and ".join(dict.fromkeys(unit.split(" ", 1)[0] for unit in after))

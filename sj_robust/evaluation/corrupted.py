@@ -117,9 +117,9 @@ def evaluate_corruptions(
 ) -> CorruptionReport:
     """Accuracy under each corruption at each severity, and on the images as they are.
 
-    Args: model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]; a spiking model predicts by
-        its true spikes. Its training
-            flags are restored.
+    Args:
+        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]; a spiking model predicts by
+            its true spikes. Its training flags are restored.
         dataset: clean images of at least 8×8, in colour or grey; the severities are meant for
             32×32.
         names: of `CORRUPTIONS`, default all 14, in the order of the paper whatever the order here.

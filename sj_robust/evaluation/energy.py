@@ -153,9 +153,10 @@ def measure_energy(
 
     Args:
         model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]. Its training flags are
-        restored. max_images: the first so many images; default 256, or all where there are fewer.
-        device: the model is moved there; default: where it is. show_progress: None shows a bar on a
-        terminal only.
+            restored.
+        max_images: the first so many images; default 256, or all where there are fewer.
+        device: the model is moved there; default: where it is.
+        show_progress: None shows a bar on a terminal only.
 
     Raises SJRobustError if data and model do not fit, and on settings out of range.
     """

@@ -112,14 +112,18 @@ def measure_latency(
     these networks is attacked on its own, with its own gradients and the same noise, and judged by
     its own spikes.
 
-    Args: snn: a converted network, or one of `from_spikingjelly`. Its timesteps and training flags
-        are restored whatever happens. eps: radii in units of [0, 1]; none, no attack. The cost of
-        each is that of the attack times (T + 1) / 2. attack, view: names as in `evaluate`, default
-        pgd10 through PCW:1. max_images: the first so many images; default 256, or all where there
-        are fewer. robust_images: the first so many of these are attacked; default 64, or all where
-        there are fewer. seed: as in `evaluate`; at t = T the attack is the same as there. device:
-        the model is moved there; default: where it is. show_progress: None shows a bar on a
-        terminal only.
+    Args:
+        snn: a converted network, or one of `from_spikingjelly`. Its timesteps and training flags
+            are restored whatever happens.
+        eps: radii in units of [0, 1]; none, no attack. The cost of each is that of the attack times
+            (T + 1) / 2.
+        attack, view: names as in `evaluate`, default pgd10 through PCW:1.
+        max_images: the first so many images; default 256, or all where there are fewer.
+        robust_images: the first so many of these are attacked; default 64, or all where there are
+            fewer.
+        seed: as in `evaluate`; at t = T the attack is the same as there.
+        device: the model is moved there; default: where it is.
+        show_progress: None shows a bar on a terminal only.
 
     Raises SJRobustError for a model that is not spiking or whose steps see later ones, if data and
     model do not fit, and on settings out of range.

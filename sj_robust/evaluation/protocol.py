@@ -43,9 +43,9 @@ class Stage:
     `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's
     "best" adversarial image of the stages before at this eps; "anew" is at the image, and the best
     of the stages before is set aside: those behind it go on from what is found here. `restarts`:
-    its attempts, of which
-    the first one alone begins there. `only`: for networks of one kind, spiking ones or those with
-    an "exact" gradient. Raises SJRobustError for other words, and for no attempt.
+    its attempts, of which the first one alone begins there. `only`: for networks of one kind,
+    spiking ones or those with an "exact" gradient. Raises SJRobustError for other words, and for no
+    attempt.
     """
 
     attack: AttackMaker
@@ -137,8 +137,8 @@ PROTOCOLS = {
 @dataclass(frozen=True)
 class Run:
     """One attack at its eps through the models as it sees them, by view. `start`: see Stage;
-    `anew`: how many stages have begun
-    so until here. `sources`: the views of a rotation, in order."""
+    `anew`: how many stages have begun so until here. `sources`: the views of a rotation, in
+    order."""
 
     attack: Attack
     seen: Mapping[str, nn.Module]

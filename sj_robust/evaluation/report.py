@@ -170,9 +170,8 @@ class EnergyEstimate(Facts):
 
     `acs`, `macs`, `microjoules`: of this model. `ann_macs`, `ann_microjoules`: of the same
     architecture with dense activations, None for an ANN. `dense_…`: with sums and means of spikes
-    multiplied, None
-    without any. `picojoules`: what a MAC and an AC were taken to cost. `evaluation.energy` says
-    what is counted and what is left out.
+    multiplied, None without any. `picojoules`: what a MAC and an AC were taken to cost.
+    `evaluation.energy` says what is counted and what is left out.
     """
 
     images: int

@@ -57,10 +57,11 @@ def evaluate(
     Started by torchrun or accelerate, the processes share the images, and each returns the report
     that one alone would make.
 
-    Args: model: images float32 [N, C, H, W] in [0, 1] → logits [N, K], K ≥ 2. Its training flags
-        are restored. dataset: or what `as_dataset` takes, such as a DataLoader of (images, labels).
-        Where it and the model name their classes, labels
-            are mapped to the model's.
+    Args:
+        model: images float32 [N, C, H, W] in [0, 1] → logits [N, K], K ≥ 2. Its training flags are
+            restored.
+        dataset: or what `as_dataset` takes, such as a DataLoader of (images, labels). Where it and
+            the model name their classes, labels are mapped to the model's.
         protocol: "quick", "paper", "strong" or "autoattack" (or "strong@1"), in place of `attacks`
             and `views`; "autoattack" may be given other `views`. With two or three classes it runs
             what `for_few_classes` says, which the report has among its limits.

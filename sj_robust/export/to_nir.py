@@ -47,9 +47,10 @@ def export_nir(
     So does the normalisation of the images: the first layer's zero padding is that of normalised
     images, so it cannot be folded.
 
-    Args: input_size: [C,H,W], known for a timm network. dt: the time step that the importer will
-    use, above 0; see the module. Values are written in the network's own precision. An existing
-    file is replaced, whole or not at all.
+    Args:
+        input_size: [C,H,W], known for a timm network.
+        dt: the time step that the importer will use, above 0; see the module. Values are written in
+            the network's own precision. An existing file is replaced, whole or not at all.
 
     Raises SJRobustError, naming the layer, for what NIR cannot say: soft reset, max pooling, gates,
     attention, upsampling; where the extra `nir` is not installed, the image size is not known, or

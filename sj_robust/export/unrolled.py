@@ -35,9 +35,12 @@ def export_onnx(
     that rounding of its threshold then fires or does not: logits of such an image differ by what a
     spike is worth.
 
-    Args: input_size: [C,H,W], known for a timm network. An existing file is replaced, whole or not
-    at all. Raises SJRobustError where the extra `export` is not installed, the network cannot be
-    traced, or the file cannot be written.
+    Args:
+        input_size: [C,H,W], known for a timm network. An existing file is replaced, whole or not at
+            all.
+
+    Raises SJRobustError where the extra `export` is not installed, the network cannot be traced, or
+    the file cannot be written.
     """
     onnx = needs("onnx", "export")
     needs("onnxscript", "export")

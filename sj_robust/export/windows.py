@@ -19,9 +19,8 @@ def fitted(
     None where there are none.
 
     `padding` is that above and to the left, below 0 where pixels are cut off; the other sides'
-    follows from `result`. The kernel grows
-    by zeros: those before its weights come with padding, those behind take some away. Square,
-    because nir (1.0.8) takes a kernel's height for its width.
+    follows from `result`. The kernel grows by zeros: those before its weights come with padding,
+    those behind take some away. Square, because nir (1.0.8) takes a kernel's height for its width.
     """
     longest = max(weight.shape[-2:])
     for side in range(longest, longest + max(*size, *result) + 1):

@@ -1,9 +1,8 @@
 """config.json of a checkpoint folder: its schema, and reading it without trusting it.
 
 A checkpoint may come from a stranger, so every field is typed and bounded, unknown keys are
-refused, and nothing in it is
-ever imported, opened or executed: the architecture is a timm name, and a user's own class is only
-named, never loaded.
+refused, and nothing in it is ever imported, opened or executed: the architecture is a timm name,
+and a user's own class is only named, never loaded.
 """
 
 from __future__ import annotations

@@ -106,9 +106,8 @@ def push(
     and tag the version.
 
     The model is loaded before, and its card and evaluation have to be of these weights; a missing
-    card is written. Only a checkpoint's
-    own files go up. private: for a repository made by this call. revision: the branch, main by
-    default, made from main if missing.
+    card is written. Only a checkpoint's own files go up. private: for a repository made by this
+    call. revision: the branch, main by default, made from main if missing.
     dry_run: only tell what would go up; where the Hub cannot be reached it fails after the local
     checks, and says that they passed.
     base_model: "owner/name" of the ANN, recorded in config.json and card as sent.

@@ -21,10 +21,10 @@ class SpikingActivation(nn.Module):
     """A multistep node on merged batches: [T·N, *] (time-major) → spikes [T·N, *].
 
     It stands where the ANN had a ReLU, so that the layers around it see ordinary batches. With
-    `repeats` it is the first
-    node of the network: its input [N, *] is the same at every step and is repeated here instead of
-    at the network's input. With `folded` its spikes are worth its threshold to what reads them: the
-    ReLU in its place gives activations divided by it. What it emits is 0 and `worth`.
+    `repeats` it is the first node of the network: its input [N, *] is the same at every step and is
+    repeated here instead of at the network's input. With `folded` its spikes are worth its
+    threshold to what reads them: the ReLU in its place gives activations divided by it. What it
+    emits is 0 and `worth`.
     """
 
     def __init__(self, node: ThresholdLIF, timesteps: int) -> None:
@@ -70,11 +70,13 @@ class SpikingClassifier(SpikingModel):
     constant input and is computed once when `repeat_at` names that node; its batch norms keep the
     running statistics that T copies would have left.
 
-    Args: timesteps: T ≥ 1. mean, std: per channel, of images in [0,1]. repeat_at: the activation
-    that repeats its input T times, "" for the network's input; chosen by the conversion, which
-    checks that it changes nothing.
-    settings: JSON-able dict from which `convert.rebuild` makes the same structure. source:
-    JSON-able dict, where the network came from.
+    Args:
+        timesteps: T ≥ 1.
+        mean, std: per channel, of images in [0,1].
+        repeat_at: the activation that repeats its input T times, "" for the network's input; chosen
+            by the conversion, which checks that it changes nothing.
+        settings: JSON-able dict from which `convert.rebuild` makes the same structure.
+        source: JSON-able dict, where the network came from.
     """
 
     def __init__(

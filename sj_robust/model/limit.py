@@ -23,9 +23,8 @@ def within_size(what: str, tensors: int) -> Iterator[None]:
 
     timm builds whatever its arguments say: 65,536 layers for minutes, or a table in a loop that
     makes no layer at all. So the parameters and modules registered are counted, and the calls of
-    functions, of which timm's networks take at most 5,000 for
-    each tensor. Counted, not timed: a slow machine refuses nothing else. Nested blocks count for
-    the outermost alone.
+    functions, of which timm's networks take at most 5,000 for each tensor. Counted, not timed: a
+    slow machine refuses nothing else. Nested blocks count for the outermost alone.
 
     Raises SJRobustError naming `what` beyond that. Where a profiler is at work already, calls are
     not counted.

@@ -61,11 +61,15 @@ class ResNet(PooledClassifier):
     """3×3 stem, stages of `BasicBlock`s (every stage but the first halves the resolution), average
     pool, linear classifier.
 
-    Args: depths: blocks in each stage. widths: channels of each stage. shortcut: where the shape
-        changes, "projection" (1×1 convolution and batch norm, option B) or "identity" (option A, no
-        parameters). num_classes: logits; 0 for features alone. in_chans: image channels.
-        global_pool: timm's name of the last pooling; "" for none. drop_rate: dropout before the
-        classifier.
+    Args:
+        depths: blocks in each stage.
+        widths: channels of each stage.
+        shortcut: where the shape changes, "projection" (1×1 convolution and batch norm, option B)
+            or "identity" (option A, no parameters).
+        num_classes: logits; 0 for features alone.
+        in_chans: image channels.
+        global_pool: timm's name of the last pooling; "" for none.
+        drop_rate: dropout before the classifier.
 
     Raises:
         SJRobustError: an unknown `shortcut`.

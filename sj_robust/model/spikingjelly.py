@@ -156,12 +156,13 @@ def from_spikingjelly(
     multi-step mode, as long as they make spikes with a `surrogate_function` that is the step [u ≥
     0] forward.
 
-    Args: network: used as it is, not copied. Its forward pass gives logits [T, N, K], whose mean
-        decides, or [N, K]. mean, std: per channel, of images in [0,1]; 0 and 1 where the network
-        normalises for itself. input: "sequence": [T, N, C, H, W] at once (the default where all
-        nodes are in multi-step mode). "step": [N, C, H, W],
-            `timesteps` times (the default otherwise). "images": [N, C, H, W] once; the network
-            makes its own steps.
+    Args:
+        network: used as it is, not copied. Its forward pass gives logits [T, N, K], whose mean
+            decides, or [N, K].
+        mean, std: per channel, of images in [0,1]; 0 and 1 where the network normalises for itself.
+        input: "sequence": [T, N, C, H, W] at once (the default where all nodes are in multi-step
+            mode). "step": [N, C, H, W], `timesteps` times (the default otherwise). "images": [N, C,
+            H, W] once; the network makes its own steps.
         num_classes: K, where neither the network's `num_classes` nor a pass of images of a usual
             size shows it.
 

@@ -22,12 +22,16 @@ class VGG(Classifier):
     """conv-BN-ReLU layers and 2×2 average pools, then hidden linear layers with ReLU and the linear
     classifier.
 
-    Args: layers: output channels of each 3×3 convolution, "A" for a pool. hidden: widths of the
-        hidden linear layers; none where the classifier reads the features. pooled: average the last
-        feature map over its pixels, so that any image size will do; else all of it goes to the
-        linear layers. img_size: height and width of the images where they are not pooled: it fixes
-        the size of the first linear layer. num_classes: logits; 0 for features alone. in_chans:
-        image channels. drop_rate: dropout after each hidden linear layer.
+    Args:
+        layers: output channels of each 3×3 convolution, "A" for a pool.
+        hidden: widths of the hidden linear layers; none where the classifier reads the features.
+        pooled: average the last feature map over its pixels, so that any image size will do; else
+            all of it goes to the linear layers.
+        img_size: height and width of the images where they are not pooled: it fixes the size of the
+            first linear layer.
+        num_classes: logits; 0 for features alone.
+        in_chans: image channels.
+        drop_rate: dropout after each hidden linear layer.
 
     Raises: SJRobustError: an image size that the pools do not divide; in `forward`, images of
         another size.

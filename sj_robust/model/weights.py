@@ -76,10 +76,13 @@ def create_ann(
 
     Where the file stores mean and std, a warning tells them: the bare network does not apply them.
 
-    Args: architecture: any name `timm.create_model` knows: its own, this package's `cifar_*` and
-        `tiny_*`, `hf-hub:…`, `local-dir:…`. num_classes: logits K; None leaves the architecture's
-        own number. weights: a checkpoint, see `load_weights`. model_args: passed on to the
-        architecture, such as `shortcut="identity"`, `in_chans=1`, `pretrained=True`.
+    Args:
+        architecture: any name `timm.create_model` knows: its own, this package's `cifar_*` and
+            `tiny_*`, `hf-hub:…`, `local-dir:…`.
+        num_classes: logits K; None leaves the architecture's own number.
+        weights: a checkpoint, see `load_weights`.
+        model_args: passed on to the architecture, such as `shortcut="identity"`, `in_chans=1`,
+            `pretrained=True`.
 
     Returns:
         The bare network: normalised images [N,C,H,W] to logits [N,K].

@@ -41,9 +41,13 @@ class ThresholdLIF(BaseNode):
     (forward and backward are those of a ReLU). Reading it gives the View. A forward pass fixes the
     view of its own backward.
 
-    Args: v_threshold: initial threshold, above 0. leak: 0 < leak ≤ 1. backend: "auto" or a name
-    from `available_backends()`. channels: C for one threshold per channel of [.., C, H, W] or [..,
-    C]. Raises SJRobustError for a value outside these bounds. Source: Özdenizci & Legenstein, TMLR
+    Args:
+        v_threshold: initial threshold, above 0.
+        leak: 0 < leak ≤ 1.
+        backend: "auto" or a name from `available_backends()`.
+        channels: C for one threshold per channel of [.., C, H, W] or [.., C].
+
+    Raises SJRobustError for a value outside these bounds. Source: Özdenizci & Legenstein, TMLR
     2024, equations 3–6.
     """
 

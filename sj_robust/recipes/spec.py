@@ -60,9 +60,8 @@ class AnnSettings(_Strict):
     default to the data set's where it is a named one, else (for random weights) to those of the
     network's pretrained_cfg; pretrained weights bring theirs. `train` is a preset and what it
     changes (a network of other classes than the data's then gets a fresh classifier layer); without
-    it the network is taken
-    as it is. `scratch`: keep the random weights of an architecture, for a spiking
-    network trained from end to end.
+    it the network is taken as it is. `scratch`: keep the random weights of an architecture, for a
+    spiking network trained from end to end.
     """
 
     name: str | None = Field(

@@ -101,7 +101,12 @@ def make_ann(
     was typed, for the record.
     """
     begun = read_config(zoo.resolve(settings.checkpoint)) if settings.checkpoint else None
-    result, training = None, begun.training if begun else None
+    source, training = None, begun.training if begun else None
+    if settings.weights:  # whose weights these were: the card names them
+        source = Path(settings.weights).name, sha256(settings.weights)
+    elif begun and settings.train:
+        source = begun.name or str(settings.checkpoint), begun.weights.sha256
+    result = None
     if settings.train:
         result = train_ann(
             ann,
@@ -113,16 +118,8 @@ def make_ann(
             show_progress=show_progress,
         )
         training = _recorded(result, command)
-        if begun:
-            ann.source = {
-                "initial_weights": begun.name or settings.checkpoint,
-                "initial_weights_sha256": begun.weights.sha256,
-            }
-    if settings.weights:  # whose weights these were before training: the card names them
-        ann.source = {
-            "initial_weights": Path(settings.weights).name,
-            "initial_weights_sha256": sha256(settings.weights),
-        }
+    if source:
+        ann.source = {"initial_weights": source[0], "initial_weights_sha256": source[1]}
     if not rank():
         facts = {"name": settings.name, "builder": settings.model, "license": license}
         save_trained(ann, folder, dataset, training, **facts)

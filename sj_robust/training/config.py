@@ -237,7 +237,8 @@ _SNN_DEFAULT = TrainConfig(
 )
 
 # Settings that came after the first runs default to None, which leaves the key of a finished stage
-# as it was (see `pipeline`).
+# as it was (see `recipes.run`).
+
 # without a say in weights or log: they may change on resume
 FREE_FIELDS = {"checkpoint_minutes", "checkpointing"}
 

@@ -160,7 +160,19 @@ def test_it_agrees_more_than_the_fixed_factor(robust: NormalizedClassifier, imag
     assert distance[2] > max(distance[:2])
 
 
-@pytest.mark.parametrize("scale", ["best", 0, -1, 11, float("nan"), None, True, "0x1"])
+def test_calibration_batches_may_be_of_any_number_and_size(images: Tensor) -> None:
+    ann = nn.Sequential(
+        *list(plain())[:8], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    )
+    one_by_one = [image[None] for image in images.flatten(0, 1)]
+    expected = converted(ann.eval(), one_by_one, calibration_timesteps=2).thresholds()
+    smaller = [*one_by_one, images[0][:, :, :16, :16]]
+    found = converted(ann, smaller, calibration_timesteps=2).thresholds()
+    assert found.keys() == expected.keys()
+    assert all(value > 0 for value in found.values())
+
+
+@pytest.mark.parametrize("scale", ["best", 0, -1, 11, float("nan"), None, True, "0x1", 10**400])
 def test_another_scale_is_named(images: Tensor, scale: object) -> None:
     with pytest.raises(SJRobustError, match=r"scale: .*expected auto or a number above 0"):
         converted(plain(), images, scale=scale)
