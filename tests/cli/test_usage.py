@@ -126,6 +126,14 @@ def test_an_unknown_model_is_named(cli: Cli) -> None:
     )
 
 
+def test_a_scale_is_a_number_or_auto(cli: Cli) -> None:
+    command = ("convert", "cifar_resnet20", "--data", "sample", "--out", "never")
+    assert cli(*command, "--scale", "automatic").returncode == 2
+    for wrong in ("0", "nan", "11"):
+        assert "expected auto or a number above 0" in failure(cli(*command, f"--scale={wrong}"))
+    assert "random weights" in failure(cli(*command, "--scale", "auto"))
+
+
 def test_random_weights_are_not_converted(cli: Cli) -> None:
     assert "random weights" in failure(
         cli("convert", "cifar_resnet20", "--data", "sample", "--out", "never")
