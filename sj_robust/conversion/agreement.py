@@ -4,8 +4,7 @@ activations."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from pydantic import PlainValidator
 from torch import Tensor
 
 from sj_robust.conversion.norms import batch_statistics
+from sj_robust.conversion.watch import hooked
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.model.mode import evaluation_mode
 from sj_robust.neuron import Reset, ThresholdLIF
@@ -82,7 +82,9 @@ def agree_thresholds(
 
         return choose
 
-    with _hooks(model, at_node, before=True), batch_statistics(model):
+    spiking = model.activations().items()
+    handles = [each.register_forward_pre_hook(at_node(name)) for name, each in spiking]
+    with hooked(handles), batch_statistics(model):
         model(images)
     chosen = {name: float(node.v_threshold.amax()) for name, node in nodes.items()}
 
@@ -106,22 +108,6 @@ def _some(batches: Sequence[Tensor]) -> Tensor:
     return torch.cat(taken)[:_IMAGES]
 
 
-@contextmanager
-def _hooks(model: SpikingClassifier, at_node: Callable[[str], Any], before: bool) -> Iterator[None]:
-    """While the block runs, each activation has the hook that `at_node` makes of its name."""
-    handles = [
-        activation.register_forward_pre_hook(at_node(name))
-        if before
-        else activation.register_forward_hook(at_node(name))
-        for name, activation in model.activations().items()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _seen(
     model: SpikingClassifier, images: Tensor
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor]:
@@ -138,11 +124,9 @@ def _seen(
 
         return keep
 
-    with (
-        _hooks(model, at_node, before=False),
-        evaluation_mode(model),
-        model.gradient("activation"),
-    ):
+    spiking = model.activations().items()
+    handles = [each.register_forward_hook(at_node(name)) for name, each in spiking]
+    with hooked(handles), evaluation_mode(model), model.gradient("activation"):
         return found, model(images)
 
 

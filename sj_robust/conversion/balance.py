@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sj_robust.conversion.norms import batch_statistics
 from sj_robust.conversion.percentile import percentile
+from sj_robust.conversion.watch import hooked
 from sj_robust.errors import SJRobustError
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.signals import deferred_signals
@@ -77,12 +78,10 @@ def balance_thresholds(
     ]
     try:
         model.timesteps = timesteps
-        with batch_statistics(model):
+        with hooked(handles), batch_statistics(model):
             relay.run(forward, batches)
     finally:
         model.timesteps = steps
-        for handle in handles:
-            handle.remove()
     return raw
 
 
