@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from sj_robust.benchmark.sides import Merged
 from sj_robust.conversion.balance import balance_thresholds
 from sj_robust.conversion.percentile import percentile
 from sj_robust.model import SpikingClassifier
+from sj_robust.model.hooks import hooked
 from sj_robust.training import preset
 from sj_robust.training.loss import LOSSES
 
@@ -101,13 +103,10 @@ def _balance_layer_by_layer(work: Work, nodes: dict[str, Merged]) -> dict[str, f
             values.append(percentile(inputs[0], Q))
             raise _Reached
 
-        handle = module.register_forward_pre_hook(at_node)
-        for batch in work.calibration:
-            try:
-                model(batch)
-            except _Reached:
-                continue
-        handle.remove()
+        with hooked([module.register_forward_pre_hook(at_node)]):
+            for batch in work.calibration:
+                with suppress(_Reached):
+                    model(batch)
         threshold: Any = module.node.v_threshold
         threshold.data.fill_(max(values))
         found[name.removeprefix("backbone.")] = max(values)

@@ -13,8 +13,8 @@ from pydantic import PlainValidator
 from torch import Tensor
 
 from sj_robust.conversion.norms import batch_statistics
-from sj_robust.conversion.watch import hooked
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
+from sj_robust.model.hooks import hooked
 from sj_robust.model.mode import evaluation_mode
 from sj_robust.neuron import Reset, ThresholdLIF
 

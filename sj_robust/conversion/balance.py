@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sj_robust.conversion.norms import batch_statistics
 from sj_robust.conversion.percentile import percentile
-from sj_robust.conversion.watch import hooked
 from sj_robust.errors import SJRobustError
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
+from sj_robust.model.hooks import hooked
 from sj_robust.signals import deferred_signals
 
 

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from sj_robust.conversion.activations import on_path
 from sj_robust.conversion.watch import recorded_calls
 from sj_robust.model.classifier import SpikingClassifier
+from sj_robust.model.hooks import hooked
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _THRESHOLD = 0.9  # of a node that reads layers alone
@@ -174,12 +175,8 @@ class _Pass:
                     lambda module, inputs, output, name=name: self._give(name, output)
                 )
             )  # type: ignore[misc]
-        try:
-            with torch.enable_grad():
-                self._reach(_ENDS, model.backbone(self._give(_ENDS, x)))
-        finally:
-            for handle in handles:
-                handle.remove()
+        with hooked(handles), torch.enable_grad():
+            self._reach(_ENDS, model.backbone(self._give(_ENDS, x)))
 
     def _give(self, name: str, output: Tensor) -> Tensor:
         value = self.given[name] if name in self.given else output.detach().sigmoid() + 0.5
@@ -224,12 +221,8 @@ def _layers(model: SpikingClassifier, x: Tensor) -> dict[str, nn.Module]:
         )  # type: ignore[misc]
         for name, layer in candidates.items()
     ]
-    try:
-        with recorded_calls(model.backbone) as calls:
-            model.backbone(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), recorded_calls(model.backbone) as calls:
+        model.backbone(x)
     shared = Counter(id(layer.weight) for layer in candidates.values())
     return {
         name: layer

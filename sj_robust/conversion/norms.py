@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from sj_robust.errors import SJRobustError
+from sj_robust.model.hooks import hooked
 from sj_robust.model.mode import evaluation_mode
 
 Norm = Literal["integrate", "fuse", "omit"]
@@ -94,12 +95,8 @@ def _pairs(network: nn.Module, x: Tensor) -> dict[str, nn.Module]:
                     lambda module, inputs, name=name: consumed(name, inputs)
                 )
             )  # type: ignore[misc]
-    try:
-        with evaluation_mode(network):
-            network(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(handles), evaluation_mode(network):
+        network(x)
     lone = [name for name in names if name not in pairs]
     if lone or len(set(map(id, pairs.values()))) < len(pairs):
         raise SJRobustError(

@@ -4,13 +4,12 @@ called by which."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from sj_robust.model.classifier import SpikingActivation
 
@@ -84,16 +83,6 @@ class Watch(TorchFunctionMode):
         """A function was called by the module at the end of the stack; what is returned here takes
         the place of its output."""
         return output
-
-
-@contextmanager
-def hooked(handles: Sequence[RemovableHandle]) -> Iterator[None]:
-    """While the block runs, the hooks of `handles`; then they are removed."""
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sj_robust.evaluation.report import Activity, LayerActivity
 from sj_robust.model import SpikingModel
+from sj_robust.model.hooks import hooked
 
 
 class SpikeCount:
@@ -59,8 +60,5 @@ def count_spikes(snn: SpikingModel) -> Iterator[SpikeCount]:
         return hook
 
     handles = [node.register_forward_hook(watch(name)) for name, node in snn.nodes().items()]
-    try:
+    with hooked(handles):
         yield count
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sj_robust.budget import radii
 from sj_robust.errors import SJRobustError
+from sj_robust.model.hooks import hooked
 
 Grid = Literal["8bit"]
 LIMIT = (
@@ -65,9 +66,5 @@ def on_grid(models: Iterable[nn.Module]) -> Iterator[None]:
         found = to_grid(x.detach())
         return (found + (x - x.detach()) if x.requires_grad else found, *inputs[1:])
 
-    handles = [model.register_forward_pre_hook(rounded) for model in models]
-    try:
+    with hooked([model.register_forward_pre_hook(rounded) for model in models]):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -24,6 +24,7 @@ from sj_robust.errors import SJRobustError, first_line
 from sj_robust.evaluation.grid import to_grid
 from sj_robust.evaluation.report import eps_name
 from sj_robust.model import NormalizedClassifier, SpikingModel
+from sj_robust.model.hooks import hooked
 from sj_robust.model.unwrap import SPIKING, showing_hidden, taken_for_ann
 
 _SIGN_BYTES = 1 << 30
@@ -283,8 +284,5 @@ def count_passes(model: nn.Module, judge: Judge) -> Iterator[None]:
         passes.backward += images
 
     handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
-    try:
+    with hooked(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

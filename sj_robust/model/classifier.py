@@ -4,7 +4,7 @@ logits over time."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sj_robust.distributed import pooled_batches
 from sj_robust.errors import SJRobustError
+from sj_robust.model.hooks import hooked
 from sj_robust.model.spiking import SpikingModel, check_timesteps
 from sj_robust.neuron import Surrogate, ThresholdLIF, View, parse_view
 
@@ -227,13 +228,12 @@ class SpikingClassifier(SpikingModel):
         if not self.repeat_at:
             yield
             return
-        with ExitStack() as stack:
-            for norm in self.backbone.modules():
-                if isinstance(norm, _BatchNorm) and norm.training and norm.running_var is not None:
-                    before = norm.running_var.clone()
-                    stack.callback(
-                        norm.register_forward_hook(self._correct_variance(before, batch)).remove
-                    )
+        handles = [
+            norm.register_forward_hook(self._correct_variance(norm.running_var.clone(), batch))
+            for norm in self.backbone.modules()
+            if isinstance(norm, _BatchNorm) and norm.training and norm.running_var is not None
+        ]
+        with hooked(handles):
             yield
 
     def _correct_variance(self, before: Tensor, batch: int) -> Any:

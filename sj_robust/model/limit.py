@@ -11,6 +11,7 @@ from typing import Any
 from torch.nn.modules import module as torch_module
 
 from sj_robust.errors import SJRobustError
+from sj_robust.model.hooks import hooked
 
 LARGEST = 4000
 """More tensors than any network of timm has."""
@@ -57,12 +58,11 @@ def within_size(what: str, tensors: int) -> Iterator[None]:
         torch_module.register_module_parameter_registration_hook(register),
         torch_module.register_module_module_registration_hook(register),
     ]
-    if not profiled:
-        sys.setprofile(call)
-    try:
-        yield
-    finally:
+    with hooked(hooks):
         if not profiled:
-            sys.setprofile(None)
-        for hook in hooks:
-            hook.remove()
+            sys.setprofile(call)
+        try:
+            yield
+        finally:
+            if not profiled:
+                sys.setprofile(None)

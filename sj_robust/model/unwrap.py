@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from sj_robust.errors import SJRobustError
 from sj_robust.model.classifier import SpikingActivation
+from sj_robust.model.hooks import hooked
 from sj_robust.model.normalized import NormalizedClassifier
 from sj_robust.model.spiking import SpikingModel
 
@@ -95,11 +96,8 @@ def showing_hidden() -> Iterator[list[nn.Module]]:
         if isinstance(module, (*SPIKING, BaseNode)):
             seen.append(module)
 
-    handle = register_module_forward_pre_hook(note)
-    try:
+    with hooked([register_module_forward_pre_hook(note)]):
         yield seen
-    finally:
-        handle.remove()
 
 
 def bare(model: nn.Module) -> nn.Module:

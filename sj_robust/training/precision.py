@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sj_robust.model import SpikingActivation
+from sj_robust.model.hooks import hooked
 from sj_robust.training.config import TrainConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,12 +28,8 @@ def autocast(model: nn.Module, config: TrainConfig, device: torch.device) -> Ite
         for module in model.modules()
         if isinstance(module, SpikingActivation)
     ]
-    try:
-        with torch.autocast(device.type, DTYPES[config.precision]):
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(hooks), torch.autocast(device.type, DTYPES[config.precision]):
+        yield
 
 
 def loss_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler:

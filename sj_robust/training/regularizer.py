@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sj_robust.attack.loss import input_gradient, margin
 from sj_robust.attack.mode import attack_mode, evaluation_mode
+from sj_robust.model.hooks import hooked
 
 H = 0.01  # of the finite difference: one of the 255 levels of an image is 0.004
 
@@ -61,9 +62,5 @@ def recorded_steps(model: nn.Module, wanted: bool = True) -> Iterator[list[Tenso
         if backbone.training:  # an attack's passes are in eval mode
             passes.append(logits.view(model.timesteps, -1, logits.shape[-1]))  # type: ignore[call-overload]
 
-    hook = model.get_submodule("backbone").register_forward_hook(note) if wanted else None
-    try:
+    with hooked([model.get_submodule("backbone").register_forward_hook(note)] if wanted else []):
         yield passes
-    finally:
-        if hook:
-            hook.remove()
