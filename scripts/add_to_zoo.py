@@ -12,9 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sj_robust.hub import write_card, zoo
-from sj_robust.hub.card import collect_cards
-from sj_robust.hub.config import read_config
+from sj_robust.card import write_card
+from sj_robust.card.write import collect_cards
+from sj_robust.checkpoint import zoo
+from sj_robust.checkpoint.config import read_config
 
 
 def main(run: Path) -> None:

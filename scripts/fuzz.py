@@ -34,14 +34,15 @@ import safetensors.torch
 import torch
 import yaml
 
+from sj_robust import load
+from sj_robust.checkpoint import zoo
+from sj_robust.checkpoint.build import probe
+from sj_robust.checkpoint.config import Config, read_config
+from sj_robust.checkpoint.results import read_reports, results
+from sj_robust.compare import compare
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.facts import state_sha256
 from sj_robust.evaluation.report import Report
-from sj_robust.hub import load, zoo
-from sj_robust.hub.build import probe
-from sj_robust.hub.compare import compare
-from sj_robust.hub.config import Config, read_config
-from sj_robust.hub.results import read_reports, results
 from sj_robust.recipes.run import check_consent
 from sj_robust.recipes.spec import make_recipe, read_recipe
 from sj_robust.text import LONGEST

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
+from sj_robust.checkpoint.config import STRONGEST_FIRST
+from sj_robust.checkpoint.results import Point, Results, protocol_of
+from sj_robust.checkpoint.zoo import Entry, list_models
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import PROTOCOLS
 from sj_robust.files import write_atomic
-from sj_robust.hub.config import STRONGEST_FIRST
-from sj_robust.hub.results import Point, Results, protocol_of
-from sj_robust.hub.zoo import Entry, list_models
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- zoo table -->", "<!-- /zoo table -->"

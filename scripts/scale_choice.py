@@ -16,12 +16,12 @@ import sys
 import tempfile
 import time
 
+from sj_robust import load
 from sj_robust.attack import parse_attack
 from sj_robust.budget import radius
 from sj_robust.data import ImageDataset, load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import evaluate
-from sj_robust.hub import load
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.recipes.spec import ConvertSettings, checked
 from sj_robust.recipes.steps import convert_with

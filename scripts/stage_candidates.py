@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sj_robust import load
 from sj_robust.attack import Attack, GradientView, Sources, parse_attack
 from sj_robust.attack.base import Best
 from sj_robust.budget import radius
@@ -31,7 +32,6 @@ from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.protocol import find_protocol
 from sj_robust.evaluation.words import TRANSFER
-from sj_robust.hub import load
 from sj_robust.model import SpikingModel
 
 BATCH = 64

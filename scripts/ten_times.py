@@ -18,12 +18,12 @@ from pathlib import Path
 
 from compare_protocols import survived
 
+from sj_robust import load
 from sj_robust.attack import Attack, Norm, Rounds, parse_attack
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import Protocol, Report, Stage, eps_name, evaluate
 from sj_robust.evaluation.protocol import find_protocol
-from sj_robust.hub import load
 
 STEPS = ATTEMPTS = 3
 QUERIES = ROUNDS = 10

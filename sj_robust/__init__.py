@@ -12,17 +12,17 @@ from sj_robust.errors import SJRobustError
 
 if TYPE_CHECKING:
     from sj_robust.attack import GradientView as GradientView
+    from sj_robust.catalog import load as load
+    from sj_robust.catalog import pull as pull
+    from sj_robust.checkpoint import list_models as list_models
+    from sj_robust.checkpoint import save as save
     from sj_robust.conversion import convert as convert
     from sj_robust.data import load_dataset as load_dataset
     from sj_robust.evaluation import evaluate as evaluate
     from sj_robust.export import export_nir as export_nir
     from sj_robust.export import export_onnx as export_onnx
     from sj_robust.export import export_torch as export_torch
-    from sj_robust.hub import list_models as list_models
-    from sj_robust.hub import load as load
-    from sj_robust.hub import pull as pull
     from sj_robust.hub import push as push
-    from sj_robust.hub import save as save
     from sj_robust.model import SpikingClassifier as SpikingClassifier
     from sj_robust.model import from_spikingjelly as from_spikingjelly
     from sj_robust.neuron import Surrogate as Surrogate
@@ -64,12 +64,12 @@ _HOME = {
     "export_torch": "export",
     "finetune": "training",
     "from_spikingjelly": "model",
-    "list_models": "hub",
-    "load": "hub",
+    "list_models": "checkpoint",
+    "load": "catalog",
     "load_dataset": "data",
-    "pull": "hub",
+    "pull": "catalog",
     "push": "hub",
-    "save": "hub",
+    "save": "checkpoint",
     "train_ann": "training",
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sj_robust.hub.zoo import list_models
+from sj_robust.checkpoint.zoo import list_models
 
 ROOT = Path(__file__).resolve().parents[1]
 

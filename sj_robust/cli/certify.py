@@ -10,7 +10,7 @@ from sj_robust.cli.common import Data, Device, Json, Seed, command, fraction, pi
 from sj_robust.cli.measure import (
     BatchSize,
     MaxImages,
-    MaybeCheckpoint,
+    MaybeCheckpointName,
     Model,
     Out,
     SplitName,
@@ -30,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def certify(
-    checkpoint: MaybeCheckpoint = None,
+    checkpoint: MaybeCheckpointName = None,
     *,
     data: Data,
     sigma: Annotated[

@@ -14,7 +14,7 @@ from sj_robust.cli.options import zoo_names
 from sj_robust.files import check_file
 
 if TYPE_CHECKING:
-    from sj_robust.hub.compare import Cell, Comparison
+    from sj_robust.compare import Cell, Comparison
 
 
 def add_to(app: typer.Typer) -> None:
@@ -77,9 +77,9 @@ def compare(
     models only the evaluation is fetched, and verified; one that cannot be read is named on stderr
     and left out.
     """
+    from sj_robust.compare import compare as compare_models
+    from sj_robust.compare import write_page
     from sj_robust.hub import list_hub
-    from sj_robust.hub.compare import compare as compare_models
-    from sj_robust.hub.compare import write_page
 
     if markdown and as_json:
         usage("--markdown and --json exclude each other: choose one")
@@ -128,7 +128,7 @@ def _print(comparison: Comparison) -> None:
 
 def _table(comparison: Comparison, extent: str) -> list[list[str]]:
     """The header and the rows; `extent` says what of them."""
-    from sj_robust.hub.compare import checks_word, energy
+    from sj_robust.compare import checks_word, energy
 
     details = extent == "all"
     radii = [f"{eps.label} {eps.sign}" for eps in comparison.columns]

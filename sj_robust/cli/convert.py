@@ -151,10 +151,8 @@ def convert(
     one_of(source, model)
     from sj_robust.conversion import inspect_conversion
     from sj_robust.data import calibration_indices, in_order_of, load_dataset
-    from sj_robust.hub import zoo
-    from sj_robust.hub.config import read_config
     from sj_robust.recipes import steps
-    from sj_robust.recipes.network import facts_of, from_text, open_ann
+    from sj_robust.recipes.network import begun_from, facts_of, from_text, open_ann
     from sj_robust.recipes.spec import ConvertSettings, checked
 
     settings = checked(
@@ -186,13 +184,14 @@ def convert(
     steps.check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
-    ann = open_ann(ann_settings, dataset, seed=seed, same_classes=same_classes)
+    begun = begun_from(ann_settings)
+    ann = open_ann(ann_settings, dataset, begun, seed=seed, same_classes=same_classes)
     dataset = in_order_of(ann, under_its_names(dataset, ann, same_classes)).in_channels(
         len(ann.mean)
     )
     facts: dict[str, Any] = (
-        facts_of(read_config(zoo.resolve(ann_settings.checkpoint)))
-        if ann_settings.checkpoint
+        facts_of(begun.config)
+        if begun
         else {
             key: value
             for key, value in ann_settings.model_dump(

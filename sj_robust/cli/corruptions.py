@@ -10,7 +10,7 @@ from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device,
 from sj_robust.cli.measure import (
     BatchSize,
     MaxImages,
-    MaybeCheckpoint,
+    MaybeCheckpointName,
     Model,
     Out,
     SplitName,
@@ -32,7 +32,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def corruptions(
-    checkpoint: MaybeCheckpoint = None,
+    checkpoint: MaybeCheckpointName = None,
     *,
     data: Data,
     names: Annotated[

@@ -12,7 +12,7 @@ import typer
 from sj_robust.cli.common import Data, Device, Json, Seed, budget, command, pick_device, say
 from sj_robust.cli.measure import (
     BatchSize,
-    MaybeCheckpoint,
+    MaybeCheckpointName,
     Model,
     Out,
     SplitName,
@@ -25,6 +25,7 @@ from sj_robust.cli.measure import (
 from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
+    from sj_robust.catalog import Checkpoint
     from sj_robust.data import ImageDataset
     from sj_robust.evaluation.energy import Energy
     from sj_robust.evaluation.report import Report
@@ -47,7 +48,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def energy(
-    checkpoint: MaybeCheckpoint = None,
+    checkpoint: MaybeCheckpointName = None,
     *,
     data: Data,
     max_images: Images = None,
@@ -78,8 +79,10 @@ def energy(
     target = recorded_in(checkpoint, record)
     check_report_file(out)
     where = pick_device(device)
-    classifier, dataset = load_both(checkpoint, data, split, image_size, resize, model, arg)
-    report = _evaluation_on(dataset, classifier, target) if target else None
+    classifier, dataset = load_both(
+        target or checkpoint, data, split, image_size, resize, model, arg
+    )
+    report = _evaluation_on(dataset, classifier, target.folder) if target else None
     measured = measure_energy(
         classifier, dataset, max_images=max_images, batch_size=batch_size, device=where
     )
@@ -94,10 +97,10 @@ def _evaluation_on(dataset: ImageDataset, model: Any, folder: Path) -> Report:
 
     It may have been made with the labels mapped to the network's, or under its names.
     """
+    from sj_robust.checkpoint.config import EVALUATION
+    from sj_robust.checkpoint.results import read_report
     from sj_robust.data import in_order_of
     from sj_robust.errors import SJRobustError
-    from sj_robust.hub.config import EVALUATION
-    from sj_robust.hub.results import read_report
 
     report = read_report(folder / EVALUATION)
     same = {dataset.fingerprint}
@@ -117,12 +120,9 @@ def _evaluation_on(dataset: ImageDataset, model: Any, folder: Path) -> Report:
     return report
 
 
-def _record(folder: Path, report: Report, measured: Energy) -> None:
-    from sj_robust.hub import record
-    from sj_robust.hub.config import EVALUATION
-
-    record(folder, report=report.model_copy(update={"energy": measured.estimate()}))
-    say(f"recorded: {folder / EVALUATION}; sj-robust card {folder} writes it into the card")
+def _record(target: Checkpoint, report: Report, measured: Energy) -> None:
+    file = target.record(report=report.model_copy(update={"energy": measured.estimate()}))[0]
+    say(f"recorded: {file}; sj-robust card {target.folder} writes it into the card")
 
 
 def latency(

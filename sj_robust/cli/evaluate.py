@@ -22,7 +22,7 @@ from sj_robust.cli.common import (
 from sj_robust.cli.measure import (
     BatchSize,
     MaxImages,
-    MaybeCheckpoint,
+    MaybeCheckpointName,
     Model,
     Out,
     SplitName,
@@ -53,7 +53,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def evaluate(
-    checkpoint: MaybeCheckpoint = None,
+    checkpoint: MaybeCheckpointName = None,
     *,
     data: Data,
     eps: Annotated[
@@ -185,13 +185,12 @@ def evaluate(
     on there after an interruption.
     """
     from sj_robust import evaluate as measure
+    from sj_robust import load
+    from sj_robust.checkpoint.config import BESIDE, EVALUATION, GRID
     from sj_robust.distributed import rank
     from sj_robust.errors import SJRobustError
     from sj_robust.evaluation.figures import draw_figures
     from sj_robust.evaluation.journal import remove_journal
-    from sj_robust.hub import load
-    from sj_robust.hub import record as record_in
-    from sj_robust.hub.config import BESIDE, EVALUATION, GRID
     from sj_robust.model import SpikingModel
 
     for value in (eps or ()) if norm == "linf" else ():
@@ -199,7 +198,8 @@ def evaluate(
     check_report_file(out)
     if plot:
         check_within(plot)
-    folder = recorded_in(checkpoint, record)
+    recorded = recorded_in(checkpoint, record)
+    folder = recorded.folder if recorded else None
     kept = out or (folder and folder / (BESIDE[GRID] if grid else EVALUATION))
     if grid and folder and not (folder / EVALUATION).exists():
         raise SJRobustError(
@@ -211,7 +211,7 @@ def evaluate(
     if protocol is not None and attacks is not None:
         raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
     classifier, dataset = load_both(
-        checkpoint, data, split, image_size, resize, model, arg, same_classes
+        recorded or checkpoint, data, split, image_size, resize, model, arg, same_classes
     )
     chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
     if views != "all" and chosen is None:
@@ -242,11 +242,9 @@ def evaluate(
         return  # of several processes the first one speaks
     with shown(report, as_json):
         write(report, out)
-        if folder:
-            say(
-                f"recorded: {record_in(folder, report=report)[0]}; sj-robust card {folder} writes"
-                " it into the card"
-            )
+        if recorded:
+            file = recorded.record(report=report)[0]
+            say(f"recorded: {file}; sj-robust card {folder} writes it into the card")
         if plot:
             for figure in draw_figures(report, plot):
                 say(f"figure: {figure}")
@@ -255,8 +253,8 @@ def evaluate(
 
 
 def _report(path: Path) -> Report:
+    from sj_robust.checkpoint.results import read_report
     from sj_robust.errors import SJRobustError
-    from sj_robust.hub.results import read_report
 
     report = read_report(path)
     if report is None:
@@ -271,6 +269,6 @@ def card(
 ) -> None:
     """Write the model card README.md, and its plot, from what the checkpoint folder records; prints
     the card's path."""
-    from sj_robust.hub import write_card
+    from sj_robust.card import write_card
 
     print(write_card(folder))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sj_robust.cli.common import Json, command, usage
-from sj_robust.cli.measure import Checkpoint, Model, show
+from sj_robust.cli.measure import CheckpointName, Model, show
 from sj_robust.cli.options import Args, Size, arguments
 from sj_robust.files import check_file
 
@@ -30,7 +30,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def export(
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointName,
     *,
     format: Annotated[
         Format,
@@ -61,17 +61,16 @@ def export(
     pooling, gates) is refused. An ONNX file (extra export) and a torch.export program map images in
     [0,1] to logits in one pass.
     """
+    from sj_robust.catalog import locate
     from sj_robust.export import export_nir, export_onnx, export_torch
-    from sj_robust.hub import load, zoo
-    from sj_robust.hub.config import read_config
     from sj_robust.recipes.network import call_builder
 
     if dt is not None and format is not Format.nir:
         usage(f"--dt is for --format nir: a file in the format {format.value} has no time step")
     check_file(out)
-    folder = zoo.resolve(checkpoint)
-    network = load(folder, model=call_builder(model, arguments(arg)) if model else None)
-    size = read_config(folder).input_size
+    found = locate(checkpoint)
+    network = found.load(call_builder(model, arguments(arg)) if model else None)
+    size = found.config.input_size
     if image_size is not None:
         size = [len(network.mean), image_size, image_size]
     if format is Format.nir:

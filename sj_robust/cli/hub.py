@@ -53,8 +53,8 @@ def pull(
 ) -> None:
     """Fetch a checkpoint, compare every file with the hash the repository lists, and print its
     folder."""
-    from sj_robust.hub import pull as fetch
-    from sj_robust.hub.config import read_config
+    from sj_robust import pull as fetch
+    from sj_robust.checkpoint.config import read_config
 
     calm()
     folder = fetch(name, to, revision)
@@ -118,7 +118,7 @@ def push(
 
     It needs a login: `hf auth login`, or HF_TOKEN. An ANN's repository can be read by timm as well.
     """
-    from sj_robust.hub import push as send
+    from sj_robust import push as send
     from sj_robust.hub import push_all
 
     if every is not None and (folder or repo or revision or base_model):

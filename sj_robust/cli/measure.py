@@ -14,15 +14,16 @@ from sj_robust.cli.options import arguments, one_of, under_its_names, zoo_names
 from sj_robust.files import check_file, check_within, write_atomic
 
 if TYPE_CHECKING:
+    from sj_robust.catalog import Checkpoint
     from sj_robust.evaluation.report import Measurement
 
-Checkpoint = Annotated[
+CheckpointName = Annotated[
     str,
     typer.Argument(
         help="A checkpoint folder or zoo name, spiking or not.", autocompletion=zoo_names
     ),
 ]
-MaybeCheckpoint = Annotated[
+MaybeCheckpointName = Annotated[
     str | None,
     typer.Argument(
         help="A checkpoint folder or zoo name, spiking or not; none where --model builds all.",
@@ -53,7 +54,7 @@ Out = Annotated[
 
 
 def load_both(
-    checkpoint: str | None,
+    checkpoint: str | Checkpoint | None,
     data: str,
     split: str,
     image_size: int | None,
@@ -63,8 +64,8 @@ def load_both(
     same_classes: bool = False,
 ) -> tuple[Any, Any]:
     """The classifier and the data set: of a checkpoint, or what the user's function returns."""
+    from sj_robust.catalog import locate
     from sj_robust.data import load_dataset
-    from sj_robust.hub import load
     from sj_robust.model import NormalizedClassifier, expose
     from sj_robust.recipes.network import call_builder
     from sj_robust.recipes.normalisation import look_at
@@ -73,7 +74,8 @@ def load_both(
     if arg and not model:
         usage("--arg is for the function of --model, and there is none: leave it out")
     built = call_builder(model, arguments(arg)) if model else None
-    classifier = expose(load(checkpoint, model=built) if checkpoint else built)
+    found = locate(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    classifier = expose(found.load(built) if found else built)
     dataset = load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
     dataset = under_its_names(dataset, classifier, same_classes)
     if isinstance(classifier, NormalizedClassifier):
@@ -81,9 +83,8 @@ def load_both(
     return classifier, look_at(classifier, dataset).dataset
 
 
-def recorded_in(checkpoint: str | None, record: bool) -> Path | None:
-    """The checkpoint folder that --record writes into, None without it; wrong usage where there is
-    none.
+def recorded_in(checkpoint: str | None, record: bool) -> Checkpoint | None:
+    """The checkpoint that --record writes into, None without it; wrong usage where there is none.
 
     Raises SJRobustError, before the work, where nothing can be written there.
     """
@@ -91,11 +92,11 @@ def recorded_in(checkpoint: str | None, record: bool) -> Path | None:
         return None
     if not checkpoint:
         usage("--record writes into a CHECKPOINT, and there is none: keep the result with --out")
-    from sj_robust.hub import zoo
+    from sj_robust.catalog import locate
 
-    folder = zoo.resolve(checkpoint)
-    check_within(folder)
-    return folder
+    found = locate(checkpoint)
+    check_within(found.folder)
+    return found
 
 
 def check_report_file(out: Path | None) -> None:

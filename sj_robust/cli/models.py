@@ -19,8 +19,8 @@ from sj_robust.cli.options import zoo_names
 from sj_robust.text import visible
 
 if TYPE_CHECKING:
+    from sj_robust.checkpoint.zoo import Entry
     from sj_robust.hub.search import HubModel
-    from sj_robust.hub.zoo import Entry
 
 Kind = Literal["ann", "snn"]
 
@@ -59,8 +59,8 @@ def list_models(
     against, energy an estimate for one image; – is not measured, or not recorded. --json has the
     intervals, other radii and the ANN's energy.
     """
+    from sj_robust.checkpoint import list_models as entries
     from sj_robust.hub import list_hub
-    from sj_robust.hub import list_models as entries
 
     if hub:
         calm()
@@ -108,17 +108,14 @@ def info(
 ) -> None:
     """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was
     measured."""
-    from sj_robust.hub import zoo
-    from sj_robust.hub.config import read_config
-    from sj_robust.hub.results import read_reports, results
+    from sj_robust.catalog import locate
+    from sj_robust.checkpoint.results import results
 
     if "/" in name:
         calm()
-    folder = zoo.resolve(name)
-    config = read_config(folder)
-    reports = read_reports(folder)
-    zoo.check_evaluations(reports, config, str(folder))
-    found = [results(report) for report in reports]
+    checkpoint = locate(name)
+    folder, config = checkpoint.folder, checkpoint.config
+    found = [results(report) for report in checkpoint.reports()]
     if as_json:
         print_json(
             {

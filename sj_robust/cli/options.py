@@ -227,7 +227,7 @@ def arguments(pairs: list[str] | None) -> dict[str, Any]:
     return found
 
 
-def one_of(name: str | None, model: str | None) -> None:
+def one_of(name: object, model: str | None) -> None:
     """Wrong usage unless one of the two was given."""
     if name is None and model is None:
         usage("give either a network by name or --model MODULE:FUNCTION")

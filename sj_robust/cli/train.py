@@ -122,7 +122,7 @@ def train_ann(
     from sj_robust.data import load_dataset
     from sj_robust.distributed import rank
     from sj_robust.recipes import steps
-    from sj_robust.recipes.network import from_text, open_ann
+    from sj_robust.recipes.network import begun_from, from_text, open_ann
     from sj_robust.training import preset as named
 
     config = named(
@@ -157,10 +157,11 @@ def train_ann(
         std=numbers(std),
         train=config,
     )
-    ann = open_ann(settings, dataset, seed=seed, same_classes=same_classes)
+    begun = begun_from(settings)
+    ann = open_ann(settings, dataset, begun, seed=seed, same_classes=same_classes)
     dataset = under_its_names(dataset, ann, same_classes).in_channels(len(ann.mean))
     result = steps.make_ann(
-        ann, settings, dataset, out, resume=resume, device=where, command=command_line()
+        ann, settings, dataset, out, begun, resume=resume, device=where, command=command_line()
     )
     if not rank():  # of several processes the first one speaks
         _report(out, result, as_json)
@@ -231,10 +232,10 @@ def finetune(
     OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
     Under torchrun the processes share every batch.
     """
+    from sj_robust import load
     from sj_robust.data import load_dataset
     from sj_robust.distributed import rank
     from sj_robust.errors import SJRobustError
-    from sj_robust.hub import load
     from sj_robust.model import SpikingModel
     from sj_robust.recipes import steps
     from sj_robust.recipes.network import call_builder

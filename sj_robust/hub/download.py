@@ -3,7 +3,6 @@ client itself compares only sizes."""
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -12,22 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sj_robust.checkpoint.config import CONFIG, EVALUATIONS, WEIGHTS, read_config
+from sj_robust.checkpoint.files import MAX_FILES, check_record, is_own, most_bytes, own_files
+from sj_robust.checkpoint.near import suggestion
 from sj_robust.errors import SJRobustError
-from sj_robust.files import atomic_folder, check_folder, sha256, write_atomic
-from sj_robust.hub import zoo
-from sj_robust.hub.config import CONFIG, EVALUATIONS, ORIGIN, WEIGHTS, Config, read_config
-from sj_robust.hub.near import suggestion
-from sj_robust.hub.origin import (
-    MAX_FILES,
-    Origin,
-    check_replaceable,
-    copy_own_files,
-    git_blob_sha1,
-    is_own,
-    most_bytes,
-    own_files,
-    write_origin,
-)
+from sj_robust.files import sha256, write_atomic
+from sj_robust.hub.origin import Origin, git_blob_sha1
 from sj_robust.hub.remote import (
     ASKING,
     COMMIT,
@@ -37,7 +26,6 @@ from sj_robust.hub.remote import (
     explain,
     explained,
     line,
-    parse_name,
     unreachable,
 )
 from sj_robust.traffic import LimitError, SlowError, Traffic
@@ -73,92 +61,42 @@ class Listing:
     files: Mapping[str, Listed]
 
 
-def pull(
-    name: str | Path,
-    to: str | Path | None = None,
-    revision: str | None = None,
-    token: str | None = None,
-) -> Path:
-    """The verified checkpoint folder that `name` means, fetched from the Hub if need be.
+def fetch(name: HubName, token: str | None = None, *, weights: bool = True) -> tuple[Path, Origin]:
+    """The verified checkpoint in the Hub's cache, and which commit it is; see
+    `sj_robust.catalog.pull`.
 
-    name: `owner/name[@revision]` on the Hub, the name of a zoo model (which needs no network), or a
-    folder; a folder comes first.
-    to: a folder, or a link to one, to write the checkpoint to, whole or not at all; an older
-    checkpoint there is replaced. revision: a branch, tag or full commit hash, the main branch by
-    default. token: for a private or gated repository, by default $HF_TOKEN or the stored login.
-
-    Returns `to`, or the folder the files lie in. What comes from the Hub is pinned to a commit: its
-    hash is the name of the returned folder of the Hub's cache, and stands in `.sj_robust.json` of
-    `to`. Only a checkpoint's own files are fetched, and the content of each, also of one found in
-    the cache, is compared with the hash that the repository lists; the weights with config.json,
-    too. A file that differs is fetched once more. With HF_HUB_OFFLINE=1, and with a warning where
-    the Hub cannot be reached, what is in the cache is used. Raises SJRobustError, in one line, for
-    whatever keeps a correct checkpoint from being returned.
+    Without `weights` only config.json and the evaluations, for who only reads what was measured.
+    Raises SJRobustError, in one line, for whatever keeps a correct checkpoint from being returned.
     """
-    target = None if to is None else Path(to)
-    if target is not None:
-        check_folder(target)
-        check_replaceable(target)
-    hub_name = (
-        parse_name(name, revision) if isinstance(name, str) and not os.path.isdir(name) else None
-    )
-    if hub_name is None:
-        if revision is not None:
-            raise SJRobustError(
-                f"{name} is not on the Hub and has no revision {revision!r}: only owner/name has"
-                " revisions"
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        return _cached(name, "HF_HUB_OFFLINE is set")
+    api = client(token)
+    with explained(name) as traffic:
+        try:
+            listing: Listing | None = list_files(api, name)
+        except SJRobustError:
+            raise
+        except Exception as error:
+            if not unreachable(error):
+                raise
+            listing, told = None, traffic.told(error)
+        # outside of the handler, so that no traceback shows what the client said
+        if listing is None:
+            found = _cached(name, explain(told, name))
+            warnings.warn(
+                f"{address()} cannot be asked ({line(told)}): {name} is taken from the cache",
+                stacklevel=4,
             )
-        folder, origin = zoo.resolve(name), None
-        check_record(folder, str(folder))
-    else:
-        folder, origin = _pull(hub_name, token)
-    if target is None:
-        return folder
-    if target.resolve() == folder.resolve():
-        return target
-    try:
-        with atomic_folder(target) as temporary:
-            copy_own_files(folder, temporary, leave=True)
-            if origin is not None:
-                write_origin(temporary / ORIGIN, origin)
-    except OSError as error:
-        raise SJRobustError(
-            f"{target} cannot be written ({error.strerror}): choose another folder"
-        ) from None
-    return target
-
-
-def pull_evaluation(name: str, token: str | None = None) -> Path:
-    """The folder in the Hub's cache with config.json and the evaluations that
-    `owner/name[@revision]` has.
-
-    As `pull`, for who only reads what was measured: these files are verified, the weights are not
-    fetched. Raises as `pull` does, and for a name of another form.
-    """
-    hub_name = parse_name(name)
-    if hub_name is None:
-        raise SJRobustError(
-            f"{name!r} is not a repository on the Hub: expected owner/name[@revision]"
-        )
-    return _pull(hub_name, token, weights=False)[0]
-
-
-def check_record(folder: Path, called: str) -> Config:
-    """The config of a folder whose weights are those it records. Raises SJRobustError, `called`
-    standing for the folder."""
-    try:
-        config = read_config(folder)
-    except SJRobustError as error:
-        raise SJRobustError(str(error).replace(str(folder), called)) from None
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise SJRobustError(f"{called} has no {WEIGHTS}: expected a checkpoint")
-    if path.stat().st_size != config.weights.bytes or sha256(path) != config.weights.sha256:
-        raise SJRobustError(
-            f"{called}/{WEIGHTS} is not the file that its {CONFIG} records: it was altered, get it"
-            " again"
-        )
-    return config
+            return found
+        _clear_litter(name)
+        folder = _fetch_all(api, traffic, name, listing, weights)
+        if name.revision != listing.commit:
+            # what huggingface_hub itself notes for a branch, so that the branch is found offline
+            with suppress(OSError):
+                write_atomic(folder.parents[1] / "refs" / (name.revision or "main"), listing.commit)
+    return folder, _origin(name, listing.commit)
 
 
 def list_files(api: HfApi, name: HubName) -> Listing:
@@ -193,38 +131,6 @@ def list_files(api: HfApi, name: HubName) -> Listing:
                 f" sj-robust (at most {limit})"
             )
     return Listing(info.sha, files)
-
-
-def _pull(name: HubName, token: str | None, weights: bool = True) -> tuple[Path, Origin]:
-    from huggingface_hub import is_offline_mode
-
-    if is_offline_mode():
-        return _cached(name, "HF_HUB_OFFLINE is set")
-    api = client(token)
-    with explained(name) as traffic:
-        try:
-            listing: Listing | None = list_files(api, name)
-        except SJRobustError:
-            raise
-        except Exception as error:
-            if not unreachable(error):
-                raise
-            listing, told = None, traffic.told(error)
-        # outside of the handler, so that no traceback shows what the client said
-        if listing is None:
-            found = _cached(name, explain(told, name))
-            warnings.warn(
-                f"{address()} cannot be asked ({line(told)}): {name} is taken from the cache",
-                stacklevel=4,
-            )
-            return found
-        _clear_litter(name)
-        folder = _fetch_all(api, traffic, name, listing, weights)
-        if name.revision != listing.commit:
-            # what huggingface_hub itself notes for a branch, so that the branch is found offline
-            with suppress(OSError):
-                write_atomic(folder.parents[1] / "refs" / (name.revision or "main"), listing.commit)
-    return folder, _origin(name, listing.commit)
 
 
 def _fetch_all(

@@ -8,9 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sj_robust.errors import SJRobustError
-from sj_robust.files import write_atomic
-from sj_robust.hub.config import (
+from sj_robust.card.readme import WEIGHTS_ROW, join, parts, split
+from sj_robust.checkpoint.config import (
     CARD,
     CONFIG,
     MAX_CONFIG_BYTES,
@@ -19,7 +18,8 @@ from sj_robust.hub.config import (
     read_bounded,
     read_config,
 )
-from sj_robust.hub.readme import WEIGHTS_ROW, join, parts, split
+from sj_robust.errors import SJRobustError
+from sj_robust.files import write_atomic
 from sj_robust.hub.remote import HubName
 
 
@@ -47,7 +47,7 @@ def prepare_card(folder: Path, name: HubName) -> None:
     """
     config, path = read_config(folder), folder / CARD
     if not path.exists():
-        from sj_robust.hub.card import write_card  # imports torch
+        from sj_robust.card.write import write_card  # imports torch
 
         write_card(folder)
     text = read_bounded(path, MAX_CONFIG_BYTES)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from sj_robust.checkpoint.near import suggestion
 from sj_robust.errors import SJRobustError
-from sj_robust.hub.near import suggestion
 from sj_robust.masking import harmless, masked, remember, without_login
 from sj_robust.traffic import MAX_ANSWER, WORKING, LimitError, SlowError, Traffic, asked_to_wait
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from sj_robust.checkpoint.results import Fraction, Microjoules, protocol_name
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.remote import ASKING, HubName, address, client, endpoint, explained, parse_name
-from sj_robust.hub.results import Fraction, Microjoules, protocol_name
 from sj_robust.traffic import MAX_PAGE
 
 if TYPE_CHECKING:

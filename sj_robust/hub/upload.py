@@ -3,7 +3,6 @@ put there unless told."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,22 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sj_robust.checkpoint import zoo
+from sj_robust.checkpoint.config import Config, read_config
+from sj_robust.checkpoint.contents import check_contents
+from sj_robust.checkpoint.files import MAX_FILES, check_record, copy_own_files, is_own, own_files
 from sj_robust.errors import SJRobustError
-from sj_robust.hub import zoo
-from sj_robust.hub.config import Config, read_config
-from sj_robust.hub.contents import check_contents
-from sj_robust.hub.download import Listed, check_record
-from sj_robust.hub.near import missing_folder
-from sj_robust.hub.origin import (
-    MAX_FILES,
-    Origin,
-    copy_own_files,
-    is_own,
-    origin_path,
-    own_files,
-    read_origin,
-    write_origin,
-)
+from sj_robust.hub.download import Listed
+from sj_robust.hub.origin import Origin, origin_path, read_origin, write_origin
 from sj_robust.hub.prepare import prepare_card, set_base_model
 from sj_robust.hub.remote import (
     ASKING,
@@ -129,7 +119,7 @@ def push(
         raise SJRobustError(
             f"{name.revision} is a commit, which stays as it is: expected a branch to push to"
         )
-    source = _source(folder)
+    source = zoo.resolve(folder)
     with _staged(source, name, base_model) as staged:
         config, api = read_config(staged), client(token)
         with explained(name, "push"):
@@ -202,18 +192,10 @@ def push_all(
         )
 
 
-def _source(folder: str | Path) -> Path:
-    if os.path.isdir(folder):
-        return Path(folder)
-    if isinstance(folder, Path) or "/" in folder:
-        raise SJRobustError(missing_folder(folder))
-    return zoo.resolve(folder)
-
-
 @contextmanager
 def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Path]:
     """A copy of the checkpoint as it goes up, checked: card and evaluation are of these weights."""
-    from sj_robust.hub.results import read_reports
+    from sj_robust.checkpoint.results import read_reports
 
     with tempfile.TemporaryDirectory(prefix="sj_robust_push_") as temporary:
         staged = Path(temporary) / name.repo.split("/")[1]
@@ -236,7 +218,7 @@ def _staged(source: Path, name: HubName, base_model: str | None) -> Iterator[Pat
 
 
 def _check_loads(folder: Path, config: Config, called: str) -> None:
-    from sj_robust.hub.checkpoint import check_weights, load  # imports torch
+    from sj_robust.checkpoint.folder import check_weights, load_folder  # imports torch
 
     if config.architecture is None:
         with _named(folder, called):
@@ -248,7 +230,7 @@ def _check_loads(folder: Path, config: Config, called: str) -> None:
         )
         return
     with _named(folder, called):
-        load(folder)
+        load_folder(folder)
 
 
 @contextmanager

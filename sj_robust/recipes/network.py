@@ -14,19 +14,26 @@ import timm
 import torch
 from torch import nn
 
+from sj_robust.catalog import Checkpoint, locate
+from sj_robust.checkpoint import zoo
+from sj_robust.checkpoint.config import Config
+from sj_robust.checkpoint.near import did_you_mean
 from sj_robust.data import ImageDataset, in_order_of
 from sj_robust.data.classes import nothing_in_common
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
-from sj_robust.hub.config import Config, read_config
-from sj_robust.hub.near import did_you_mean
 from sj_robust.hub.remote import explained, parse_name, unreachable
 from sj_robust.recipes.spec import AnnSettings, checked
 from sj_robust.traffic import limited
 
 
 def open_ann(
-    settings: AnnSettings, dataset: ImageDataset, *, seed: int = 0, same_classes: bool = False
+    settings: AnnSettings,
+    dataset: ImageDataset,
+    begun: Checkpoint | None = None,
+    *,
+    seed: int = 0,
+    same_classes: bool = False,
 ) -> Any:
     """The NormalizedClassifier that `settings` describe, for the images and classes of `dataset`;
     random weights are drawn by `seed`.
@@ -34,12 +41,11 @@ def open_ann(
     Its images have `len(network.mean)` channels, which `dataset.in_channels` brings them to. A
     network of other classes (another number, or no name in common) that is to be trained on the
     data gets a fresh classifier layer. `same_classes`: those of the data are the network's,
-    whatever their names.
+    whatever their names. `begun`: what `settings.checkpoint` led to, where that was asked already.
     Raises SJRobustError: no such network, weights that do not fit it or are of other classes than
     the images, a checkpoint that is spiking already, no known mean and std, or others than the
     given ones.
     """
-    from sj_robust.hub import load
     from sj_robust.model import NormalizedClassifier, SpikingModel, expose, load_weights
     from sj_robust.model.normalized import unit_scale
     from sj_robust.model.plain import as_float32, check_convertible
@@ -55,7 +61,7 @@ def open_ann(
         torch.manual_seed(seed)
         network = call_builder(settings.model, settings.args) if settings.model else None
         if settings.checkpoint:
-            network = load(settings.checkpoint, model=network)
+            network = (begun or locate(settings.checkpoint)).load(network)
         elif network is None:
             network = _create(settings, dataset)
         network = bare(expose(network))
@@ -136,10 +142,8 @@ def from_text(text: str | None, **fields: Any) -> AnnSettings:
     """Settings for what a command line names: a checkpoint (a folder, a zoo model,
     owner/name[@revision] on the Hub), or else an architecture of timm (also its own
     hf-hub:owner/name and local-dir:PATH)."""
-    from sj_robust.hub import list_models
-
     if text is not None:
-        names = {entry.name for entry in list_models()}
+        names = {entry.name for entry in zoo.list_models()}
         known = (
             os.path.isdir(text)
             or text in names
@@ -186,11 +190,15 @@ def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
     return network
 
 
-def fingerprint(settings: AnnSettings) -> dict[str, Any]:
-    """What `settings` point to, as content hashes: a stage made from it is made again when that
-    changes."""
-    from sj_robust.hub import zoo
+def begun_from(settings: AnnSettings) -> Checkpoint | None:
+    """The checkpoint that `settings` start from, if any: asked for once, so that the weights, the
+    record of them and the key of a stage are of the same commit."""
+    return locate(settings.checkpoint) if settings.checkpoint else None
 
+
+def fingerprint(settings: AnnSettings, begun: Checkpoint | None) -> dict[str, Any]:
+    """What `settings` point to, as content hashes: a stage made from it is made again when that
+    changes. `begun`: of `begun_from`."""
     found: dict[str, Any] = {}
     if settings.weights:
         if not Path(settings.weights).is_file():
@@ -204,9 +212,11 @@ def fingerprint(settings: AnnSettings) -> dict[str, Any]:
             if path.is_file() and path.suffix in (".json", ".safetensors", ".bin", ".pth")
         ]
         found["files"] = {path.name: sha256(path) for path in files}
-    if settings.checkpoint:
-        config = read_config(zoo.resolve(settings.checkpoint))
-        found["checkpoint"] = {"weights": config.weights.sha256, "settings": config.settings}
+    if begun:
+        found["checkpoint"] = {
+            "weights": begun.config.weights.sha256,
+            "settings": begun.config.settings,
+        }
     if settings.model:
         path = Path(*settings.model.partition(":")[0].split(".")).with_suffix(".py")
         found["code"] = sha256(path) if path.is_file() else None

@@ -29,8 +29,10 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from sj_robust import hub
 from sj_robust.attack import parse_attack
+from sj_robust.card import write_card
+from sj_robust.checkpoint import load_folder, record
+from sj_robust.checkpoint.config import read_config
 from sj_robust.data import ImageDataset, load_dataset
 from sj_robust.data.loader import calibration_indices
 from sj_robust.distributed import Team, own_device, processes
@@ -40,12 +42,11 @@ from sj_robust.evaluation.journal import remove_journal
 from sj_robust.evaluation.judge import image_count
 from sj_robust.evaluation.protocol import find_protocol, stages_of
 from sj_robust.files import check_within, only_one, sha256, write_atomic
-from sj_robust.hub.config import read_config
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate, parse_view
 from sj_robust.recipes import steps
 from sj_robust.recipes.ledger import intact, outputs, read_record, set_aside, write_record
-from sj_robust.recipes.network import call_builder, facts_of, fingerprint, open_ann
+from sj_robust.recipes.network import begun_from, call_builder, facts_of, fingerprint, open_ann
 from sj_robust.recipes.spec import EvaluateSettings, Recipe
 from sj_robust.training.config import FREE_FIELDS
 from sj_robust.training.loop import check_shares
@@ -156,12 +157,13 @@ class _Run:
         if recipe.finetune:  # more images than there are: said before the training, not after it
             self.train.split_off(recipe.finetune.validation, recipe.finetune.seed)
         image_count(self.test, recipe.evaluate.max_images)
+        self.begun = self.team.after_first(lambda: begun_from(recipe.ann))
         self.folder.mkdir(parents=True, exist_ok=True)
         ann = self.stage(
             "ann",
             {
                 "ann": _settings(recipe.ann, {"name": True, "train": FREE_FIELDS}),
-                "source": fingerprint(recipe.ann),
+                "source": fingerprint(recipe.ann, self.begun),
                 "seed": recipe.seed,
             },
             self.make_ann,
@@ -216,9 +218,13 @@ class _Run:
 
     def make_ann(self, path: Path) -> None:
         settings = self.recipe.ann
-        ann = self.team.after_first(lambda: open_ann(settings, self.train, seed=self.recipe.seed))
+        ann = self.team.after_first(
+            lambda: open_ann(settings, self.train, self.begun, seed=self.recipe.seed)
+        )
         train = self.train.in_channels(len(ann.mean))
-        steps.make_ann(ann, settings, train, path, license=self.recipe.license, **self.on)
+        steps.make_ann(
+            ann, settings, train, path, self.begun, license=self.recipe.license, **self.on
+        )
 
     def make_converted(self, path: Path) -> None:
         ann = self.load(self.folder / "ann")
@@ -317,15 +323,15 @@ class _Run:
             source_report=ann_report,
             **self.named,
         )
-        hub.record(ann, report=ann_report, recipe=self.recipe.to_yaml())
+        record(ann, report=ann_report, recipe=self.recipe.to_yaml())
         for folder, reports in ((path, further["snn"]), (ann, further["ann"])):
             for report in reports:
-                hub.record(folder, report=report)
-            hub.write_card(folder)
+                record(folder, report=report)
+            write_card(folder)
 
     def load(self, checkpoint: Path) -> NormalizedClassifier | SpikingClassifier:
         builder = self.recipe.ann.model
-        return hub.load(
+        return load_folder(
             checkpoint, model=call_builder(builder, dict(self.recipe.ann.args)) if builder else None
         )
 
@@ -348,12 +354,12 @@ class _Run:
         made_from = json.loads(
             json.dumps({**made_from, "data": trains_on.fingerprint if trains_on else None})
         )
-        record = {
+        made = {
             "key": hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest(),
             "made_from": made_from,
         }
         state = self.team.from_first(
-            self._begin(path, record_path, record) if self.team.first else ""
+            self._begin(path, record_path, made) if self.team.first else ""
         )
         self.stages[name] = state
         if self.team.first:
@@ -362,7 +368,7 @@ class _Run:
             if shared or self.team.first:
                 work(path)
             if self.team.first:
-                write_record(record_path, {**record, "outputs": outputs(self.folder, path)})
+                write_record(record_path, {**made, "outputs": outputs(self.folder, path)})
             self.team.from_first(None)  # nobody reads what is not there yet
         return path
 

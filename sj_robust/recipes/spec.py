@@ -16,9 +16,9 @@ from pydantic import (
     model_validator,
 )
 
+from sj_robust.checkpoint.config import TIMM_RUNTIME
 from sj_robust.conversion import Pooling, Replace, Scale
 from sj_robust.errors import SJRobustError
-from sj_robust.hub.config import TIMM_RUNTIME
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml, read_text
 from sj_robust.text import visible
 from sj_robust.training import TrainConfig, preset

@@ -9,15 +9,14 @@ from typing import Any
 
 import torch
 
-from sj_robust import hub
+from sj_robust.catalog import Checkpoint
+from sj_robust.checkpoint import save
+from sj_robust.checkpoint.files import check_replaceable
 from sj_robust.conversion import convert
 from sj_robust.conversion.activations import module_kind
 from sj_robust.data import ImageDataset, calibration_batches
 from sj_robust.distributed import rank
 from sj_robust.files import check_folder, sha256
-from sj_robust.hub import zoo
-from sj_robust.hub.config import read_config
-from sj_robust.hub.origin import check_replaceable
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.spiking import SpikingModel
 from sj_robust.neuron import Surrogate
@@ -78,7 +77,7 @@ def save_trained(
     none."""
     shape = tuple(dataset.images.shape[1:])
     classes = model.classes or dataset.classes
-    hub.save(model, folder, training=training, classes=classes, input_size=shape, **facts)  # type: ignore[arg-type]
+    save(model, folder, training=training, classes=classes, input_size=shape, **facts)  # type: ignore[arg-type]
 
 
 def make_ann(
@@ -86,6 +85,7 @@ def make_ann(
     settings: AnnSettings,
     dataset: ImageDataset,
     folder: str | os.PathLike[str],
+    begun: Checkpoint | None = None,
     *,
     resume: bool = True,
     device: str | torch.device = "cpu",
@@ -97,15 +97,16 @@ def make_ann(
     so, and save it as `folder`, with what it started from. Of several processes the first one
     saves.
 
-    The state and the log of the training lie in `training_folder(folder)`. command: the line that
+    The state and the log of the training lie in `training_folder(folder)`. begun: what
+    `settings.checkpoint` led to, of `network.begun_from`. command: the line that
     was typed, for the record.
     """
-    begun = read_config(zoo.resolve(settings.checkpoint)) if settings.checkpoint else None
-    source, training = None, begun.training if begun else None
+    start = begun and begun.config
+    source, training = None, start.training if start else None
     if settings.weights:  # whose weights these were: the card names them
         source = Path(settings.weights).name, sha256(settings.weights)
-    elif begun and settings.train:
-        source = begun.name or str(settings.checkpoint), begun.weights.sha256
+    elif start and settings.train:
+        source = start.name or str(settings.checkpoint), start.weights.sha256
     result = None
     if settings.train:
         result = train_ann(

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from hub_server.fixtures import ANN, SNN, upload
 
-from sj_robust.hub import list_models
-from sj_robust.hub.compare import checks_word, energy
-from sj_robust.hub.compare import compare as compare_models
+from sj_robust import list_models
+from sj_robust.compare import checks_word, energy
+from sj_robust.compare import compare as compare_models
 
 ZOO = [entry.name for entry in list_models()]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sj_robust.hub.zoo import list_models
+from sj_robust.checkpoint.zoo import list_models
 
 COMPLETE = """
 import sys

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sj_robust.hub.config import read_config
+from sj_robust.checkpoint.config import read_config
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 

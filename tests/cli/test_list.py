@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sj_robust.hub import list_models
+from sj_robust import list_models
 
 COLUMNS = [
     "model",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from sj_robust.hub import zoo
+from sj_robust.checkpoint import zoo
 
 SNN, ANN = "resnet20-snn-t4.cifar10_linf_pgd", "resnet20.cifar10_linf_pgd"
 FEW = ("--data", "sample", "--max-images", "2")

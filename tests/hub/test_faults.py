@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from hub_server.fixtures import SNN, upload
 
-from sj_robust import SJRobustError
-from sj_robust.hub import list_hub, pull, push, remote
+from sj_robust import SJRobustError, pull, push
+from sj_robust.hub import list_hub, remote
 
 NAME = "alice/my-snn"
 KINDS = ("truncate", "stall", "flip", "status", "drop")

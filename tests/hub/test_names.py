@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from hub_server.fixtures import ANN, SNN, upload
 
-from sj_robust import SJRobustError
-from sj_robust.hub import load, pull, push
-from sj_robust.hub.compare import compare
-from sj_robust.recipes.network import fingerprint, from_text
+from sj_robust import SJRobustError, load, pull, push
+from sj_robust.compare import compare
+from sj_robust.recipes.network import begun_from, from_text
 from sj_robust.recipes.spec import AnnSettings
 
 TAKES: list[Callable[[Any], Any]] = [
@@ -144,6 +143,6 @@ def test_a_source_network_that_is_none(hub: Any, here: Path) -> None:
     )
     fails(from_text, "resnett18", "unknown architecture", "did you mean resnet18")
     fails(
-        lambda name: fingerprint(from_text(name)), "runs/old/ann", "is not a folder", "has no 'old'"
+        lambda name: begun_from(from_text(name)), "runs/old/ann", "is not a folder", "has no 'old'"
     )
-    fails(lambda name: fingerprint(AnnSettings(checkpoint=name)), ANN.name[:-1], "did you mean")
+    fails(lambda name: begun_from(AnnSettings(checkpoint=name)), ANN.name[:-1], "did you mean")

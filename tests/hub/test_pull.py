@@ -19,10 +19,9 @@ from hub_server.fixtures import ANN, SNN, child, upload
 from huggingface_hub import constants
 
 import sj_robust
-from sj_robust import SJRobustError
-from sj_robust.hub import load, pull
-from sj_robust.hub.config import ORIGIN
-from sj_robust.hub.origin import is_own
+from sj_robust import SJRobustError, load, pull
+from sj_robust.checkpoint.config import ORIGIN
+from sj_robust.checkpoint.files import is_own
 
 NAME = "bob/snn"
 FILES = {path.relative_to(SNN).as_posix() for path in SNN.rglob("*") if path.is_file()}

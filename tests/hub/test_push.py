@@ -19,9 +19,9 @@ import yaml
 from hub_server.fixtures import ANN, SNN, child, upload
 from huggingface_hub import HfApi, ModelCard
 
-from sj_robust import SJRobustError
-from sj_robust.hub import list_hub, list_models, load, pull, push, push_all
-from sj_robust.hub.config import ORIGIN, read_config
+from sj_robust import SJRobustError, list_models, load, pull, push
+from sj_robust.checkpoint.config import ORIGIN, read_config
+from sj_robust.hub import list_hub, push_all
 
 NAME = "alice/my-snn"
 WEIGHTS = "model.safetensors"

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from hub_server.fixtures import SNN, upload
 
-from sj_robust import SJRobustError
-from sj_robust.hub import origin, pull, push
+from sj_robust import SJRobustError, pull, push
+from sj_robust.checkpoint import files
 
 NAME = "alice/my-snn"
 SECRET = b"-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEA\n"
@@ -300,8 +300,8 @@ def test_figures_that_are_some_go_up_and_no_more_than_a_checkpoint_may_have(
 def test_weights_may_not_grow_beyond_what_they_may_be(
     hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    most: Callable[[str], int] = origin.most_bytes
+    most: Callable[[str], int] = files.most_bytes
     monkeypatch.setattr(
-        origin, "most_bytes", lambda path: 1000 if path == "model.safetensors" else most(path)
+        files, "most_bytes", lambda path: 1000 if path == "model.safetensors" else most(path)
     )
     refuses(hub, folder, "model.safetensors is larger than 1000 bytes")

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from hub_server.fixtures import SNN, upload
 
-from sj_robust import SJRobustError
-from sj_robust.hub import list_hub, pull, push
-from sj_robust.hub.config import ORIGIN
+from sj_robust import SJRobustError, pull, push
+from sj_robust.checkpoint.config import ORIGIN
+from sj_robust.hub import list_hub
 from sj_robust.hub.search import identity
 
 NAME, PASSWORD = "bob/snn", "Geheim99x"

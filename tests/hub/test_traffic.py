@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hub_server.fixtures import SNN, child, upload
 
-from sj_robust import SJRobustError, traffic
-from sj_robust.hub import list_hub, pull, push
+from sj_robust import SJRobustError, pull, push, traffic
+from sj_robust.hub import list_hub
 
 NAME = "bob/snn"
 GIB = 1 << 30

@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sj_robust import SJRobustError, convert
+from sj_robust import SJRobustError, convert, load, save
 from sj_robust.conversion import inspect_conversion
 from sj_robust.data import MEAN_STD, ImageDataset, load_dataset
-from sj_robust.hub import load, save
 from sj_robust.model import NormalizedClassifier
 from sj_robust.model.normalized import unit_scale
 from sj_robust.recipes.network import open_ann

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from sj_robust.attack import parse_attack
+from sj_robust.checkpoint import zoo
+from sj_robust.checkpoint.config import read_config
 from sj_robust.data.datasets import MEAN_STD
 from sj_robust.evaluation.protocol import find_protocol
-from sj_robust.hub import zoo
-from sj_robust.hub.config import read_config
 from sj_robust.model import create_ann
 from sj_robust.recipes.spec import Recipe, read_recipe
 

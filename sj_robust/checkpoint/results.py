@@ -1,0 +1,266 @@
+"""The accuracies of a recorded evaluation and its energy, few enough for an index entry, a table
+and a plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sj_robust.checkpoint.config import (
+    BESIDE,
+    CONFIG,
+    EVALUATIONS,
+    GRID,
+    MAX_TEXT_BYTES,
+    Config,
+    first_error,
+    read_bounded,
+)
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.report import Accuracy, Report, interval_name  # no torch
+from sj_robust.evaluation.words import gradient_views
+from sj_robust.text import visible
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Microjoules = Annotated[float, Field(ge=0, le=1e12)]
+
+
+class Point(BaseModel):
+    """Accuracy at one eps (0: clean) as a fraction, with its Wilson 95 % interval."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    eps: Annotated[float, Field(ge=0)]
+    value: Fraction
+    low: Fraction
+    high: Fraction
+
+    def __str__(self) -> str:
+        return interval_name(self.value, self.low, self.high)
+
+
+class Results(BaseModel):
+    """Clean accuracy, and joint robust accuracy per eps: an image counts only if it survives all
+    `attacks` through all `views`.
+
+    `microjoules` is the estimate for one image, `ann_microjoules` that of the ANN of the same shape
+    beside a spiking network; None where not measured.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    dataset: str
+    split: str
+    n: Annotated[int, Field(ge=1)]
+    norm: str = "linf"
+    named: str | None = None  # the protocol, such as strong@1
+    # of adversarial images with 256 values, as a file holds them
+    grid: Literal["8bit"] | None = None
+    attacks: list[str]
+    views: Annotated[int, Field(ge=0)]
+    clean: Point
+    robust: list[Point]
+    microjoules: Microjoules | None = None
+    ann_microjoules: Microjoules | None = None
+
+    @property
+    def protocol(self) -> str:
+        """What "robust" meant, in a few words."""
+        if not self.robust:
+            return "clean accuracy only"
+        name = f"{self.named}: " if self.named else ""
+        views = f"{self.views} gradient view{'s' if self.views != 1 else ''}"
+        grid = ", on the grid of 8-bit images" if self.grid else ""
+        return f"{name}{' + '.join(self.attacks)}, {views}, worst case per image, {self.norm}{grid}"
+
+    @property
+    def short_protocol(self) -> str:
+        """The same for a column of a table: strong@1, or fgsm + pgd10, 19 views."""
+        name = protocol_name(self.named, self.attacks, self.views) + (
+            ", 8-bit images" if self.grid else ""
+        )
+        return name if self.robust else "clean only"
+
+    @property
+    def place(self) -> str:
+        """How it is told apart from the other evaluations of a checkpoint."""
+        return GRID if self.grid else protocol_of(self.named)
+
+
+def protocol_name(named: str | None, attacks: list[str], views: int) -> str:
+    """The name of a protocol where it has one, else its attacks and how many gradient views they
+    ran through."""
+    return named or f"{' + '.join(attacks)}, {views} view{'s' if views != 1 else ''}"
+
+
+def read_report(path: Path) -> Report | None:
+    """The evaluation recorded at `path`, None where there is none. Raises SJRobustError where it is
+    damaged."""
+    if not path.exists():
+        return None
+    try:
+        return Report.from_json(read_bounded(path, MAX_TEXT_BYTES))
+    except SJRobustError as error:
+        raise SJRobustError(f"{path}: {error}; evaluate the checkpoint again") from None
+
+
+def read_reports(folder: Path) -> list[Report]:
+    """Every evaluation of a checkpoint folder, that of the strongest protocol first, that of 8-bit
+    images last."""
+    found = [
+        (file, report) for file in EVALUATIONS if (report := read_report(folder / file)) is not None
+    ]
+    for file, report in found:
+        check_grid(report, folder / file)
+    if found and found[0][1].settings.grid:
+        raise SJRobustError(
+            f"{folder} holds an evaluation of 8-bit images alone, beside which none stands:"
+            " evaluate it without --grid"
+        )
+    return [report for _, report in found]
+
+
+def check_grid(report: Any, path: Path) -> None:
+    """Raise SJRobustError where an evaluation of 8-bit images lies in the place of one without that
+    restriction, or the other way."""
+    if bool(report.settings.grid) != (path.name == BESIDE[GRID]):
+        kind = "8-bit images" if report.settings.grid else "images of any values"
+        raise SJRobustError(
+            f"{path} is an evaluation of {kind}: only {BESIDE[GRID]} is of 8-bit ones; evaluate the"
+            " checkpoint again"
+        )
+
+
+def protocol_of(named: str | None) -> str:
+    """ "strong" for "strong@1", "custom" for attacks without a protocol's name: how a checkpoint's
+    evaluations are told apart."""
+    return named.partition("@")[0] if named else "custom"
+
+
+def results(report: Report) -> Results:
+    """The few numbers of a report. Raises SJRobustError where one is out of any range."""
+    try:
+        return _results(report)
+    except ValidationError as error:
+        raise SJRobustError(
+            f"the evaluation has a figure out of range: {first_error(error)}; evaluate the"
+            " checkpoint again"
+        ) from None
+
+
+def _results(report: Report) -> Results:
+    energy = report.energy
+    return Results(
+        dataset=report.dataset.name,
+        split=report.dataset.split,
+        n=report.dataset.evaluated,
+        norm=report.settings.norm,
+        named=report.settings.protocol,
+        grid=report.settings.grid,
+        attacks=report.settings.attacks,
+        views=len(gradient_views(report.settings.views)),
+        clean=_point(0.0, report.clean),
+        robust=[_point(joint.eps, joint.accuracy) for joint in report.joint],
+        microjoules=energy and energy.microjoules,
+        ann_microjoules=energy and energy.ann_microjoules,
+    )
+
+
+def lowest(found: Sequence[Results]) -> list[tuple[Point, Results]]:
+    """For each eps, ascending, the lowest accuracy that was found there or at a smaller eps, whose
+    ball lies inside, and by which of `found`; of equals the first. Only evaluations under the norm
+    and on the data of the first, and none of 8-bit images.
+    """
+    same = [
+        one
+        for one in found
+        if one.grid is None
+        and (one.dataset, one.split, one.norm) == (found[0].dataset, found[0].split, found[0].norm)
+    ]
+    points = [(point, one) for one in same for point in one.robust]
+    chosen = []
+    for eps in {
+        round(point.eps, 9): point.eps for point, _ in sorted(points, key=lambda at: at[0].eps)
+    }.values():
+        inside = [at for at in points if at[0].eps <= eps + 1e-9]
+        point, one = min(inside, key=lambda at: (at[0].value, abs(at[0].eps - eps) > 1e-9))
+        chosen.append((point.model_copy(update={"eps": eps}), one))
+    return chosen
+
+
+def headline(found: Sequence[Results]) -> Results:
+    """What to say of a model that was evaluated several times: the first, with the lowest accuracy
+    of all at each eps."""
+    robust = [point for point, _ in lowest(found)]
+    return (
+        found[0]
+        if robust == found[0].robust
+        else found[0].model_copy(update={"robust": robust, "named": by_whom(found)})
+    )
+
+
+def by_whom(found: Sequence[Results]) -> str:
+    """The protocols that `lowest` figures are of: strong@1, or strong@1 / paper@1."""
+    return " / ".join(dict.fromkeys(one.short_protocol for _, one in lowest(found)))
+
+
+def read_results(folder: Path) -> list[Results]:
+    """`results` of every evaluation of a checkpoint folder, that of the strongest protocol
+    first."""
+    return [results(report) for report in read_reports(folder)]
+
+
+def check_belongs(report: Report, config: Config, where: str) -> None:
+    """Raise SJRobustError unless `report` was made with these very weights, time steps and
+    settings, as far as it names them."""
+    found, weights = report.model, config.weights
+    if found.weights_sha256 != weights.state_sha256 or found.timesteps != config.timesteps:
+        raise SJRobustError(
+            f"the evaluation is of another model than {where} (weights"
+            f" {found.weights_sha256[:12]}…, T={found.timesteps}; expected"
+            f" {weights.state_sha256[:12]}…, T={config.timesteps}): evaluate this one"
+        )
+    named: dict[str, tuple[object, object]] = {
+        "kind": (found.kind, config.kind),
+        "parameters": (found.parameters, weights.parameters),
+        "number of classes": (found.num_classes, config.num_classes),
+    }
+    if config.architecture is not None and found.model_args is not None:
+        named |= {
+            "architecture": (found.architecture, config.architecture),
+            "model_args": (found.model_args, config.model_args),
+        }
+    for key, measured in (("mean", found.mean), ("std", found.std)):
+        if measured is not None:
+            named[key] = (_rounded(measured), _rounded(config.settings[key]))
+    if found.settings is not None:
+        keys = sorted({*found.settings, *config.settings})
+        named |= {
+            f"setting {key}": (found.settings.get(key), config.settings.get(key)) for key in keys
+        }
+    for name, (said, described) in named.items():
+        if _plain(said) != _plain(described):
+            raise SJRobustError(
+                f"the evaluation is of another model than {where}: its {visible(name, 60)} is"
+                f" {visible(said, 100)}, and {visible(described, 100)} in {CONFIG}. One was"
+                " altered: get the checkpoint again, or evaluate it anew"
+            )
+
+
+def _rounded(values: list[float]) -> list[str]:
+    """To what float32 holds: a setting may be the number as it was typed, the model's own is a
+    buffer."""
+    return [f"{value:.6g}" for value in values]
+
+
+def _plain(value: object) -> object:
+    """As a file has it, where tuples are lists."""
+    return json.loads(json.dumps(value))
+
+
+def _point(eps: float, accuracy: Accuracy) -> Point:
+    return Point(eps=eps, value=accuracy.value, low=accuracy.low, high=accuracy.high)

@@ -1,0 +1,12 @@
+"""Models side by side, from what their checkpoints record: figures of one setup are ranked, all
+others say what differs.
+
+Nothing is measured here and torch is not imported. The checkpoints may come from strangers: every
+text is cut down to one printable line when it is read, and escaped again by whatever prints it.
+"""
+
+from sj_robust.compare.page import write_page
+from sj_robust.compare.rank import compare
+from sj_robust.compare.table import Cell, Comparison, Row, checks_word, energy, percent
+
+__all__ = ["Cell", "Comparison", "Row", "checks_word", "compare", "energy", "percent", "write_page"]

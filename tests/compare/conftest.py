@@ -1,0 +1,1 @@
+from made_up import make, three  # noqa: F401  fixtures
