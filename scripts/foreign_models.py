@@ -20,7 +20,7 @@ from torch import nn
 
 from sj_robust import evaluate, load_dataset
 from sj_robust.recipes.network import open_ann
-from sj_robust.recipes.spec import AnnSettings, ConvertSettings
+from sj_robust.recipes.spec import AnnSettings, CalibratedConversion
 from sj_robust.recipes.steps import convert_with
 
 FOREIGN: dict[str, dict[str, Any]] = {
@@ -79,7 +79,7 @@ def main() -> None:
         load_dataset(chosen.data, "train"),
         load_dataset(chosen.data, "test").first(chosen.images),
     )
-    conversion = ConvertSettings(
+    conversion = CalibratedConversion(
         timesteps=chosen.timesteps,
         reset=chosen.reset,
         scale=chosen.scale,

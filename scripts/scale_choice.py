@@ -23,7 +23,7 @@ from sj_robust.data import ImageDataset, load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import evaluate
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
-from sj_robust.recipes.spec import ConvertSettings, checked
+from sj_robust.recipes.spec import CalibratedConversion, checked
 from sj_robust.recipes.steps import convert_with
 from sj_robust.training import finetune, preset
 
@@ -68,7 +68,9 @@ def main() -> None:
             fields = {"timesteps": options.timesteps, "reset": options.reset, "scale": scale}
             fields |= {"batches": 4, "calibration_timesteps": 32}  # a minute each, not ten
             begun = time.monotonic()
-            snn = convert_with(ann, dataset, checked(ConvertSettings, fields), show_progress=False)
+            snn = convert_with(
+                ann, dataset, checked(CalibratedConversion, fields), show_progress=False
+            )
             row = f"| {scale} | {time.monotonic() - begun:.0f} | {measured(snn, held_out, eps)}"
             if options.epochs:
                 changes = {"eps": options.train_eps, "lr": options.lr, "epochs": options.epochs}

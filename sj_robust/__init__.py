@@ -5,10 +5,10 @@ Everything public is imported on first use, so that `import sj_robust` costs no 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sj_robust.errors import SJRobustError
+from sj_robust.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from sj_robust.attack import GradientView as GradientView
@@ -54,34 +54,20 @@ __all__ = [
 ]
 
 _HOME = {
-    "GradientView": "attack",
-    "SpikingClassifier": "model",
-    "Surrogate": "neuron",
-    "convert": "conversion",
-    "evaluate": "evaluation",
-    "export_nir": "export",
-    "export_onnx": "export",
-    "export_torch": "export",
-    "finetune": "training",
-    "from_spikingjelly": "model",
-    "list_models": "checkpoint",
-    "load": "catalog",
-    "load_dataset": "data",
-    "pull": "catalog",
-    "push": "hub",
-    "save": "checkpoint",
-    "train_ann": "training",
+    "attack": ("GradientView",),
+    "catalog": ("load", "pull"),
+    "checkpoint": ("list_models", "save"),
+    "conversion": ("convert",),
+    "data": ("load_dataset",),
+    "evaluation": ("evaluate",),
+    "export": ("export_nir", "export_onnx", "export_torch"),
+    "hub": ("push",),
+    "model": ("SpikingClassifier", "from_spikingjelly"),
+    "neuron": ("Surrogate",),
+    "training": ("finetune", "train_ann"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(
-            f"module 'sj_robust' has no attribute {name!r}; it has {', '.join(__all__)}"
-        )
-    value = getattr(importlib.import_module(f"sj_robust.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = imported_on_use(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

@@ -3,8 +3,9 @@ folders. Nothing here imports torch before it is used."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sj_robust.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from sj_robust.checkpoint.config import read_config as read_config
@@ -14,17 +15,11 @@ if TYPE_CHECKING:
     from sj_robust.checkpoint.zoo import list_models as list_models
 
 _HOME = {
-    "list_models": "zoo",
-    "load_folder": "folder",
-    "read_config": "config",
-    "record": "folder",
-    "save": "folder",
+    "config": ("read_config",),
+    "folder": ("load_folder", "record", "save"),
+    "zoo": ("list_models",),
 }
 
 __all__ = ["list_models", "load_folder", "read_config", "record", "save"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'sj_robust.checkpoint' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"sj_robust.checkpoint.{_HOME[name]}"), name)
+__getattr__ = imported_on_use(__name__, _HOME)

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import PlainValidator
 from torch import Tensor
 
 from sj_robust.conversion.norms import batch_statistics
@@ -24,21 +23,6 @@ FACTORS = tuple(0.05 * 2 ** (step / 4) for step in range(19))
 OVERALL = (0.55, 0.65, 0.8, 1.0)
 """On all thresholds together."""
 
-
-def _scale(value: Any) -> float | Literal["auto"]:
-    if value == "auto":
-        return "auto"
-    try:
-        number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 < number <= 10:
-        raise ValueError("expected auto or a number above 0, at most 10")
-    return number
-
-
-Scale = Annotated[float | Literal["auto"], PlainValidator(_scale)]
-"""Of a conversion: one factor on all thresholds, or found layer by layer."""
 
 _SAMPLES = 50_000  # neurons times images, of each layer
 _IMAGES = 128

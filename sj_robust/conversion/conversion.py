@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from spikingjelly.activation_based.ann2snn import ModuleConversionRecipe, ModuleConverter
 from torch import Tensor, nn
 
-from sj_robust.conversion.agreement import Scale, agree_thresholds
+from sj_robust.conversion.agreement import agree_thresholds
 from sj_robust.conversion.balance import balance_thresholds
 from sj_robust.conversion.calibration import calibration_batches
 from sj_robust.conversion.fold import fold_thresholds
-from sj_robust.conversion.norms import Norm, norm_names, prepare_norms, reestimate_statistics
-from sj_robust.conversion.pooling import Pooling, replace_pooling
+from sj_robust.conversion.norms import norm_names, prepare_norms, reestimate_statistics
+from sj_robust.conversion.pooling import replace_pooling
 from sj_robust.conversion.rewrite import Plan
-from sj_robust.conversion.scan import Replace, Scan, scan, separate
+from sj_robust.conversion.scan import Scan, scan, separate
+from sj_robust.conversion.settings import ConversionSettings, Norm, Pooling, Replace, Scale
 from sj_robust.conversion.watch import recorded_calls
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier, SpikingModel, expose
@@ -28,35 +29,23 @@ from sj_robust.model.plain import as_float32, check_convertible, copied, make_pl
 from sj_robust.model.unwrap import unwrap
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
 
-# left out of a network's settings where they are the default
-_ADDED = ("replace_activation", "pooling", "folded", "worth", "plan")
+Model = TypeVar("Model", bound=BaseModel)
 
 
-class ConversionSettings(BaseModel):
-    """Everything that shapes a conversion, with the values of Özdenizci & Legenstein (TMLR 2024) as
-    defaults."""
+class ConvertedFacts(BaseModel):
+    """What holds of a converted network beside the settings that were chosen: with both it is
+    rebuilt. A checkpoint records them as one flat mapping."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    timesteps: int = Field(8, ge=1, le=1024)
     mean: tuple[float, ...] = Field(min_length=1, max_length=64)
     std: tuple[float, ...] = Field(min_length=1, max_length=64)
-    percentile: float = Field(99.7, gt=0, le=100)
-    scale: Scale = 0.3
-    calibration_timesteps: int = Field(100, ge=1, le=4096)
-    leak: float = Field(1.0, gt=0, le=1)
-    reset: Reset = "hard"
-    norm: Norm = "integrate"
-    norm_statistics: Literal["calibrate", "reset"] = "calibrate"
-    surrogate: str = "PCW:1"
     # activation → channel count, where it has one threshold per channel
     channels: dict[str, int] | None = None
-    repeat_at: str | None = None  # None: found by the conversion
-    replace_activation: Replace | None = None
-    pooling: Pooling = "max"
-    # a fact, not a choice: a spike is worth its node's threshold, see conversion.fold
+    repeat_at: str | None = None
+    # a spike is worth its node's threshold, see conversion.fold
     folded: bool = False
-    # and so is this: what is emitted in place of 1, by node
+    # what is emitted in place of 1, by node
     worth: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     # None: every nn.ReLU module is a node, and no forward pass was rewritten
     plan: Plan | None = None
@@ -141,10 +130,9 @@ def convert(
     check_convertible(ann)
     batches = calibration_batches(calibration)
     settings = _validated(
+        ConversionSettings,
         dict(
             timesteps=timesteps,
-            mean=mean,
-            std=std,
             percentile=percentile,
             scale=scale,
             calibration_timesteps=calibration_timesteps,
@@ -153,12 +141,13 @@ def convert(
             norm=norm,
             norm_statistics=norm_statistics,
             surrogate=str(surrogate),
+            per_channel=per_channel,
             replace_activation=replace_activation,
             pooling=pooling,
-        )
+        ),
     )
     recipe = ThresholdBalancing(
-        settings, batches, source=source or {}, on_layer=on_layer, per_channel=per_channel
+        settings, batches, mean=mean, std=std, source=source, on_layer=on_layer
     )
     converted = ModuleConverter(recipe).convert(ann)
     assert isinstance(converted, SpikingClassifier)
@@ -182,14 +171,20 @@ def rebuild(
     input_size: [C,H,W] of its images, asked for where norms were fused; default: as the backbone's
     pretrained_cfg has it, else 32×32. Raises SJRobustError for settings that are not valid.
     """
-    valid = _validated(settings)
-    if valid.norm != "integrate":
+    known = ConvertedFacts.model_fields
+    chosen = _validated(
+        ConversionSettings, {key: value for key, value in settings.items() if key not in known}
+    )
+    facts = _validated(
+        ConvertedFacts, {key: value for key, value in settings.items() if key in known}
+    )
+    if chosen.norm != "integrate":
         size = input_size or getattr(backbone, "pretrained_cfg", {}).get(
-            "input_size", (len(valid.mean), 32, 32)
+            "input_size", (len(facts.mean), 32, 32)
         )
-        prepare_norms(backbone, valid.norm, torch.zeros(1, len(valid.mean), *size[1:]))
-    replace_pooling(backbone, valid.pooling)
-    return _structure(backbone, valid, valid.repeat_at or "", source or {})
+        prepare_norms(backbone, chosen.norm, torch.zeros(1, len(facts.mean), *size[1:]))
+    replace_pooling(backbone, chosen.pooling)
+    return _structure(backbone, chosen, facts, source or {})
 
 
 class ThresholdBalancing(ModuleConversionRecipe):
@@ -201,17 +196,14 @@ class ThresholdBalancing(ModuleConversionRecipe):
         settings: ConversionSettings,
         batches: Sequence[Tensor],
         *,
+        mean: Sequence[float],
+        std: Sequence[float],
         source: dict[str, Any] | None = None,
         on_layer: Callable[[str, float], None] | None = None,
-        per_channel: bool = False,
     ) -> None:
-        self.settings, self.batches, self.source, self.on_layer = (
-            settings,
-            batches,
-            source or {},
-            on_layer,
-        )
-        self.per_channel = per_channel
+        self.settings, self.batches = settings, batches
+        self.facts = _validated(ConvertedFacts, {"mean": mean, "std": std})
+        self.source, self.on_layer = source or {}, on_layer
 
     def convert_module(self, converter: ModuleConverter, ann: nn.Module) -> nn.Module:
         """Return the SpikingClassifier; `ann` is copied, not changed."""
@@ -224,7 +216,7 @@ class ThresholdBalancing(ModuleConversionRecipe):
             as_float32(make_plain(copied(ann))).to(converter.device).to(memory_format=dense).eval()
         )
         sample = (
-            NormalizedClassifier(backbone, settings.mean, settings.std)
+            NormalizedClassifier(backbone, self.facts.mean, self.facts.std)
             .to(converter.device)
             .normalize(batches[0][:2])
         )
@@ -232,13 +224,13 @@ class ThresholdBalancing(ModuleConversionRecipe):
         replace_pooling(backbone, settings.pooling)
         found = scan(backbone, sample, settings.replace_activation, settings.pooling)
         _check_training(backbone, sample)
-        settings = settings.model_copy(
+        facts = self.facts.model_copy(
             update={
                 "plan": _recorded(backbone, found),
-                "channels": found.channels if self.per_channel else settings.channels,
+                "channels": found.channels if settings.per_channel else None,
             }
         )
-        model = _structure(backbone, settings, "", self.source).to(converter.device)
+        model = _structure(backbone, settings, facts, self.source).to(converter.device)
         model.num_classes = found.logits.shape[1]
         _check(model, batches[0][:2], found)
         model.repeat_at = _find_repeat(model, batches[0][:2])
@@ -281,10 +273,10 @@ class ThresholdBalancing(ModuleConversionRecipe):
 
 
 def _structure(
-    backbone: nn.Module, settings: ConversionSettings, repeat_at: str, source: dict[str, Any]
+    backbone: nn.Module, settings: ConversionSettings, facts: ConvertedFacts, source: dict[str, Any]
 ) -> SpikingClassifier:
     separate(backbone)
-    surrogate, channels = Surrogate.parse(settings.surrogate), settings.channels or {}
+    surrogate, channels = Surrogate.parse(settings.surrogate), facts.channels or {}
 
     def node(name: str) -> SpikingActivation:
         lif = ThresholdLIF(
@@ -295,19 +287,22 @@ def _structure(
         )
         return SpikingActivation(lif, settings.timesteps)
 
-    (settings.plan or Plan(nodes=tuple(_relus(backbone)))).apply(backbone, node, settings.pooling)
-    defaults = {
+    (facts.plan or Plan(nodes=tuple(_relus(backbone)))).apply(backbone, node, settings.pooling)
+    unsaid = {
         name
-        for name in _ADDED
-        if getattr(settings, name) == ConversionSettings.model_fields[name].default
+        for name in ("folded", "worth", "plan")
+        if getattr(facts, name) == ConvertedFacts.model_fields[name].default
     }
     return SpikingClassifier(
         backbone,
         timesteps=settings.timesteps,
-        mean=settings.mean,
-        std=settings.std,
-        repeat_at=repeat_at,
-        settings=settings.model_dump(mode="json", exclude=defaults),
+        mean=facts.mean,
+        std=facts.std,
+        repeat_at=facts.repeat_at or "",
+        settings={
+            **settings.model_dump(mode="json", exclude={"per_channel"}),  # see channels
+            **facts.model_dump(mode="json", exclude=unsaid),
+        },
         source=source,
     )
 
@@ -390,9 +385,9 @@ def _find_repeat(model: SpikingClassifier, images: Tensor) -> str:
         model.repeat_at = ""
 
 
-def _validated(values: dict[str, Any]) -> ConversionSettings:
+def _validated(model: type[Model], values: dict[str, Any]) -> Model:
     try:
-        return ConversionSettings.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise SJRobustError(

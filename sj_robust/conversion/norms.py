@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from sj_robust.conversion.settings import Norm
 from sj_robust.errors import SJRobustError
 from sj_robust.model.hooks import hooked
 from sj_robust.model.mode import evaluation_mode
-
-Norm = Literal["integrate", "fuse", "omit"]
 
 
 def prepare_norms(network: nn.Module, norm: Norm, x: Tensor) -> None:

@@ -4,16 +4,15 @@ nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import torch.nn.functional as F
 from timm.layers.pool2d_same import AvgPool2dSame, MaxPool2dSame
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sj_robust.conversion.settings import Pooling
 from sj_robust.errors import SJRobustError
-
-Pooling = Literal["max", "average"]
 
 
 def replace_pooling(network: nn.Module, pooling: Pooling) -> None:

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, fx, nn
 
 from sj_robust.conversion.activations import function_kind, function_name, module_kind
-from sj_robust.conversion.pooling import AVERAGES, Pooling
+from sj_robust.conversion.pooling import AVERAGES
+from sj_robust.conversion.settings import Pooling
 from sj_robust.errors import SJRobustError, first_line
 
 Scalar = bool | int | float | str | None

@@ -8,7 +8,7 @@ import inspect
 import itertools
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,11 @@ from sj_robust.conversion.activations import (
     node_of,
     on_path,
 )
-from sj_robust.conversion.pooling import AVERAGES, Averaged, Pooling
+from sj_robust.conversion.pooling import AVERAGES, Averaged
 from sj_robust.conversion.rewrite import Plan, Rewrite, Scalar, call_in_turn, trace
+from sj_robust.conversion.settings import Pooling, Replace
 from sj_robust.conversion.watch import Watch
 from sj_robust.errors import SJRobustError
-
-Replace = Literal["relu"]
 
 
 @dataclass

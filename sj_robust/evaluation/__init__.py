@@ -6,8 +6,9 @@ Imported when used: a report can be read (`evaluation.report`) without torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sj_robust.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from sj_robust.evaluation.certificate import Certificate as Certificate
@@ -54,7 +55,6 @@ _HOME = {
     ),
     "run": ("evaluate",),
 }
-_MODULES = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
     "DEFAULT_VIEWS",
@@ -82,8 +82,4 @@ __all__ = [
     "wilson",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'sj_robust.evaluation' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"sj_robust.evaluation.{_MODULES[name]}"), name)
+__getattr__ = imported_on_use(__name__, _HOME)

@@ -3,8 +3,9 @@ torch before it is used."""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sj_robust.lazy import imported_on_use
 
 if TYPE_CHECKING:
     from sj_robust.hub.search import HubModel as HubModel
@@ -14,17 +15,10 @@ if TYPE_CHECKING:
     from sj_robust.hub.upload import push_all as push_all
 
 _HOME = {
-    "HubModel": "search",
-    "PushResult": "upload",
-    "list_hub": "search",
-    "push": "upload",
-    "push_all": "upload",
+    "search": ("HubModel", "list_hub"),
+    "upload": ("PushResult", "push", "push_all"),
 }
 
 __all__ = ["HubModel", "PushResult", "list_hub", "push", "push_all"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'sj_robust.hub' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"sj_robust.hub.{_HOME[name]}"), name)
+__getattr__ = imported_on_use(__name__, _HOME)

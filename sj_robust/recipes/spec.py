@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from sj_robust.checkpoint.config import TIMM_RUNTIME
-from sj_robust.conversion import Pooling, Replace, Scale
+from sj_robust.conversion import ConversionSettings
 from sj_robust.errors import SJRobustError
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml, read_text
 from sj_robust.text import visible
@@ -121,25 +121,14 @@ class AnnSettings(_Strict):
         return self.pretrained or (":" in (self.architecture or "") and not self.weights)
 
 
-class ConvertSettings(_Strict):
-    """Arguments of `sj_robust.convert`; calibration images are `batches` × `batch_size` training
-    images drawn by the recipe's seed."""
+class CalibratedConversion(ConversionSettings):
+    """How a recipe or the command line converts: calibration images are `batches` × `batch_size`
+    training images drawn by the seed."""
 
-    timesteps: int = Field(8, ge=1, le=1024)
-    percentile: float = Field(99.7, gt=0, le=100)
-    scale: Scale = 0.3
-    calibration_timesteps: int = Field(100, ge=1, le=4096)
-    leak: float = Field(1.0, gt=0, le=1)
-    reset: Literal["hard", "soft"] = "hard"
-    norm: Literal["integrate", "fuse", "omit"] = "integrate"
-    norm_statistics: Literal["calibrate", "reset"] = "calibrate"
-    per_channel: bool = False
-    replace_activation: Replace | None = None
-    # None: max; as a default "max" would change the key of stages made before it could be set
-    pooling: Pooling | None = None
-    surrogate: str = "PCW:1"
-    batches: int = Field(11, ge=1)
-    batch_size: int = Field(64, ge=1)
+    model_config = ConfigDict(protected_namespaces=())
+
+    batches: int = Field(11, ge=1, description="calibration batches")
+    batch_size: int = Field(64, ge=1, description="images in each")
 
 
 class EvaluateSettings(_Strict):
@@ -186,7 +175,7 @@ class Recipe(_Strict):
     resize: int | None = Field(None, ge=1)
     seed: int = Field(0, ge=0, lt=2**31)
     ann: AnnSettings
-    convert: ConvertSettings = ConvertSettings()
+    convert: CalibratedConversion = CalibratedConversion()
     finetune: Annotated[TrainConfig | None, _training("finetune")] = None
     evaluate: EvaluateSettings = EvaluateSettings()
 

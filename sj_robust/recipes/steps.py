@@ -21,14 +21,14 @@ from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.spiking import SpikingModel
 from sj_robust.neuron import Surrogate
 from sj_robust.progress import bar
-from sj_robust.recipes.spec import AnnSettings, ConvertSettings
+from sj_robust.recipes.spec import AnnSettings, CalibratedConversion
 from sj_robust.training import TrainConfig, TrainResult, finetune, train_ann
 
 
 def convert_with(
     ann: NormalizedClassifier,
     dataset: ImageDataset,
-    settings: ConvertSettings,
+    settings: CalibratedConversion,
     *,
     seed: int = 0,
     source: dict[str, Any] | None = None,
@@ -129,7 +129,7 @@ def make_ann(
 
 def make_converted(
     ann: NormalizedClassifier,
-    settings: ConvertSettings,
+    settings: CalibratedConversion,
     dataset: ImageDataset,
     folder: str | os.PathLike[str],
     *,

@@ -1,9 +1,28 @@
 """Training: natural, PGD, TRADES and MART for ANNs and SNNs, resumable to the bit, on one process
 or several."""
 
-from sj_robust.training.config import PRESETS, TrainConfig, learning_rate, preset, validated
-from sj_robust.training.run import TrainResult, finetune, train_ann
-from sj_robust.training.state import Validation
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sj_robust.lazy import imported_on_use
+
+if TYPE_CHECKING:
+    from sj_robust.training.config import PRESETS as PRESETS
+    from sj_robust.training.config import TrainConfig as TrainConfig
+    from sj_robust.training.config import learning_rate as learning_rate
+    from sj_robust.training.config import preset as preset
+    from sj_robust.training.config import validated as validated
+    from sj_robust.training.run import TrainResult as TrainResult
+    from sj_robust.training.run import finetune as finetune
+    from sj_robust.training.run import train_ann as train_ann
+    from sj_robust.training.state import Validation as Validation
+
+_HOME = {
+    "config": ("PRESETS", "TrainConfig", "learning_rate", "preset", "validated"),
+    "run": ("TrainResult", "finetune", "train_ann"),
+    "state": ("Validation",),
+}
 
 __all__ = [
     "PRESETS",
@@ -16,3 +35,5 @@ __all__ = [
     "train_ann",
     "validated",
 ]
+
+__getattr__ = imported_on_use(__name__, _HOME)

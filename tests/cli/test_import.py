@@ -22,7 +22,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, create_ann
 from sj_robust.recipes.network import open_ann
-from sj_robust.recipes.spec import AnnSettings, ConvertSettings
+from sj_robust.recipes.spec import AnnSettings, CalibratedConversion
 from sj_robust.recipes.steps import convert_with
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -302,7 +302,7 @@ def test_a_network_that_normalises_itself_is_not_normalised_twice(
     snn = convert_with(
         ann,
         images,
-        ConvertSettings(
+        CalibratedConversion(
             timesteps=2,
             calibration_timesteps=2,
             batches=1,

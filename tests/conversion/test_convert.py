@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import itertools
 
 import numpy as np
@@ -182,8 +183,9 @@ def test_rebuild_gives_the_same_structure_and_logits(
 
 
 def test_the_recipe_runs_in_spikingjellys_own_converter(ann: nn.Module, images: Tensor) -> None:
-    settings = ConversionSettings(timesteps=4, mean=MEAN, std=STD, calibration_timesteps=10)
-    snn = ModuleConverter(ThresholdBalancing(settings, list(images))).convert(ann)
+    settings = ConversionSettings(timesteps=4, calibration_timesteps=10)
+    recipe = ThresholdBalancing(settings, list(images), mean=MEAN, std=STD)
+    snn = ModuleConverter(recipe).convert(ann)
     assert torch.equal(snn(images[0]), conversion(ann, images)(images[0]))
 
 
@@ -343,3 +345,11 @@ def test_percentile_equals_numpys_of_the_repeated_values(q: float, shape: tuple[
         assert percentile(x, q, copies) == float(
             np.percentile(np.tile(x.numpy().ravel(), copies), q, method="nearest")
         )
+
+
+def test_the_keywords_of_convert_have_the_defaults_of_the_settings() -> None:
+    """Recipes and the command line take theirs from ConversionSettings."""
+    keywords = inspect.signature(convert).parameters
+    for name, field in ConversionSettings.model_fields.items():
+        default = keywords[name].default
+        assert (str(default) if name == "surrogate" else default) == field.default, name

@@ -1,0 +1,94 @@
+"""What decides a conversion: the one schema of `convert`, recipes and the command line. Nothing
+here imports torch before it is used."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+
+Norm = Literal["integrate", "fuse", "omit"]
+Pooling = Literal["max", "average"]
+Replace = Literal["relu"]
+
+
+def _scale(value: Any) -> float | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not 0 < number <= 10:
+        raise ValueError("expected auto or a number above 0, at most 10")
+    return number
+
+
+Scale = Annotated[float | Literal["auto"], PlainValidator(_scale)]
+"""Of a conversion: one factor on all thresholds, or found layer by layer."""
+
+
+def _surrogate(name: str) -> str:
+    from sj_robust.neuron import Surrogate
+
+    Surrogate.parse(name)
+    return name
+
+
+class ConversionSettings(BaseModel):
+    """Everything that is chosen of a conversion, with the values of Özdenizci & Legenstein (TMLR
+    2024) as defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    timesteps: int = Field(8, ge=1, le=1024, description="T, the steps of one inference")
+    percentile: float = Field(
+        99.7, gt=0, le=100, description="of a node's input, becomes its threshold"
+    )
+    scale: Scale = Field(0.3, description="factor on all thresholds, or auto: each layer's own")
+    calibration_timesteps: int = Field(
+        100, ge=1, le=4096, description="T while thresholds are balanced"
+    )
+    leak: float = Field(
+        1.0, gt=0, le=1, description="factor on the potential from step to step; 1 is no leak"
+    )
+    reset: Literal["hard", "soft"] = Field(
+        "hard", description="to zero, or by subtracting the threshold"
+    )
+    norm: Norm = Field(
+        "integrate",
+        description="batch norm: kept as a layer, folded into the layer before, or left out",
+    )
+    norm_statistics: Literal["calibrate", "reset"] = Field(
+        "calibrate",
+        description="running statistics of kept batch norms: re-estimated at T, or 0 and 1",
+    )
+    per_channel: bool = Field(False, description="one threshold per channel")
+    replace_activation: Replace | None = Field(
+        None,
+        description=(
+            "convert activations other than ReLU (ReLU6, SiLU, GELU, ...) as if they were ReLU"
+        ),
+    )
+    pooling: Pooling = Field(
+        "max", description="max pooling: kept (an OR of spikes), or made average pooling"
+    )
+    surrogate: Annotated[str, AfterValidator(_surrogate)] = Field(
+        "PCW:1", description="gradient of a spike in training: PCW, EXP, RECT or STE and its width"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings that came after the first networks and recipes are left out where they are the
+        default, so that what was recorded of those stays what it was."""
+        late = {"replace_activation": None, "pooling": "max"}
+        return {key: value for key, value in dump(self).items() if late.get(key, ...) != value}
