@@ -424,7 +424,7 @@ def test_what_older_reports_do_not_name_is_known_of_the_zoo(tmp_path: Path, edit
     folder = Path(shutil.copytree(entry.folder, tmp_path / "copy"))
     for file in folder.glob("evaluation*.json"):
         older = json.loads(file.read_text())
-        del older["model"]["model_args"]
+        older["model"].pop("model_args", None)
         file.write_text(json.dumps(older))
     load(folder)
     edit(folder, lambda config: config["model_args"].update(global_pool="max"))
