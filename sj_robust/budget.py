@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any, SupportsFloat
+from typing import Annotated, Any, SupportsFloat
+
+from pydantic import BeforeValidator
 
 from sj_robust.errors import SJRobustError
 
@@ -29,6 +31,21 @@ def number(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, RuntimeError):  # an array or tensor of several
         raise ValueError(f"{value!r} is not one number: expected one such as 8/255") from None
+
+
+def linf_budget(value: Any) -> float:
+    """An l-infinity distance on images in [0, 1], above 0, at most 1. Raises ValueError for
+    anything else."""
+    found = number(value)
+    if not 0 < found < math.inf:
+        raise ValueError(f"{value!r} is not above 0: write 8/255 or 0.031")
+    if found > 1:
+        raise ValueError(f"{value!r} is not at most 1: images lie in [0,1], so write 8/255, not 8")
+    return found
+
+
+Budget = Annotated[float, BeforeValidator(linf_budget)]
+"""Of a setting: recipes and command lines write budgets as the papers do, "8/255"."""
 
 
 def radius(value: Any, norm: str = "linf") -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -19,13 +18,12 @@ from sj_robust.cli.common import (
     print_json,
     say,
 )
+from sj_robust.cli.fields import takes
 from sj_robust.cli.options import (
     Args,
     Builder,
     Mean,
-    Norm,
     Pretrained,
-    Reset,
     Resize,
     SameClasses,
     Size,
@@ -36,25 +34,9 @@ from sj_robust.cli.options import (
     one_of,
     under_its_names,
 )
+from sj_robust.recipes.spec import CalibratedConversion
 
 INSPECTED = 64  # images the report looks at
-
-
-class Replace(StrEnum):
-    relu = "relu"
-
-
-class Pooling(StrEnum):
-    max = "max"
-    average = "average"
-
-
-def factor(text: str) -> float | str:
-    """A number, or auto; anything else is wrong usage."""
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no number: expected a factor, or auto") from None
 
 
 def add_to(app: typer.Typer) -> None:
@@ -64,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
     )(convert)
 
 
+@takes(CalibratedConversion, flags={"timesteps": ("--timesteps", "-T")})
 def convert(
     source: Annotated[
         str | None,
@@ -81,60 +64,7 @@ def convert(
     pretrained: Pretrained = False,
     mean: Mean = None,
     std: Std = None,
-    timesteps: Annotated[
-        int, typer.Option("--timesteps", "-T", min=1, help="T, the steps of one inference.")
-    ] = 8,
-    percentile: Annotated[
-        float,
-        typer.Option(
-            "--percentile", min=0, max=100, help="Of a node's input, becomes its threshold."
-        ),
-    ] = 99.7,
-    scale: Annotated[
-        Any,
-        typer.Option(
-            "--scale",
-            parser=factor,
-            metavar="FACTOR",
-            help="On all thresholds, or auto: each layer's own.",
-        ),
-    ] = "0.3",
-    calibration_timesteps: Annotated[int, typer.Option("--calibration-timesteps", min=1)] = 100,
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Calibration batches.")] = 11,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images in each.")] = 64,
-    norm: Annotated[
-        Norm,
-        typer.Option(
-            "--norm", help="Batch norm: kept as a layer, folded into the layer before, or left out."
-        ),
-    ] = Norm.integrate,
-    reset: Annotated[
-        Reset, typer.Option("--reset", help="To zero, or by subtracting the threshold.")
-    ] = Reset.hard,
-    leak: Annotated[
-        float,
-        typer.Option(
-            "--leak", min=0, max=1, help="Factor on the potential from step to step; 1 is no leak."
-        ),
-    ] = 1.0,
-    per_channel: Annotated[
-        bool, typer.Option("--per-channel", help="One threshold per channel.")
-    ] = False,
-    replace_activation: Annotated[
-        Replace | None,
-        typer.Option(
-            "--replace-activation",
-            help=(
-                "Convert activations other than ReLU (ReLU6, SiLU, GELU, ...) as if they were ReLU."
-            ),
-        ),
-    ] = None,
-    pooling: Annotated[
-        Pooling,
-        typer.Option(
-            "--pooling", help="Max pooling: kept (an OR of spikes), or made average pooling."
-        ),
-    ] = Pooling.max,
+    settings: dict[str, Any],
     image_size: Size = None,
     resize: Resize = None,
     same_classes: SameClasses = False,
@@ -153,25 +83,9 @@ def convert(
     from sj_robust.data import calibration_indices, in_order_of, load_dataset
     from sj_robust.recipes import steps
     from sj_robust.recipes.network import begun_from, facts_of, from_text, open_ann
-    from sj_robust.recipes.spec import CalibratedConversion, checked
+    from sj_robust.recipes.spec import checked
 
-    settings = checked(
-        CalibratedConversion,
-        {
-            "timesteps": timesteps,
-            "percentile": percentile,
-            "scale": scale,
-            "calibration_timesteps": calibration_timesteps,
-            "batches": batches,
-            "batch_size": batch_size,
-            "norm": norm.value,
-            "reset": reset.value,
-            "leak": leak,
-            "per_channel": per_channel,
-            "replace_activation": replace_activation and replace_activation.value,
-            "pooling": pooling.value,
-        },
-    )
+    conversion = checked(CalibratedConversion, settings)
     ann_settings = from_text(
         source,
         model=model,
@@ -202,7 +116,7 @@ def convert(
     )
     snn = steps.make_converted(
         ann,
-        settings,
+        conversion,
         dataset,
         out,
         seed=seed,
@@ -210,7 +124,7 @@ def convert(
         builder=model,
         device=where,
     )
-    some = calibration_indices(dataset, settings.batches, settings.batch_size, seed=seed)[
+    some = calibration_indices(dataset, conversion.batches, conversion.batch_size, seed=seed)[
         :INSPECTED
     ]
     report = inspect_conversion(snn, dataset.floats(some).to(where), ann, dataset.labels[some])

@@ -139,11 +139,11 @@ def latency(
         ),
     ] = None,
     attack: Annotated[
-        str | None, typer.Option("--attack", help="As in --attacks of evaluate.  [default: pgd10]")
+        str | None, typer.Option("--attack", help="As in --attacks of evaluate; without it pgd10.")
     ] = None,
     view: Annotated[
         str | None,
-        typer.Option("--view", help="The gradient view it runs through.  [default: PCW:1]"),
+        typer.Option("--view", help="The gradient view it runs through; without it PCW:1."),
     ] = None,
     max_images: Images = None,
     robust_images: Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,9 +19,8 @@ from sj_robust.cli.common import (
     within_linf,
     words,
 )
+from sj_robust.cli.fields import takes
 from sj_robust.cli.measure import (
-    BatchSize,
-    MaxImages,
     MaybeCheckpointName,
     Model,
     Out,
@@ -33,6 +32,7 @@ from sj_robust.cli.measure import (
     write,
 )
 from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
+from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.files import check_within
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def add_to(app: typer.Typer) -> None:
     command(app, "card", "sj-robust card runs/snn")(card)
 
 
+@takes(EvaluationSettings, leave_out=("eps", "protocol", "attacks", "views"))
 def evaluate(
     checkpoint: MaybeCheckpointName = None,
     *,
@@ -62,7 +63,7 @@ def evaluate(
             "--eps",
             parser=distance,
             metavar="EPS",
-            help="Radius, once or several times.  [default: 2/255 4/255 8/255]",
+            help="Radius, once or several times; without it 2/255 4/255 8/255.",
         ),
     ] = None,
     protocol: Annotated[
@@ -79,8 +80,7 @@ def evaluate(
             metavar="A,A",
             help=(
                 "fgsm, rfgsm, pgdN, sapgdN-ce|dlr, apgdN-ce|dlr|t, fab, fab-t, rotatingN, squareN,"
-                " noiseN, or one+another.  "
-                "[default: fgsm,pgd10]"
+                " noiseN, or one+another; without it fgsm,pgd10."
             ),
         ),
     ] = None,
@@ -101,31 +101,13 @@ def evaluate(
             help="A model whose gradients are tried as well, once or several times.",
         ),
     ] = None,
-    norm: Annotated[str, typer.Option("--norm", help="linf or l2.")] = "linf",
+    settings: dict[str, Any],
     grid: Annotated[
         str | None,
         typer.Option(
             "--grid",
             metavar="8bit",
             help="Adversarial images of 256 values, as files hold them: a figure beside the first.",
-        ),
-    ] = None,
-    restarts: Annotated[
-        int,
-        typer.Option("--restarts", min=1, help="Attempts of each attack that starts at random."),
-    ] = 1,
-    check_images: Annotated[
-        int,
-        typer.Option(
-            "--check-images", min=0, help="Images for the reliability checks; 0 leaves them out."
-        ),
-    ] = 64,
-    roughness_images: Annotated[
-        int | None,
-        typer.Option(
-            "--roughness-images",
-            min=0,
-            help="Images around which 200 random points are tried.  [default: 64 under a protocol]",
         ),
     ] = None,
     time_limit: Annotated[
@@ -137,8 +119,6 @@ def evaluate(
             help="Stop attacking then, with what is known.",
         ),
     ] = None,
-    max_images: MaxImages = None,
-    batch_size: BatchSize = 128,
     every_view: Annotated[
         bool,
         typer.Option(
@@ -193,7 +173,7 @@ def evaluate(
     from sj_robust.evaluation.journal import remove_journal
     from sj_robust.model import SpikingModel
 
-    for value in (eps or ()) if norm == "linf" else ():
+    for value in (eps or ()) if settings["norm"] == "linf" else ():
         within_linf(value, f"--eps {value:g}")
     check_report_file(out)
     if plot:
@@ -221,22 +201,17 @@ def evaluate(
         dataset,
         protocol=protocol,
         transfer={name: load(name) for name in transfer or ()},
-        norm=norm,  # type: ignore[arg-type]  # checked by the attacks
         grid=grid,  # type: ignore[arg-type]  # checked there
-        restarts=restarts,
-        check_images=check_images,
-        roughness_images=roughness_images,
         time_limit=time_limit,
         eps=eps or (2 / 255, 4 / 255, 8 / 255),
         attacks=None if attacks is None else words(attacks),
         views=chosen,
         survivors_only=not every_view,
-        max_images=max_images,
-        batch_size=batch_size,
         seed=seed,
         journal=journal,
         extend=None if extend is None else _report(extend),
         device=where,
+        **settings,
     )
     if rank():
         return  # of several processes the first one speaks

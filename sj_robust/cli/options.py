@@ -11,34 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import budget, usage
+from sj_robust.cli.common import usage
 from sj_robust.files import legible
 from sj_robust.masking import masked
-
-
-class Method(StrEnum):
-    natural = "natural"
-    pgd = "pgd"
-    trades = "trades"
-    trades_rfgsm = "trades-rfgsm"
-    mart = "mart"
-
-
-class Precision(StrEnum):
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Augment(StrEnum):
-    none = "none"
-    crop_flip = "crop-flip"
-    crop_flip_cutout = "crop-flip-cutout"
-    resized_crop_flip = "resized-crop-flip"
-
-
-class AttackLoss(StrEnum):
-    kl = "kl"
-    ce = "ce"
 
 
 class Preset(StrEnum):
@@ -46,88 +21,11 @@ class Preset(StrEnum):
     paper = "paper"
 
 
-class Reset(StrEnum):
-    hard = "hard"
-    soft = "soft"
-
-
-class Norm(StrEnum):
-    integrate = "integrate"
-    fuse = "fuse"
-    omit = "omit"
-
-
 RESUME = "the same command with --resume goes on from the last saved state"
 
-Budget = Annotated[
-    float | None,
-    typer.Option(
-        "--eps", parser=budget, metavar="EPS", help="Radius of the training attack: 8/255 or 0.031."
-    ),
-]
-Epochs = Annotated[
-    float | None,
-    typer.Option("--epochs", min=0, help="Passes over the training images; fractions allowed."),
-]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1)]
-Rate = Annotated[float | None, typer.Option("--lr", min=0, help="Peak learning rate.")]
-Beta = Annotated[
-    float | None,
-    typer.Option("--beta", min=0, help="Weight of the KL term of trades, trades-rfgsm and mart."),
-]
-Steps = Annotated[
-    int | None, typer.Option("--attack-steps", min=1, help="PGD steps of pgd, trades and mart.")
-]
-AttackLossOption = Annotated[
-    AttackLoss | None,
-    typer.Option(
-        "--attack-loss",
-        help="What the attack of trades and trades-rfgsm ascends: kl (the papers) or ce.",
-    ),
-]
-GradientPenalty = Annotated[
-    float | None,
-    typer.Option(
-        "--gradient-penalty",
-        min=0,
-        help="Weight of the squared l1 norm of the input gradient (SR).",
-    ),
-]
-PrecisionOption = Annotated[
-    Precision | None,
-    typer.Option("--precision", help="Training passes in bf16 or fp16; float32 without."),
-]
-Ema = Annotated[
-    float | None,
-    typer.Option("--ema", min=0, help="Decay of a moving average of the weights; 0 is off."),
-]
-AugmentOption = Annotated[
-    Augment | None,
-    typer.Option(
-        "--augmentation",
-        help=(
-            "Shift by up to 4 pixels, or (resized-crop-flip) a part of a large image, resized; and"
-            " mirror."
-        ),
-    ),
-]
-CropScale = Annotated[
-    float | None,
-    typer.Option(
-        "--crop-scale",
-        min=0,
-        max=1,
-        help="The part of the area that resized-crop-flip keeps at least.  [default: 0.08]",
-    ),
-]
-Held = Annotated[
-    int | None,
-    typer.Option("--validation", min=1, help="Training images held out to select the best step."),
-]
 PresetOption = Annotated[
     Preset, typer.Option("--preset", help="Settings that the other options change.")
 ]
-MethodOption = Annotated[Method | None, typer.Option("--method", help="Loss and training attack.")]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -145,7 +43,7 @@ Resize = Annotated[
     typer.Option(
         "--resize",
         min=1,
-        help="Pixels of the short side before, such as 256 for 224.  [default: --image-size]",
+        help="Pixels of the short side before, such as 256 for 224; without it --image-size.",
     ),
 ]
 Weights = Annotated[

@@ -26,7 +26,7 @@ def run(
         typer.Argument(metavar="RECIPE", help="A YAML file; recipe.yaml of any checkpoint is one."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="The folder of all stages.  [default: runs/NAME]")
+        Path | None, typer.Option("--out", help="The folder of all stages; without it runs/NAME.")
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="A name or path in place of the recipe's data set.")

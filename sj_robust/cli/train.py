@@ -14,46 +14,37 @@ from sj_robust.cli.common import (
     Out,
     Seed,
     command,
-    fraction,
     numbers,
     pick_device,
     print_json,
     say,
     usage,
 )
+from sj_robust.cli.fields import takes
 from sj_robust.cli.options import (
     RESUME,
     Args,
-    AttackLossOption,
-    AugmentOption,
-    BatchSize,
-    Beta,
-    Budget,
     Builder,
-    CropScale,
-    Ema,
-    Epochs,
-    GradientPenalty,
-    Held,
     Mean,
-    MethodOption,
-    PrecisionOption,
     Preset,
     PresetOption,
     Pretrained,
-    Rate,
     Resize,
     Resume,
     SameClasses,
     Size,
     Std,
-    Steps,
     arguments,
     command_line,
     one_of,
     under_its_names,
     zoo_names,
 )
+from sj_robust.training.config import TrainConfig
+
+# of a network that spikes alone
+SPIKING = ("consistency", "learn_thresholds", "threshold_min")
+FLAGS = {"learn_thresholds": ("--learn-thresholds/--fixed-thresholds",)}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -72,6 +63,7 @@ def add_to(app: typer.Typer) -> None:
     )(finetune)
 
 
+@takes(TrainConfig, preset=True, leave_out=("seed", *SPIKING))
 def train_ann(
     architecture: Annotated[
         str | None,
@@ -91,20 +83,7 @@ def train_ann(
     mean: Mean = None,
     std: Std = None,
     preset: PresetOption = Preset.default,
-    method: MethodOption = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Rate = None,
-    eps: Budget = None,
-    attack_steps: Steps = None,
-    attack_loss: AttackLossOption = None,
-    beta: Beta = None,
-    gradient_penalty: GradientPenalty = None,
-    augmentation: AugmentOption = None,
-    crop_scale: CropScale = None,
-    ema: Ema = None,
-    precision: PrecisionOption = None,
-    validation: Held = None,
+    settings: dict[str, Any],
     image_size: Size = None,
     resize: Resize = None,
     same_classes: SameClasses = False,
@@ -125,29 +104,11 @@ def train_ann(
     from sj_robust.recipes.network import begun_from, from_text, open_ann
     from sj_robust.training import preset as named
 
-    config = named(
-        "ann",
-        preset.value,
-        method=method and method.value,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        eps=eps,
-        attack_steps=attack_steps,
-        attack_loss=attack_loss and attack_loss.value,
-        beta=beta,
-        gradient_penalty=gradient_penalty,
-        augmentation=augmentation and augmentation.value,
-        crop_scale=crop_scale,
-        ema=ema,
-        precision=precision and precision.value,
-        validation=validation,
-        seed=seed,
-    )
+    config = named("ann", preset.value, seed=seed, **settings)
     steps.check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
-    settings = from_text(
+    source = from_text(
         architecture,
         model=model,
         args=arguments(arg),
@@ -157,16 +118,17 @@ def train_ann(
         std=numbers(std),
         train=config,
     )
-    begun = begun_from(settings)
-    ann = open_ann(settings, dataset, begun, seed=seed, same_classes=same_classes)
+    begun = begun_from(source)
+    ann = open_ann(source, dataset, begun, seed=seed, same_classes=same_classes)
     dataset = under_its_names(dataset, ann, same_classes).in_channels(len(ann.mean))
     result = steps.make_ann(
-        ann, settings, dataset, out, begun, resume=resume, device=where, command=command_line()
+        ann, source, dataset, out, begun, resume=resume, device=where, command=command_line()
     )
     if not rank():  # of several processes the first one speaks
         _report(out, result, as_json)
 
 
+@takes(TrainConfig, preset=True, leave_out=("seed",), flags=FLAGS)
 def finetune(
     checkpoint: Annotated[
         str,
@@ -176,46 +138,7 @@ def finetune(
     data: Data,
     out: Out,
     preset: PresetOption = Preset.default,
-    method: MethodOption = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    lr: Rate = None,
-    eps: Budget = None,
-    attack_steps: Steps = None,
-    attack_loss: AttackLossOption = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(
-            "--alpha",
-            parser=fraction,
-            metavar="EPS",
-            help="RFGSM's random step; the default is eps/2.",
-        ),
-    ] = None,
-    beta: Beta = None,
-    gradient_penalty: GradientPenalty = None,
-    consistency: Annotated[
-        float | None,
-        typer.Option(
-            "--consistency",
-            min=0,
-            help="Weight of the divergence of each time step's prediction from that of all.",
-        ),
-    ] = None,
-    fixed_thresholds: Annotated[
-        bool, typer.Option("--fixed-thresholds", help="Keep the firing thresholds as converted.")
-    ] = False,
-    checkpointing: Annotated[
-        bool,
-        typer.Option(
-            "--checkpointing", help="Recompute blocks in the backward pass, to save memory."
-        ),
-    ] = False,
-    augmentation: AugmentOption = None,
-    crop_scale: CropScale = None,
-    ema: Ema = None,
-    precision: PrecisionOption = None,
-    validation: Held = None,
+    settings: dict[str, Any],
     image_size: Size = None,
     resize: Resize = None,
     same_classes: SameClasses = False,
@@ -241,29 +164,7 @@ def finetune(
     from sj_robust.recipes.network import call_builder
     from sj_robust.training import preset as named
 
-    config = named(
-        "finetune",
-        preset.value,
-        method=method and method.value,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        eps=eps,
-        attack_steps=attack_steps,
-        attack_loss=attack_loss and attack_loss.value,
-        alpha=alpha,
-        beta=beta,
-        gradient_penalty=gradient_penalty,
-        consistency=consistency,
-        learn_thresholds=False if fixed_thresholds else None,
-        checkpointing=checkpointing or None,
-        augmentation=augmentation and augmentation.value,
-        crop_scale=crop_scale,
-        ema=ema,
-        precision=precision and precision.value,
-        validation=validation,
-        seed=seed,
-    )
+    config = named("finetune", preset.value, seed=seed, **settings)
     steps.check_out(out)
     where = pick_device(device)
     if arg and not model:

@@ -15,6 +15,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.grid import Grid
 from sj_robust.evaluation.protocol import AttackMaker, Protocol
 from sj_robust.evaluation.report import Report
+from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.files import check_file
 from sj_robust.neuron import View
 
@@ -47,12 +48,9 @@ class Options:
         """Raise SJRobustError for a number out of range, or a journal that could not be written."""
         if self.journal is not None:
             check_file(self.journal)
-        for name, least in (
-            ("batch_size", 1),
-            ("restarts", 1),
-            ("check_images", 0),
-            ("roughness_images", 0),
-        ):
+        for name in ("batch_size", "restarts", "check_images", "roughness_images"):
+            rules = EvaluationSettings.model_fields[name].metadata
+            least = next(rule.ge for rule in rules if hasattr(rule, "ge"))
             if (value := getattr(self, name)) < least:
                 raise SJRobustError(f"{name} is {value}: expected at least {least}")
         if self.time_limit is not None and not self.time_limit > 0:

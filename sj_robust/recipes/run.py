@@ -47,7 +47,7 @@ from sj_robust.neuron import Surrogate, parse_view
 from sj_robust.recipes import steps
 from sj_robust.recipes.ledger import intact, outputs, read_record, set_aside, write_record
 from sj_robust.recipes.network import begun_from, call_builder, facts_of, fingerprint, open_ann
-from sj_robust.recipes.spec import EvaluateSettings, Recipe
+from sj_robust.recipes.spec import Measurements, Recipe
 from sj_robust.training.config import FREE_FIELDS
 from sj_robust.training.loop import check_shares
 
@@ -401,7 +401,7 @@ def check_consent(named: str | None, model: str | None) -> None:
     )
 
 
-def _check_attacks(settings: EvaluateSettings) -> None:
+def _check_attacks(settings: Measurements) -> None:
     """Raise SJRobustError for a protocol, attack or view that is none: before the training, not
     after it."""
     for protocol in filter(None, (settings.protocol, *(settings.further or ()))):

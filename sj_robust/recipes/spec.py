@@ -19,10 +19,11 @@ from pydantic import (
 from sj_robust.checkpoint.config import TIMM_RUNTIME
 from sj_robust.conversion import ConversionSettings
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml, read_text
 from sj_robust.text import visible
 from sj_robust.training import TrainConfig, preset
-from sj_robust.training.config import Budget, Kind
+from sj_robust.training.config import Kind
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$"
 
@@ -131,35 +132,19 @@ class CalibratedConversion(ConversionSettings):
     batch_size: int = Field(64, ge=1, description="images in each")
 
 
-class EvaluateSettings(_Strict):
-    """Arguments of `sj_robust.evaluate`; `views` null: all 19 for an SNN. The ANN is measured on
-    the same images and eps.
+class Measurements(EvaluationSettings):
+    """How both networks of a recipe are measured: the ANN on the same images and eps as the spiking
+    one, which a protocol also attacks with the gradients of its ANN.
 
-    `protocol` stands in place of `attacks` and `views`; a spiking network is then also attacked
-    with the gradients of its ANN. `further`: protocols that both networks are measured under
-    besides; their reports lie beside the first in the checkpoints. `check_images`: for the
-    reliability checks. `converted`: measure the network as converted too, which tells what
-    finetuning is worth (without checks).
+    `further`: protocols that both are measured under besides; their reports lie beside the first in
+    the checkpoints. `converted`: measure the network as converted too, which tells what finetuning
+    is worth (without checks).
     """
 
-    eps: list[Budget] = [2 / 255, 4 / 255, 8 / 255]
-    protocol: str | None = None
-    further: list[str] | None = None
-    attacks: list[str] = ["fgsm", "pgd10"]
-    views: list[str] | None = None
-    max_images: int | None = Field(None, ge=1)
-    batch_size: int = Field(128, ge=1)
+    attacks: list[str] = Field(["fgsm", "pgd10"])
     check_images: int = Field(32, ge=0)
+    further: list[str] | None = None
     converted: bool = False
-
-    @model_validator(mode="after")
-    def _one_choice(self) -> EvaluateSettings:
-        if self.protocol and self.attacks != EvaluateSettings.model_fields["attacks"].default:
-            raise ValueError(
-                f"protocol {self.protocol} says which attacks run: leave attacks out, or the"
-                " protocol"
-            )
-        return self
 
 
 class Recipe(_Strict):
@@ -177,7 +162,7 @@ class Recipe(_Strict):
     ann: AnnSettings
     convert: CalibratedConversion = CalibratedConversion()
     finetune: Annotated[TrainConfig | None, _training("finetune")] = None
-    evaluate: EvaluateSettings = EvaluateSettings()
+    evaluate: Measurements = Measurements()
 
     @model_validator(mode="before")
     @classmethod

@@ -4,19 +4,15 @@ run."""
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sj_robust.budget import number
+from sj_robust.budget import Budget
 from sj_robust.errors import SJRobustError
 
 Kind = Literal["ann", "finetune"]
 Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart"]
-
-
-# Recipes and command lines write budgets as the papers do: "8/255"
-Budget = Annotated[float, BeforeValidator(number), Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class TrainConfig(BaseModel):
@@ -32,11 +28,11 @@ class TrainConfig(BaseModel):
     method: Method = Field(
         default="pgd",
         description=(
-            "natural: cross-entropy; pgd: cross-entropy on PGD images (Madry et al. 2018; with"
-            " attack_steps=1 one-step training as in Wong et al. 2020); trades: CE + beta*KL with"
-            " PGD on the KL (Zhang et al. 2019); trades-rfgsm: the same with RFGSM (Özdenizci &"
-            " Legenstein 2024); mart: boosted CE on PGD images + beta*KL weighted by 1 - p_y (Wang"
-            " et al. 2020)"
+            "loss and training attack. natural: cross-entropy; pgd: cross-entropy on PGD images"
+            " (Madry et al. 2018; with attack_steps=1 one-step training as in Wong et al. 2020);"
+            " trades: CE + beta*KL with PGD on the KL (Zhang et al. 2019); trades-rfgsm: the same"
+            " with RFGSM (Özdenizci & Legenstein 2024); mart: boosted CE on PGD images +"
+            " beta*KL weighted by 1 - p_y (Wang et al. 2020)"
         ),
     )
     epochs: float = Field(
@@ -46,14 +42,18 @@ class TrainConfig(BaseModel):
         allow_inf_nan=False,
         description="passes over the images; fractions allowed",
     )
-    batch_size: int = Field(default=128, ge=1, le=65_536)
+    batch_size: int = Field(default=128, ge=1, le=65_536, description="images in a step")
     lr: float = Field(
         default=0.05, gt=0, le=10, allow_inf_nan=False, description="peak learning rate"
     )
-    schedule: Literal["cosine", "onecycle"] = "onecycle"
-    momentum: float = Field(default=0.9, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: float = Field(default=5e-4, ge=0, le=1)
+    schedule: Literal["cosine", "onecycle"] = Field(
+        default="onecycle", description="of the learning rate, down to 0 at the end"
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(default=False, description="Nesterov's momentum")
+    weight_decay: float = Field(
+        default=5e-4, ge=0, le=1, description="of convolutions and linear layers"
+    )
     decay_all: bool = Field(
         default=False,
         description="also decay thresholds, biases and batch norm, as the reference does",
@@ -65,9 +65,10 @@ class TrainConfig(BaseModel):
         default=1, ge=1, le=1000, description="PGD steps of pgd, trades and mart"
     )
     step_size: Budget | None = Field(
-        default=None, description="PGD step; None: 2.5*eps/attack_steps, and 1.25*eps for one step"
+        default=None,
+        description="of PGD; without it 2.5*eps/attack_steps, and 1.25*eps for one step",
     )
-    alpha: Budget | None = Field(default=None, description="RFGSM's random step; None: eps/2")
+    alpha: Budget | None = Field(default=None, description="RFGSM's random step; without it eps/2")
     attack_loss: Literal["kl", "ce"] = Field(
         default="kl",
         description=(
@@ -108,15 +109,15 @@ class TrainConfig(BaseModel):
     augmentation: Literal["none", "crop-flip", "crop-flip-cutout", "resized-crop-flip"] = Field(
         default="crop-flip",
         description=(
-            "crop-flip: shift by up to 4 pixels and mirror; resized-crop-flip, for large images: "
-            "resize a random part of each and mirror"
+            "of the training images. crop-flip: shift by up to 4 pixels and mirror;"
+            " resized-crop-flip, for large images: resize a random part of each and mirror"
         ),
     )
     crop_scale: float | None = Field(
         default=None,
         gt=0,
         le=1,
-        description="resized-crop-flip cuts out this part of the image's area at least; None: 0.08",
+        description="part of the area that resized-crop-flip keeps at least; without it 0.08",
     )
     learn_thresholds: bool = Field(
         default=True, description="train the firing thresholds; False keeps them as converted"
@@ -156,7 +157,7 @@ class TrainConfig(BaseModel):
     precision: Literal["float32", "bf16", "fp16"] | None = Field(
         default=None,
         description=(
-            "of the training passes: float32 (the default) "
+            "of the training passes: float32 (without it) "
             "or torch's autocast to bf16 or fp16; validation is in float32"
         ),
     )

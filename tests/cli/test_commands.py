@@ -103,7 +103,6 @@ def test_evaluate_by_protocol_with_transfer_checks_and_figures(
     for wrong, message in (
         (("--attacks", "fgsm"), "leave --attacks out"),
         (("--protocol", "fast"), "unknown protocol 'fast'"),
-        (("--norm", "l3"), "norm is 'l3'"),
         (("--transfer", "nobody"), "'nobody' is neither a checkpoint folder"),
     ):
         done = cli("evaluate", "steps/snn", *settings, *wrong)

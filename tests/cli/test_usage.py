@@ -128,9 +128,10 @@ def test_an_unknown_model_is_named(cli: Cli) -> None:
 
 def test_a_scale_is_a_number_or_auto(cli: Cli) -> None:
     command = ("convert", "cifar_resnet20", "--data", "sample", "--out", "never")
-    assert cli(*command, "--scale", "automatic").returncode == 2
-    for wrong in ("0", "nan", "11"):
-        assert "expected auto or a number above 0" in failure(cli(*command, f"--scale={wrong}"))
+    for wrong in ("automatic", "0", "nan", "11"):
+        done = cli(*command, f"--scale={wrong}")
+        assert done.returncode == 2
+        assert "expected auto or a number above 0" in " ".join(done.stderr.split())
     assert "random weights" in failure(cli(*command, "--scale", "auto"))
 
 
@@ -273,3 +274,18 @@ def test_a_strangers_text_is_printed_as_it_is_written(cli: Any, tmp_path: Path, 
             assert not [
                 line for line in shown.split("\n") if line.startswith("sj-robust: verified")
             ]
+
+
+def test_options_have_the_bounds_and_words_of_the_settings(cli: Cli) -> None:
+    for command, name, wrong in (
+        (("convert", "any", "--data", "sample", "--out", "never"), "--timesteps", "1025"),
+        (("convert", "any", "--data", "sample", "--out", "never"), "--reset", "none"),
+        (("finetune", "any", "--data", "sample", "--out", "never"), "--momentum", "2"),
+        (("finetune", "any", "--data", "sample", "--out", "never"), "--step-size", "8"),
+        (("evaluate", "any", "--data", "sample"), "--norm", "l3"),
+        (("evaluate", "any", "--data", "sample"), "--restarts", "0"),
+    ):
+        done = cli(*command, name, wrong)
+        assert done.returncode == 2
+        assert name in done.stderr
+        assert wrong in done.stderr

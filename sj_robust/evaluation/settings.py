@@ -1,0 +1,75 @@
+"""What an evaluation is asked for: the one schema of `evaluate`, recipes and the command line.
+Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from sj_robust.budget import number
+
+Distance = Annotated[float, BeforeValidator(number), Field(gt=0, allow_inf_nan=False)]
+
+
+class EvaluationSettings(BaseModel):
+    """The settings of `evaluate` that a file can hold; the function itself also takes attacks,
+    views and protocols as objects."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    eps: list[Distance] = Field([2 / 255, 4 / 255, 8 / 255], description="radii")
+    protocol: str | None = Field(
+        None, description="quick, paper, strong or autoattack, in place of attacks and views"
+    )
+    attacks: list[str] | None = Field(None, description="by name; without them fgsm and pgd10")
+    views: list[str] | None = Field(
+        None, description="gradient views of a spiking network; without them all 19"
+    )
+    norm: Literal["linf", "l2"] = Field("linf", description="of the ball around an image")
+    restarts: int = Field(1, ge=1, description="attempts of each attack that starts at random")
+    max_images: int | None = Field(None, ge=1, description="the first so many images only")
+    batch_size: int = Field(128, ge=1, description="images in a batch")
+    check_images: int = Field(
+        64, ge=0, description="images for the reliability checks; 0 leaves them out"
+    )
+    roughness_images: int | None = Field(
+        None,
+        ge=0,
+        description=(
+            "images around which 200 random points are tried; without it 64 under a protocol"
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _in_images(self) -> EvaluationSettings:
+        if self.norm == "linf" and (odd := next((eps for eps in self.eps if eps > 1), None)):
+            raise ValueError(
+                f"eps is {odd:g}: images lie in [0,1], so write {odd:g}/255, not {odd:g}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> EvaluationSettings:
+        if self.protocol and self.attacks != type(self).model_fields["attacks"].default:
+            raise ValueError(
+                f"protocol {self.protocol} says which attacks run: leave attacks out, or the"
+                " protocol"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As of ConversionSettings."""
+        late = {"norm": "linf", "restarts": 1, "roughness_images": None}
+        found = {key: value for key, value in dump(self).items() if late.get(key, ...) != value}
+        first = {key: found[key] for key in ("eps", "protocol", "further") if key in found}
+        return {**first, **found}  # the order that recipes were written in
