@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -12,18 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.allocator import keep_large_blocks
-from sj_robust.attack import PGD, evaluation_mode
 from sj_robust.data import ImageDataset
-from sj_robust.distributed import ALONE, Team, process_count, processes
+from sj_robust.distributed import Team, process_count, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.files import only_one
 from sj_robust.model.images import values_known
 from sj_robust.model.layout import layout_of, settle_layout
-from sj_robust.progress import bar
 from sj_robust.signals import deferred_signals
 from sj_robust.training import average
 from sj_robust.training.config import Kind, TrainConfig, learning_rate
-from sj_robust.training.log import Log, NoLog, draw_curves
 from sj_robust.training.loss import training_loss
 from sj_robust.training.memory import checkpointed_blocks
 from sj_robust.training.optimizer import (
@@ -35,21 +30,16 @@ from sj_robust.training.optimizer import (
 from sj_robust.training.parallel import synchronised
 from sj_robust.training.plan import Plan
 from sj_robust.training.precision import autocast, loss_scaler
-from sj_robust.training.session import Stopwatch, reproducible
+from sj_robust.training.session import Session, reproducible
 from sj_robust.training.state import (
     Groups,
     Progress,
-    Validation,
     check_same_run,
     exists,
     load_state,
     restore,
-    save_state,
 )
 
-# drawing takes a second: curves.png is remade at a validation only where the last is older than
-# this
-DRAW_SECONDS = 30
 # between processes, which wait for each other in every step and while the first one saves
 PATIENCE = timedelta(minutes=10)
 
@@ -123,113 +113,37 @@ def _fit(
         average.copy(
             team.from_first({name: tensor.cpu() for name, tensor in weights.items()}), weights
         )
-    fixed = frozen_thresholds(model, not config.learn_thresholds)
     with (
         keep_large_blocks(),
         reproducible(device),
-        fixed,
+        frozen_thresholds(model, not config.learn_thresholds),
         values_known(),
         deferred_signals() as interrupted,
     ):
         optimizer, scaler = make_optimizer(model, config), loss_scaler(config, device)
-        ema = average.start(weights) if config.ema else {}
-        best = average.start(weights)
         groups: Groups = {
             "model": weights,
             "momentum": momentum_buffers(model, optimizer),
-            "ema": ema,
-            "best": best,
+            "ema": average.start(weights) if config.ema else {},
+            "best": average.start(weights),
         }
         if saved:
             for name, tensors in groups.items():
                 restore(tensors, saved.get(name, {}), folder)
             scaler.load_state_dict(progress.scaler)
-        log, stream = (
-            Log(folder, progress.log_bytes) if team.first else NoLog(),
-            plan.batches(progress.step),
-        )
-        clock, training, unsaved, undrawn = (
-            Stopwatch(progress.seconds),
-            Stopwatch(),
-            Stopwatch(),
-            Stopwatch(),
-        )
-        images, done = plan.total * config.batch_size, progress.step * config.batch_size
-        unread: list[dict[str, Tensor]] = []  # facts of the last steps, still on the device
-        with log, bar("training", images, done=done, show=show_progress) as status:
-            while not progress.finished:
-                step = progress.step
-                if plan.validates(step) and not progress.validated:
-                    _read(unread, progress, folder)
-                    with average.swapped(weights, ema):
-                        result = validate(model, plan.held_out, config, step, interrupted, team)
-                        if result and progress.add(result):
-                            average.copy(weights, best)
-                    if result:
-                        log.write(
-                            event="validation",
-                            epoch=plan.epoch(step),
-                            **result.model_dump(),
-                            seconds=round(clock.seconds, 1),
-                        )
-                # clocks and signals differ from process to process: what they ask for is agreed on
-                stop, due = team.totals(
-                    interrupted(), team.first and unsaved.seconds > 60 * config.checkpoint_minutes
-                )
-                if stop or due or step % plan.per_epoch == 0 or progress.finished:
-                    _read(unread, progress, folder)
-                    with deferred_signals(patient=True):
-                        progress.log_bytes, progress.seconds, progress.scaler = (
-                            log.sync(),
-                            clock.seconds,
-                            scaler.state_dict(),
-                        )
-                        if team.first:
-                            save_state(folder, progress, groups)
-                    unsaved.restart()
-                if stop:
-                    raise KeyboardInterrupt
-                if team.first and (
-                    progress.finished or (progress.validated and undrawn.seconds > DRAW_SECONDS)
-                ):
-                    draw_curves(folder)
-                    undrawn.restart()
-                if progress.finished:
-                    break
-
-                training.restart()
+        batches = plan.batches(progress.step)
+        with Session(
+            model, plan, folder, team, progress, groups, scaler, interrupted, show_progress
+        ) as session:
+            for step in session.steps():
                 with checkpointed_blocks(model, config.checkpointing):
-                    unread.append(
-                        train_step(model, optimizer, scaler, next(stream), config, plan, step, team)
+                    facts = train_step(
+                        model, optimizer, scaler, next(batches), config, plan, step, team
                     )
                 if config.ema:
-                    average.update(ema, weights, config.ema, step)
-                progress.step += 1
-                reading = progress.step % config.log_every == 0 or progress.step == plan.total
-                if reading:
-                    _read(unread, progress, folder)
-                # read first: on a GPU the steps only end there
-                progress.training_seconds += training.seconds
-                status.advance(config.batch_size)
-                if reading:
-                    means = progress.means()
-                    status.note(
-                        " ".join(
-                            f"{name} {means[name]:.3f}"
-                            for name in ("loss", "clean", "robust")
-                            if name in means
-                        )
-                    )
-                    log.write(
-                        event="train",
-                        epoch=plan.epoch(progress.step),
-                        step=progress.step,
-                        **means,
-                        lr=learning_rate(config, step, plan.total),
-                        images_per_second=round(progress.images_per_second, 1),
-                        seconds=round(clock.seconds, 1),
-                    )
-        average.copy(best, weights)
+                    average.update(groups["ema"], weights, config.ema, step)
+                session.note(facts)
+        average.copy(groups["best"], weights)
     model.eval()
     return progress, plan
 
@@ -269,79 +183,6 @@ def train_step(
     if config.learn_thresholds:
         clamp_thresholds(model, config.threshold_min)
     return loss.facts
-
-
-def _read(unread: list[dict[str, Tensor]], progress: Progress, folder: Path) -> None:
-    """Fetch what the steps since the last call left behind, in one transfer, for the log.
-
-    Raises SJRobustError, naming the step, where a loss was not finite. This comes before any state
-    is saved or validated.
-    """
-    if not unread:
-        return
-    rows = torch.stack(
-        [torch.stack([value.float() for value in facts.values()]) for facts in unread]
-    ).tolist()
-    first, names = progress.step - len(unread), list(unread[0])
-    unread.clear()
-    for step, values in enumerate(rows, start=first):
-        facts = dict(zip(names, values, strict=True))
-        if not math.isfinite(facts["loss"]):
-            raise SJRobustError(
-                f"training diverged: the loss is {facts['loss']} at step {step}; the state in"
-                f" {folder} is the last good one. Lower lr and start again in another folder"
-            )
-        progress.collect(facts)
-
-
-def validate(
-    model: nn.Module,
-    held_out: ImageDataset,
-    config: TrainConfig,
-    step: int,
-    interrupted: Callable[[], bool] = lambda: False,
-    team: Team = ALONE,
-) -> Validation | None:
-    """Clean accuracy, and (unless the method is natural) accuracy that survives a short PGD at the
-    training eps through the model's own gradient. The noise is that of the images, the same at
-    every validation. The team shares the images. None where `interrupted` says stop."""
-    attack = PGD(eps=config.eps, steps=config.validation_steps)
-    device, layout = next(model.parameters()).device, layout_of(model)
-    clean = robust = stop = 0.0
-    with evaluation_mode(model):
-        for ids in torch.arange(len(held_out)).split(config.batch_size // team.count)[
-            team.rank :: team.count
-        ]:
-            if stop := interrupted():
-                break
-            x, y = (
-                held_out.floats(ids).to(device, memory_format=layout),
-                held_out.labels[ids].to(device),
-            )
-            right = _right(model, x, y)
-            clean += int(right.sum())
-            if config.method != "natural":
-                robust += int(
-                    (
-                        right
-                        & _right(
-                            model, attack(model, x, y, seed=config.seed, ids=ids.to(device)), y
-                        )
-                    ).sum()
-                )
-    clean, robust, stop = team.totals(clean, robust, stop)
-    if stop:
-        return None
-    return Validation(
-        step=step,
-        clean=clean / len(held_out),
-        robust=None if config.method == "natural" else robust / len(held_out),
-    )
-
-
-@torch.no_grad()
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return model(x).argmax(1) == y
 
 
 def _begin(folder: Path, resume: bool, fresh: Progress) -> tuple[Progress, Groups]:

@@ -11,8 +11,8 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier
 from sj_robust.training import finetune, train_ann
-from sj_robust.training.loop import validate
 from sj_robust.training.plan import Plan
+from sj_robust.training.validation import validate
 
 
 def accuracy(model: nn.Module, dataset: ImageDataset, eps: float = 0.0) -> float:
