@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from statistics import median
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from sj_robust.benchmark.sides import UNIT
+from sj_robust.settings import Strict
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BenchSettings(_Strict):
+class BenchSettings(Strict):
     """What is measured. `threads` 0: torch's own choice."""
 
     architecture: str = "cifar_resnet20"
@@ -30,7 +27,7 @@ class BenchSettings(_Strict):
     device: str = "cpu"
 
 
-class Measurement(_Strict):
+class Measurement(Strict):
     """One side on one task. `peak_bytes`: the most memory during the task above what the idle
     process held, worst of the repeats."""
 
@@ -53,7 +50,7 @@ class Measurement(_Strict):
         return None if self.unit_seconds is None else self.median / self.unit_seconds
 
 
-class BenchReport(_Strict):
+class BenchReport(Strict):
     """All measurements of one run, on one machine, the sides interleaved."""
 
     settings: BenchSettings

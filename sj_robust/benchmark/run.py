@@ -16,8 +16,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from pydantic import ValidationError
-
 from sj_robust.allocator import allocator_name
 from sj_robust.benchmark.report import BenchReport, BenchSettings, Measurement
 from sj_robust.benchmark.sides import SIDES, UNIT
@@ -27,6 +25,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.facts import versions
 from sj_robust.neuron.compiler import cpu_kernel_status
 from sj_robust.progress import bar
+from sj_robust.settings import checked
 
 # (side, task) → seconds and peak bytes of each repeat
 Times = dict[tuple[str, str], list[tuple[float, int | None]]]
@@ -119,14 +118,7 @@ def _spoken(seconds: float) -> str:
 
 
 def _settings(given: dict[str, Any]) -> BenchSettings:
-    try:
-        chosen = BenchSettings(**given)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise SJRobustError(
-            f"benchmark setting {'.'.join(map(str, problem['loc']))}: {problem['msg']}, got"
-            f" {problem['input']!r}"
-        ) from None
+    chosen = checked(BenchSettings, given, "benchmark setting ")
     usable = [
         side
         for side in SIDES

@@ -12,16 +12,8 @@ from sj_robust.checkpoint import zoo
 from sj_robust.checkpoint.config import Config
 from sj_robust.checkpoint.results import Point, Results, lowest
 from sj_robust.evaluation.report import eps_name
+from sj_robust.known import KNOWN
 
-# names in sj_robust.data → repository on the Hub, and what to call it
-HUB_DATASETS = {
-    "cifar10": ("uoft-cs/cifar10", "CIFAR-10"),
-    "sample": ("uoft-cs/cifar10", "CIFAR-10 (the sample embedded in sj-robust)"),
-    "cifar100": ("uoft-cs/cifar100", "CIFAR-100"),
-    "svhn": ("ufldl-stanford/svhn", "SVHN"),
-    "tiny-imagenet": ("zh-plus/tiny-imagenet", "Tiny ImageNet"),
-    "imagenet": ("ILSVRC/imagenet-1k", "ImageNet-1k"),
-}
 TAGS = ["sj-robust", "adversarial-robustness"]
 SPIKING_TAGS = ["spiking-neural-network", "snn", "spikingjelly"]
 OUR_TAGS = frozenset({*TAGS, *SPIKING_TAGS, "timm", "ann2snn"})
@@ -32,7 +24,7 @@ def metadata_of(
 ) -> ModelCardData:
     """Of a card: what the Hub lists, filters and ranks a model by. `converted`: from an ANN."""
     training = config.training or {}
-    trained_on = HUB_DATASETS.get(str(training.get("dataset")))
+    trained_on = KNOWN.get(str(training.get("dataset")))
     kind_tags = (
         ["timm"]
         if config.kind == "ann"
@@ -46,7 +38,7 @@ def metadata_of(
         library_name="sj-robust",
         pipeline_tag="image-classification",
         tags=[*TAGS, *kind_tags],
-        datasets=[trained_on[0]] if trained_on else None,
+        datasets=[trained_on.hub] if trained_on else None,
         metrics=["accuracy"] if found else None,
         base_model=config.base_model,
         base_model_relation=relation,
@@ -138,4 +130,5 @@ def _eval_result(
 def hub_dataset(name: str) -> tuple[str, str]:
     """Repository on the Hub and readable name; for data we have no repository of, the name it was
     given."""
-    return HUB_DATASETS.get(name, (name, name))
+    known = KNOWN.get(name)
+    return (known.hub, known.title) if known else (name, name)

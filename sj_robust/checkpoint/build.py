@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from sj_robust.model import (
 )
 from sj_robust.model.limit import within_size
 from sj_robust.model.plain import as_stored
-from sj_robust.text import visible
+from sj_robust.text import did_you_mean, visible
 
 Classifier = SpikingModel | NormalizedClassifier
 
@@ -39,8 +38,7 @@ def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
     """
     name = config.architecture
     if name is None or not timm.is_model(name):
-        near = difflib.get_close_matches(name or "", timm.list_models(), n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        hint = did_you_mean(name or "", timm.list_models()) or "see timm.list_models()"
         raise SJRobustError(
             f"architecture {name!r} is not known to timm {timm.__version__}: {hint}"
         )

@@ -24,6 +24,7 @@ from pydantic import (
 
 from sj_robust import reading
 from sj_robust.errors import SJRobustError
+from sj_robust.settings import first_error
 from sj_robust.text import visible
 
 FORMAT_VERSION = 1
@@ -307,17 +308,6 @@ def read_bounded(path: Path, limit: int) -> str:
     """The UTF-8 text of a file of at most `limit` bytes of a checkpoint folder. Raises
     SJRobustError where it is missing, no regular file, larger or not text."""
     return reading.read_text(path, limit, needs=f"a checkpoint folder needs {CONFIG} and {WEIGHTS}")
-
-
-def first_error(error: ValidationError) -> str:
-    """The first problem of a pydantic error in one line: where, what, and the value found."""
-    first, count = error.errors(include_url=False)[0], error.error_count()
-    where = visible(".".join(str(part) for part in first["loc"]), 120) or "the file"
-    value = (
-        "" if first["type"] in ("missing", "value_error") else f" (found {_short(first['input'])})"
-    )
-    more = f"; {count - 1} more" if count > 1 else ""
-    return f"{where}: {visible(first['msg'].removeprefix('Value error, '), 400)}{value}{more}"
 
 
 def _number(value: object) -> bool:

@@ -21,7 +21,6 @@ from sj_robust.checkpoint.config import (
     Architecture,
     Config,
     ModelArgs,
-    first_error,
 )
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.facts import weights_sha256
@@ -29,6 +28,7 @@ from sj_robust.model import SpikingModel
 from sj_robust.model.layout import layout_of
 from sj_robust.model.normalized import count_logits
 from sj_robust.model.plain import copied
+from sj_robust.settings import first_error
 
 _ARCHITECTURE: TypeAdapter[str] = TypeAdapter(Architecture)
 _MODEL_ARGS: TypeAdapter[dict[str, Any]] = TypeAdapter(ModelArgs)

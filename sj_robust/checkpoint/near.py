@@ -3,21 +3,12 @@ looked for."""
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from sj_robust.files import zoo_root
-
-
-def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """ "did you mean a, b?" with up to three of `names`, the nearest first and case aside; empty
-    where none is near."""
-    known = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=cutoff)
-    return f"did you mean {', '.join(known[match] for match in near)}?" if near else ""
+from sj_robust.text import did_you_mean
 
 
 def suggestion(text: str | Path) -> str:

@@ -17,12 +17,12 @@ from sj_robust.checkpoint.config import (
     GRID,
     MAX_TEXT_BYTES,
     Config,
-    first_error,
     read_bounded,
 )
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Accuracy, Report, interval_name  # no torch
 from sj_robust.evaluation.words import gradient_views
+from sj_robust.settings import first_error
 from sj_robust.text import visible
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -24,17 +24,17 @@ from sj_robust.checkpoint.config import (
     Config,
     Name,
     Sha256,
-    first_error,
     read_bounded,
     read_config,
 )
-from sj_robust.checkpoint.near import did_you_mean, missing_folder
+from sj_robust.checkpoint.near import missing_folder
 from sj_robust.checkpoint.results import Results, check_belongs, headline, read_results
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Report  # no torch
 from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
 from sj_robust.reading import parse_yaml
-from sj_robust.text import visible
+from sj_robust.settings import first_error
+from sj_robust.text import did_you_mean, visible
 
 # the card and its figures are derived from these
 VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, RECIPE)

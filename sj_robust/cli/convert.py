@@ -83,7 +83,7 @@ def convert(
     from sj_robust.data import calibration_indices, in_order_of, load_dataset
     from sj_robust.recipes import steps
     from sj_robust.recipes.network import begun_from, facts_of, from_text, open_ann
-    from sj_robust.recipes.spec import checked
+    from sj_robust.settings import checked
 
     conversion = checked(CalibratedConversion, settings)
     ann_settings = from_text(

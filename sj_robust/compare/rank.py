@@ -17,7 +17,6 @@ from sj_robust.checkpoint.config import (
     EVALUATION,
     MAX_TEXT_BYTES,
     STRONGEST_FIRST,
-    first_error,
     read_bounded,
 )
 from sj_robust.checkpoint.results import check_belongs, check_grid
@@ -38,6 +37,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.consistency import check_figures
 from sj_robust.evaluation.report import Accuracy, Changed  # no torch
 from sj_robust.evaluation.words import gradient_views, shown_verdict, telling_checks, worst
+from sj_robust.settings import first_error
 
 if TYPE_CHECKING:
     from sj_robust.evaluation import Report

@@ -8,20 +8,17 @@ import re
 from collections.abc import Iterable
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from sj_robust.evaluation.report import energy_name, interval_name
 from sj_robust.evaluation.words import Status, views_name
+from sj_robust.settings import Strict
 
 NOT_MEASURED = "not measured"
 LEAST = 1e-6  # µJ: one operation
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Eps(_Facts):
+class Eps(Strict):
     """A column: radius of the ball, in its norm. Radii in different norms are different columns."""
 
     norm: str
@@ -43,7 +40,7 @@ class Eps(_Facts):
         return {"linf": "l∞", "l2": "l₂"}.get(self.norm, self.norm)
 
 
-class Setup(_Facts):
+class Setup(Strict):
     """What an accuracy is an accuracy of: images, norm, and what was run."""
 
     dataset: str
@@ -71,7 +68,7 @@ class Setup(_Facts):
         return views_name(self.views)
 
 
-class Cell(_Facts):
+class Cell(Strict):
     """An accuracy as a fraction with its Wilson 95 % interval."""
 
     value: float
@@ -90,7 +87,7 @@ class Rough(Cell):
     eps: float
 
 
-class Checks(_Facts):
+class Checks(Strict):
     """What the reliability checks said: the worst status of all, how many there were, and their
     verdict in words."""
 
@@ -99,14 +96,14 @@ class Checks(_Facts):
     verdict: str | None
 
 
-class Marks(_Facts):
+class Marks(Strict):
     """Numbers of the footnotes that hold for an accuracy."""
 
-    clean: list[int] = []
-    robust: list[int] = []
+    clean: list[int] = Field([])
+    robust: list[int] = Field([])
 
 
-class Row(_Facts):
+class Row(Strict):
     """One model, `microjoules` the estimate for one image and `ann_microjoules` that of the ANN of
     its shape. `rank` is None where its figures cannot stand beside the ranked ones; `setup` where
     nothing was measured."""
@@ -119,13 +116,13 @@ class Row(_Facts):
     rank: int | None = None
     setup: Setup | None = None
     clean: Cell | None = None
-    robust: list[RobustCell] = []
+    robust: list[RobustCell] = Field([])
     spikes_per_neuron: float | None = None
     spikes_per_image: float | None = None
     microjoules: float | None = None
     ann_microjoules: float | None = None
     checks: Checks | None = None
-    roughness: list[Rough] = []
+    roughness: list[Rough] = Field([])
     marks: Marks = Marks()
 
     def at(self, eps: Eps) -> RobustCell | None:
@@ -143,7 +140,7 @@ class Row(_Facts):
         return None if self.microjoules is None or ann < LEAST else self.microjoules / ann
 
 
-class Comparison(_Facts):
+class Comparison(Strict):
     """The table: `setup` is what all ranked rows have in common, `ranked_by` the column that ranks
     them (None: clean accuracy)."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from spikingjelly.activation_based.ann2snn import ModuleConversionRecipe, ModuleConverter
 from torch import Tensor, nn
 
@@ -28,15 +28,12 @@ from sj_robust.model.normalized import unit_scale
 from sj_robust.model.plain import as_float32, check_convertible, copied, make_plain
 from sj_robust.model.unwrap import unwrap
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
+from sj_robust.settings import Strict, checked
 
-Model = TypeVar("Model", bound=BaseModel)
 
-
-class ConvertedFacts(BaseModel):
+class ConvertedFacts(Strict):
     """What holds of a converted network beside the settings that were chosen: with both it is
     rebuilt. A checkpoint records them as one flat mapping."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     mean: tuple[float, ...] = Field(min_length=1, max_length=64)
     std: tuple[float, ...] = Field(min_length=1, max_length=64)
@@ -46,7 +43,7 @@ class ConvertedFacts(BaseModel):
     # a spike is worth its node's threshold, see conversion.fold
     folded: bool = False
     # what is emitted in place of 1, by node
-    worth: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    worth: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field({})
     # None: every nn.ReLU module is a node, and no forward pass was rewritten
     plan: Plan | None = None
 
@@ -129,7 +126,7 @@ def convert(
     mean, std = unit_scale(mean, std)
     check_convertible(ann)
     batches = calibration_batches(calibration)
-    settings = _validated(
+    settings = checked(
         ConversionSettings,
         dict(
             timesteps=timesteps,
@@ -172,12 +169,10 @@ def rebuild(
     pretrained_cfg has it, else 32×32. Raises SJRobustError for settings that are not valid.
     """
     known = ConvertedFacts.model_fields
-    chosen = _validated(
+    chosen = checked(
         ConversionSettings, {key: value for key, value in settings.items() if key not in known}
     )
-    facts = _validated(
-        ConvertedFacts, {key: value for key, value in settings.items() if key in known}
-    )
+    facts = checked(ConvertedFacts, {key: value for key, value in settings.items() if key in known})
     if chosen.norm != "integrate":
         size = input_size or getattr(backbone, "pretrained_cfg", {}).get(
             "input_size", (len(facts.mean), 32, 32)
@@ -202,7 +197,7 @@ class ThresholdBalancing(ModuleConversionRecipe):
         on_layer: Callable[[str, float], None] | None = None,
     ) -> None:
         self.settings, self.batches = settings, batches
-        self.facts = _validated(ConvertedFacts, {"mean": mean, "std": std})
+        self.facts = checked(ConvertedFacts, {"mean": mean, "std": std})
         self.source, self.on_layer = source or {}, on_layer
 
     def convert_module(self, converter: ModuleConverter, ann: nn.Module) -> nn.Module:
@@ -383,14 +378,3 @@ def _find_repeat(model: SpikingClassifier, images: Tensor) -> str:
     finally:
         model.timesteps = steps
         model.repeat_at = ""
-
-
-def _validated(model: type[Model], values: dict[str, Any]) -> Model:
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise SJRobustError(
-            f"conversion setting {'.'.join(map(str, first['loc']))}: {first['msg']} (got"
-            f" {first.get('input')!r})"
-        ) from None

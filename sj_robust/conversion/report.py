@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from pydantic import BaseModel, ConfigDict
+from sj_robust.settings import Strict
 
 LISTED = 8
 """How many layers a summary lists that do not spike, those with most products first."""
@@ -14,11 +14,7 @@ LINES = 16
 """For how many time steps, at most, a summary tells the agreement with the ANN."""
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class NodeFacts(_Facts):
+class NodeFacts(Strict):
     """One node. `rate`: spikes per neuron and step. `silent`, `always`: shares of neurons that
     fired never, and at every step.
 
@@ -35,7 +31,7 @@ class NodeFacts(_Facts):
     worth: float = 1.0
 
 
-class LayerFacts(_Facts):
+class LayerFacts(Strict):
     """One layer with products: per image `macs` by shape, in T steps as in an ANN T times; `share`
     of all layers' products.
 
@@ -50,7 +46,7 @@ class LayerFacts(_Facts):
     once: bool
 
 
-class Leftover(_Facts):
+class Leftover(Strict):
     """What is no spiking node and no layer with products: `what` is called `calls` times in the
     module `name`."""
 
@@ -59,7 +55,7 @@ class Leftover(_Facts):
     calls: int
 
 
-class Agreement(_Facts):
+class Agreement(Strict):
     """The mean logits of the first `timesteps` steps beside the ANN's: equal first class (share of
     images), and mean cosine."""
 
@@ -68,7 +64,7 @@ class Agreement(_Facts):
     cosine: float
 
 
-class ConversionReport(_Facts):
+class ConversionReport(Strict):
     """See `inspect_conversion`. `agreement` is empty where no ANN was given; the accuracies, shares
     of the images, are None without labels."""
 

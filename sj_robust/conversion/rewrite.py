@@ -25,6 +25,7 @@ from sj_robust.conversion.activations import function_kind, function_name, modul
 from sj_robust.conversion.pooling import AVERAGES
 from sj_robust.conversion.settings import Pooling
 from sj_robust.errors import SJRobustError, first_line
+from sj_robust.settings import Strict
 
 Scalar = bool | int | float | str | None
 # torch.fx writes a node's name into the source text of a forward pass, in quotes: a name may not
@@ -32,7 +33,7 @@ Scalar = bool | int | float | str | None
 Place = Annotated[str, Field(max_length=400, pattern=r"^[^\x00-\x1f\x7f\"'\\(){}\[\],]*$")]
 
 
-class Rewrite(BaseModel):
+class Rewrite(Strict):
     """One module whose forward pass is traced: for each call of an activation in it, in order, the
     node, or "" where it stays.
 
@@ -40,17 +41,13 @@ class Rewrite(BaseModel):
     traced.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     sites: tuple[Place, ...]
-    fixed: dict[str, Scalar] = {}
+    fixed: dict[str, Scalar] = Field({})
 
 
-class Turns(BaseModel):
+class Turns(Strict):
     """A module called `calls` times by `owner`, whose forward pass cannot be traced: its nodes take
     turns."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     owner: Place
     calls: int = Field(ge=2, le=1024)

@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
+
+from sj_robust.settings import Strict
 
 Norm = Literal["integrate", "fuse", "omit"]
 Pooling = Literal["max", "average"]
@@ -44,11 +44,9 @@ def _surrogate(name: str) -> str:
     return name
 
 
-class ConversionSettings(BaseModel):
+class ConversionSettings(Strict):
     """Everything that is chosen of a conversion, with the values of Özdenizci & Legenstein (TMLR
     2024) as defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     timesteps: int = Field(8, ge=1, le=1024, description="T, the steps of one inference")
     percentile: float = Field(

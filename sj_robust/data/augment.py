@@ -8,11 +8,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from sj_robust.data.decode import Box, Crop
 from sj_robust.data.stream import EncodedImages
+from sj_robust.settings import Strict
 
 RATIOS = (3 / 4, 4 / 3)
 """Width to height of a resized crop."""
@@ -20,7 +21,7 @@ RATIOS = (3 / 4, 4 / 3)
 _TRIES = 10  # sizes drawn until one lies within the image
 
 
-class Augmentation(BaseModel):
+class Augmentation(Strict):
     """Training augmentation: cut out a part and resize it, shift by up to `padding` pixels, mirror,
     blank out a square.
 
@@ -30,8 +31,6 @@ class Augmentation(BaseModel):
     al. 2015, by the rules of torchvision's RandomResizedCrop: a part of `scale` to 1 of the image's
     area, of ratio 3/4 to 4/3, is brought to the size of the batch (bilinear, antialiased).
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     padding: NonNegativeInt = 4
     flip: bool = True

@@ -26,48 +26,15 @@ from sj_robust.data.sources import (
 from sj_robust.data.stream import STREAM_FROM, EncodedImages, in_channels
 from sj_robust.errors import SJRobustError
 from sj_robust.files import legible, zoo_root
+from sj_robust.known import KNOWN
 from sj_robust.masking import harmless
 from sj_robust.model.images import checked_labels
 from sj_robust.traffic import LimitError, limited
 
 Split = Literal["train", "test"]
 
-_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
-MEAN_STD: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "cifar10": _CIFAR10,
-    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
-    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
-    "tiny-imagenet": ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "sample": _CIFAR10,
-}
-"""Per-channel mean and standard deviation of the training images in [0,1]: what a model's
-normalisation layer takes."""
-
-NAMES = tuple(MEAN_STD)
-
-_HUB: dict[str, tuple[str, dict[str, str]]] = {
-    "cifar10": (
-        "uoft-cs/cifar10",
-        {s: f"plain_text/{s}-00000-of-00001.parquet" for s in ("train", "test")},
-    ),
-    "cifar100": (
-        "uoft-cs/cifar100",
-        {s: f"cifar100/{s}-00000-of-00001.parquet" for s in ("train", "test")},
-    ),
-    "svhn": (
-        "ufldl-stanford/svhn",
-        {s: f"cropped_digits/{s}-00000-of-00001.parquet" for s in ("train", "test")},
-    ),
-    "tiny-imagenet": (
-        "zh-plus/tiny-imagenet",
-        {
-            "train": "data/train-00000-of-00001-1359597a978bc4fa.parquet",
-            # the published test images have no labels
-            "test": "data/valid-00000-of-00001-70d52db3c749a935.parquet",
-        },
-    ),
-}
+MEAN_STD = {name: (data.mean, data.std) for name, data in KNOWN.items()}
+NAMES = tuple(KNOWN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,13 +251,13 @@ def _named(name: str, split: Split) -> Source:
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
         if found := [entry for entry in entries if known_name(entry.name) == name]:
             return _at_path(found[0], split)
-    if name not in _HUB:
+    known = KNOWN[name]
+    if not known.files:
         raise SJRobustError(
             f"{name} cannot be downloaded freely: pass the path of a folder of images by class, "
             f"or set SJ_ROBUST_DATA to the folder that holds {name}/"
         )
-    repository, files = _HUB[name]
-    return parquet_source([_download(name, repository, files[split])], split)
+    return parquet_source([_download(name, known.hub, known.files[split])], split)
 
 
 def _download(name: str, repository: str, file: str) -> Path:

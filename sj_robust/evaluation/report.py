@@ -6,21 +6,20 @@ import json
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.consistency import check_figures
 from sj_robust.evaluation.words import Status
+from sj_robust.settings import Strict, first_error
 from sj_robust.text import visible
 
 Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
 
 
-class Facts(BaseModel):
+class Facts(Strict):
     """Immutable; unknown fields are an error, so that a report of another version is not
     misread."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
 class Accuracy(Facts):
@@ -318,7 +317,7 @@ class Report(Measurement):
     activity: Activity | None
     energy: EnergyEstimate | None = None
     roughness: Roughness | None = None
-    checks: list[Check] = []
+    checks: list[Check] = Field([])
     verdict: str | None = None
     stopped: str | None = None
     settings: Settings
@@ -332,10 +331,8 @@ class Report(Measurement):
         try:
             report = cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = visible(".".join(str(part) for part in first["loc"]), 120) or "the text"
             raise SJRobustError(
-                f"not an evaluation report of this version: {where}: {visible(first['msg'], 400)}"
+                f"not an evaluation report of this version: {first_error(error)}"
             ) from None
         check_figures(report)
         return report

@@ -6,9 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
@@ -16,15 +14,14 @@ from pydantic import (
 )
 
 from sj_robust.budget import number
+from sj_robust.settings import Strict
 
 Distance = Annotated[float, BeforeValidator(number), Field(gt=0, allow_inf_nan=False)]
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(Strict):
     """The settings of `evaluate` that a file can hold; the function itself also takes attacks,
     views and protocols as objects."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     eps: list[Distance] = Field([2 / 255, 4 / 255, 8 / 255], description="radii")
     protocol: str | None = Field(

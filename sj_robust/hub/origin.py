@@ -7,23 +7,21 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from sj_robust.checkpoint.config import (
     ORIGIN,
-    first_error,
     parse_json,
 )
 from sj_robust.errors import SJRobustError
 from sj_robust.files import cache_folder, write_atomic, zoo_root
 from sj_robust.hub.remote import HubName
+from sj_robust.settings import Strict, first_error
 
 
-class Origin(BaseModel):
+class Origin(Strict):
     """`.sj_robust.json`: the repository and commit that a folder was last pulled from or pushed as.
     `push` compares it with the Hub."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format_version: Literal[1] = 1
     endpoint: Annotated[str, Field(max_length=300)]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sj_robust.checkpoint.results import Fraction, Microjoules, protocol_name
 from sj_robust.errors import SJRobustError
 from sj_robust.hub.remote import ASKING, HubName, address, client, endpoint, explained, parse_name
+from sj_robust.known import KNOWN
 from sj_robust.traffic import MAX_PAGE
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ _PROPERTIES: Any = [
     "lastModified",
     "downloads",
 ]
-# names of sj_robust.data whose repository on the Hub is not called the same
-_DATASETS = {"imagenet": "imagenet-1k", "sample": "cifar10"}
 _DATASET = re.compile(r"[A-Za-z0-9_.\-]{1,96}(/[A-Za-z0-9_.\-]{1,96})?")
 _WORD = r"[A-Za-z0-9_.@:\-]{1,40}"
 _MOST = 1000  # of the accuracies and tags of one card: a stranger writes it
@@ -231,5 +230,9 @@ def _claimed(form: type[Form], claim: object) -> Form | None:
 def _is_about(model: HubModel, dataset: str | None) -> bool:
     if dataset is None:
         return True
-    wanted = _DATASETS.get(dataset, dataset)
-    return model.dataset is not None and wanted in (model.dataset, model.dataset.split("/")[-1])
+    if model.dataset is None:
+        return False
+    name = model.dataset.split("/")[-1]
+    if dataset in KNOWN:  # by whichever account
+        return name == KNOWN[dataset].hub.split("/")[-1]
+    return dataset in (model.dataset, name)

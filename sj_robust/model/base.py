@@ -10,8 +10,7 @@ from typing import Any, ClassVar
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+from sj_robust.known import KNOWN
 
 Renames = Iterable[tuple[str, str]]
 
@@ -25,8 +24,8 @@ def config(size: int = 32, **entries: Any) -> dict[str, Any]:
         "input_size": (3, size, size),
         "crop_pct": 1.0,
         "interpolation": "bicubic",
-        "mean": CIFAR10_MEAN,
-        "std": CIFAR10_STD,
+        "mean": KNOWN["cifar10"].mean,
+        "std": KNOWN["cifar10"].std,
         "first_conv": "conv1",
         "classifier": "fc",
     }

@@ -4,7 +4,6 @@ in them."""
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import pickle
@@ -25,7 +24,7 @@ from sj_robust.model import resnet, vgg, wide_resnet  # noqa: F401  registers th
 from sj_robust.model.base import renamed
 from sj_robust.model.limit import LARGEST, within_size
 from sj_robust.model.normalized import NormalizedClassifier, unit_scale
-from sj_robust.text import visible
+from sj_robust.text import did_you_mean, visible
 
 # where training scripts put the weights inside a checkpoint, averaged ones first: the order of
 # timm's own loader, then that of others
@@ -365,11 +364,8 @@ def _damaged(path: Path, error: Exception) -> SJRobustError:
 
 
 def _near(architecture: str) -> str:
-    names = timm.list_models()
-    matches = difflib.get_close_matches(architecture, names, n=5, cutoff=0.6)
-    return (
-        f"did you mean {', '.join(matches)}?" if matches else "timm.list_models() lists the names"
-    )
+    near = did_you_mean(architecture, timm.list_models())
+    return near or "timm.list_models() lists the names"
 
 
 def rounded(values: Sequence[float]) -> list[float]:

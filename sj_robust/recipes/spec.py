@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     model_validator,
 )
 
@@ -21,7 +19,7 @@ from sj_robust.conversion import ConversionSettings
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml, read_text
-from sj_robust.text import visible
+from sj_robust.settings import Strict, checked
 from sj_robust.training import TrainConfig, preset
 from sj_robust.training.config import Kind
 
@@ -43,14 +41,7 @@ def _training(kind: Kind) -> BeforeValidator:
     return BeforeValidator(complete)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-class AnnSettings(_Strict):
+class AnnSettings(Strict):
     """The source network: exactly one of `architecture` (a timm name), `model` (module:function)
     and `checkpoint` (a folder, a zoo name or owner/name[@revision] on the Hub); the checkpoint of a
     network that timm cannot build needs the `model` that builds it. `args` go to architecture or
@@ -73,7 +64,7 @@ class AnnSettings(_Strict):
     architecture: str | None = None
     model: str | None = None
     checkpoint: str | None = None
-    args: dict[str, JsonValue] = {}
+    args: dict[str, JsonValue] = Field({})
     num_classes: int | None = Field(None, ge=1)
     weights: str | None = None
     pretrained: bool = False
@@ -147,7 +138,7 @@ class Measurements(EvaluationSettings):
     converted: bool = False
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """One model from source to measured checkpoint. Paths in it are relative to the working
     directory."""
 
@@ -201,17 +192,3 @@ def make_recipe(fields: Any, origin: str = "recipe") -> Recipe:
     """A Recipe from plain fields. Raises SJRobustError naming `origin` and the first thing wrong
     with them."""
     return checked(Recipe, fields, f"{origin}: ")
-
-
-def checked(model: type[Settings], fields: Any, origin: str = "") -> Settings:
-    """`fields` validated as one of the models here. Raises SJRobustError with the first thing
-    wrong, in one line."""
-    try:
-        return model.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = visible(".".join(str(part) for part in first["loc"]), 120)
-        reason = visible(first["msg"].removeprefix("Value error, "), 400)
-        raise SJRobustError(f"{origin}{where}{': ' if where else ''}{reason}") from None
-    except SJRobustError as error:
-        raise SJRobustError(f"{origin}{error}") from None

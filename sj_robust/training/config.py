@@ -6,24 +6,23 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sj_robust.budget import Budget
 from sj_robust.errors import SJRobustError
+from sj_robust.settings import Strict, checked
 
 Kind = Literal["ann", "finetune"]
 Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart"]
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Strict):
     """Settings of `train_ann` and `finetune`; everything that decides the final weights besides
     model and data.
 
     Budgets (`eps`, `alpha`, `step_size`) are l-infinity distances on images in [0, 1] and may be
     written "8/255".
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Method = Field(
         default="pgd",
@@ -274,16 +273,7 @@ def preset(kind: Kind, name: str = "default", **changes: Any) -> TrainConfig:
 def validated(fields: dict[str, Any]) -> TrainConfig:
     """A TrainConfig from plain fields; the first thing wrong with them is named in one line as an
     SJRobustError."""
-    try:
-        return TrainConfig(**fields)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"])) or "settings"
-        raise SJRobustError(
-            f"training setting {where}={problem['input']!r}: {problem['msg']}"
-            if problem["loc"]
-            else f"training settings: {problem['msg']}"
-        ) from error
+    return checked(TrainConfig, fields, "training setting ")
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:

@@ -1,0 +1,40 @@
+"""What all settings share: a strict base, and what is wrong with given ones in one line."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sj_robust.errors import SJRobustError
+from sj_robust.text import visible
+
+
+class Strict(BaseModel):
+    """Frozen, and refuses what it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def checked(model: type[Model], fields: Any, what: str = "") -> Model:
+    """`fields` as a `model`. Raises SJRobustError: `what`, and the first thing wrong."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise SJRobustError(what + first_error(error)) from None
+    except SJRobustError as error:
+        raise SJRobustError(f"{what}{error}") from None
+
+
+def first_error(error: ValidationError) -> str:
+    """The first problem of a pydantic error in one line: where, what, and the value found."""
+    first, count = error.errors(include_url=False)[0], error.error_count()
+    where = visible(".".join(str(part) for part in first["loc"]), 120)
+    reason = visible(first["msg"].removeprefix("Value error, "), 400)
+    ours = first["type"] in ("missing", "value_error")  # which say what they found
+    value = "" if ours else f" (found {visible(repr(first['input']), 80)})"
+    more = f"; {count - 1} more" if count > 1 else ""
+    return f"{where}{': ' if where else ''}{reason}{value}{more}"
