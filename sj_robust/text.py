@@ -3,9 +3,7 @@ terminal only prints."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 
 from sj_robust.masking import masked
 
@@ -61,11 +59,3 @@ def _escape_in_json(match: re.Match[str]) -> str:
 def _units(character: str) -> str:
     units = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
-
-
-def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
-    """ "did you mean a, b?" with up to three of `names`, the nearest first and case aside; empty
-    where none is near."""
-    known = {candidate.lower(): candidate for candidate in names}
-    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=cutoff)
-    return f"did you mean {', '.join(known[match] for match in near)}?" if near else ""

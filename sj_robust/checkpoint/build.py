@@ -23,7 +23,8 @@ from sj_robust.model import (
 )
 from sj_robust.model.limit import within_size
 from sj_robust.model.plain import as_stored
-from sj_robust.text import did_you_mean, visible
+from sj_robust.phrases import did_you_mean, few
+from sj_robust.text import visible
 
 Classifier = SpikingModel | NormalizedClassifier
 
@@ -113,7 +114,9 @@ def assemble(
     classifier.classes = tuple(config.classes) if config.classes else None
     holder = weights_of(classifier)
     if problems := mismatches(holder.state_dict(), tensors):
-        raise SJRobustError(f"{origin} does not fit {_called(config, backbone)}: {few(problems)}")
+        raise SJRobustError(
+            f"{origin} does not fit {_called(config, backbone)}: {few(problems, 5, '; ')}"
+        )
     holder.load_state_dict(dict(tensors))
     if isinstance(classifier, SpikingJellyClassifier):
         _compare_nodes(config.settings["nodes"], classifier.settings["nodes"], origin)
@@ -185,12 +188,6 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
         for key, tensor in tensors.items()
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
     )
-
-
-def few(items: list[str], limit: int = 5) -> str:
-    """The first items of a list, and how many more there are, for a message of one line."""
-    more = f"; and {len(items) - limit} more" if len(items) > limit else ""
-    return "; ".join(items[:limit]) + more
 
 
 def probe(input_size: list[int]) -> Tensor:

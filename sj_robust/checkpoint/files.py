@@ -25,6 +25,7 @@ from sj_robust.checkpoint.config import (
 )
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
+from sj_robust.phrases import few
 
 MAX_FILES = 32  # of a checkpoint: a dozen, and its figures
 MAX_FIGURE_BYTES = 8 << 20
@@ -155,12 +156,9 @@ def check_replaceable(folder: Path) -> None:
         )
     entries = sorted(entry.name for entry in folder.iterdir())
     if foreign := [entry for entry in entries if entry not in FILES]:
-        some = "; ".join(foreign[:3]) + (
-            f"; and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        )
         raise SJRobustError(
-            f"{folder} holds files that are not a checkpoint's ({some}) and is kept: choose another"
-            " folder"
+            f"{folder} holds files that are not a checkpoint's ({few(foreign, 3, '; ')})"
+            " and is kept: choose another folder"
         )
     if entries:
         try:

@@ -22,7 +22,6 @@ from sj_robust.checkpoint.build import (
     Classifier,
     assemble,
     build_backbone,
-    few,
     not_finite,
     weights_of,
 )
@@ -46,6 +45,7 @@ from sj_robust.evaluation.facts import state_sha256
 from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.model import NormalizedClassifier, SpikingModel, expose
 from sj_robust.model.unwrap import bare, unwrap
+from sj_robust.phrases import few
 from sj_robust.reading import MAX_RECIPE_BYTES, read_text
 
 
@@ -95,8 +95,8 @@ def save(
     }
     if bad := not_finite(tensors):
         raise SJRobustError(
-            f"the model has NaN or infinite weights ({few(bad)}), expected finite ones: did"
-            " training diverge?"
+            f"the model has NaN or infinite weights ({few(bad, 5, '; ')}), expected"
+            " finite ones: did training diverge?"
         )
     content = safetensors.torch.save(tensors, metadata={"format": "pt"})
     config = describe(
@@ -278,8 +278,8 @@ def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
         ) from None
     if bad := not_finite(tensors):
         raise SJRobustError(
-            f"{path} has NaN or infinite weights ({few(bad)}), expected finite ones: do not use"
-            " this checkpoint"
+            f"{path} has NaN or infinite weights ({few(bad, 5, '; ')}), expected finite"
+            " ones: do not use this checkpoint"
         )
     return tensors
 

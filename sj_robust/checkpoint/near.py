@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sj_robust.files import zoo_root
-from sj_robust.text import did_you_mean
+from sj_robust.phrases import did_you_mean
 
 
 def suggestion(text: str | Path) -> str:

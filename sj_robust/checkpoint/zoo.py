@@ -32,9 +32,10 @@ from sj_robust.checkpoint.results import Results, check_belongs, headline, read_
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Report  # no torch
 from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
+from sj_robust.phrases import did_you_mean, few
 from sj_robust.reading import parse_yaml
 from sj_robust.settings import first_error
-from sj_robust.text import did_you_mean, visible
+from sj_robust.text import visible
 
 # the card and its figures are derived from these
 VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, RECIPE)
@@ -280,10 +281,9 @@ def _nearest(name: str) -> str:
     names = sorted(path.stem for path in root().glob("*.yaml"))
     if not names:
         return "the zoo is empty"
-    some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return (
         did_you_mean(
             name, [*names, *(path.name for path in Path().iterdir() if path.is_dir())], cutoff=0.4
         )
-        or f"the zoo has {some}"
+        or f"the zoo has {few(names, 8)}"
     )

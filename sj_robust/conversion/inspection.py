@@ -16,13 +16,13 @@ from sj_robust.conversion.report import (
     LayerFacts,
     Leftover,
     NodeFacts,
-    few,
 )
 from sj_robust.conversion.watch import Watch
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.mode import evaluation_mode
 from sj_robust.model.unwrap import spiking, unwrap
+from sj_robust.phrases import few
 
 DEAD = 0.9
 """A layer is called dead where at least this share of its neurons never fired on any image."""

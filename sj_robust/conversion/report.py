@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from sj_robust.phrases import aligned, few
 from sj_robust.settings import Strict
 
 LISTED = 8
@@ -151,7 +152,7 @@ class ConversionReport(Strict):
                     else []
                 ),
                 "",
-                *_aligned(nodes),
+                *aligned(nodes),
                 "",
                 (
                     f"Not spiking: {self.analogue_share:.1%} of the products (inputs other than 0"
@@ -159,7 +160,7 @@ class ConversionReport(Strict):
                 ),
                 *kept,
                 *(["and, without products of their own:", *others] if others else []),
-                *(["", "Agreement with the ANN", *_aligned(logits)] if self.agreement else []),
+                *(["", "Agreement with the ANN", *aligned(logits)] if self.agreement else []),
                 *self._accuracies(),
                 *(["", *self.advice] if self.advice else []),
             ]
@@ -182,14 +183,3 @@ def _worth(nodes: list[NodeFacts]) -> str:
         f" {len(nodes)} nodes are worth"
     )
     return f"{held}; the others emit another number than 1: {', '.join(scaled)}" if scaled else held
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-
-
-def few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

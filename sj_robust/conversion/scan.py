@@ -29,6 +29,7 @@ from sj_robust.conversion.rewrite import Plan, Rewrite, Scalar, call_in_turn, tr
 from sj_robust.conversion.settings import Pooling, Replace
 from sj_robust.conversion.watch import Watch
 from sj_robust.errors import SJRobustError
+from sj_robust.phrases import few
 
 
 @dataclass
@@ -104,13 +105,14 @@ def scan(
     others = [call for call in nodes if call.kind == "other"]
     if others and replace is None:
         raise SJRobustError(
-            f"cannot convert {_few(others)}: only ReLU becomes a spiking node as it is."
+            f"cannot convert {few(list(map(str, others)))}: only ReLU becomes a spiking node as"
+            " it is."
             " replace_activation='relu' (--replace-activation relu) converts as if it were ReLU;"
             " the network then computes something else and has to be finetuned"
         )
     if not nodes:
         gates = [call for call in found.activations if call.kind == "gate"]
-        only = f"; what it has are gates, such as {_few(gates)}" if gates else ""
+        only = f"; what it has are gates, such as {few(list(map(str, gates)))}" if gates else ""
         raise SJRobustError(
             f"{type(network).__name__} has no ReLU to turn into spiking nodes{only}: use ReLU"
             " activations"
@@ -385,8 +387,3 @@ def _fixed(
         if value is None or isinstance(value, bool | int | float | str):
             fixed[name] = value
     return fixed
-
-
-def _few(calls: list[Call]) -> str:
-    more = f" and {len(calls) - 3} more" if len(calls) > 3 else ""
-    return ", ".join(str(call) for call in calls[:3]) + more

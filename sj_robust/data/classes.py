@@ -13,6 +13,7 @@ from torch import nn
 from sj_robust.data.datasets import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.model.unwrap import unwrap
+from sj_robust.phrases import few
 
 
 def in_order_of(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
@@ -88,5 +89,4 @@ def _lacking(names: Sequence[str], others: Sequence[str]) -> str:
     """Those of `names` that are not among `others`, the first few."""
     plain = {_plain(name) for name in others}
     found = [name for name in names if _plain(name) not in plain]
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    return ", ".join(map(repr, found[:3])) + more
+    return few(list(map(repr, found)))

@@ -28,6 +28,7 @@ from sj_robust.evaluation.judge import (
 )
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement
 from sj_robust.model import expose
+from sj_robust.phrases import aligned
 from sj_robust.progress import bar
 
 
@@ -94,11 +95,7 @@ class CorruptionReport(Measurement):
                 mean(list(found)),
             ]
         )
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        ]
+        lines = aligned(rows)
         rule = "-" * max(map(len, lines))
         return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
 

@@ -18,10 +18,11 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import facts
 from sj_robust.evaluation.activity import count_spikes
 from sj_robust.evaluation.judge import Judge, check_fit, device_of, image_count, true_forward
-from sj_robust.evaluation.latency import IMAGES, aligned
+from sj_robust.evaluation.latency import IMAGES
 from sj_robust.evaluation.operations import LayerCounter, Tally
 from sj_robust.evaluation.report import Activity, EnergyEstimate, Facts, Measurement
 from sj_robust.model import NormalizedClassifier, SpikingModel, expose
+from sj_robust.phrases import ruled
 from sj_robust.progress import Bar, bar
 
 ESTIMATED_ON = 64  # images, for the figure in a report
@@ -123,10 +124,10 @@ class Energy(Measurement):
             [
                 f"{self.heading()}, per image",
                 "",
-                *aligned([["", "ACs", "MACs", "µJ (estimate)"], *costs]),
+                *ruled([["", "ACs", "MACs", "µJ (estimate)"], *costs]),
                 *ratio,
                 "",
-                *aligned(layers),
+                *ruled(layers),
                 "",
                 *self.limits,
             ]

@@ -31,6 +31,7 @@ from sj_robust.evaluation.protocol import check_classes
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement, eps_name
 from sj_robust.model import SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.neuron import View, view_name
+from sj_robust.phrases import ruled
 from sj_robust.progress import Bar, bar
 
 IMAGES, ROBUST_IMAGES = 256, 64
@@ -82,7 +83,7 @@ class Latency(Measurement):
             [
                 self.heading(),
                 "",
-                *aligned([["t", "clean", "agrees with T", *attacked], *rows]),
+                *ruled([["t", "clean", "agrees with T", *attacked], *rows]),
                 "",
                 f"steps until the final answer first shows  {self.steps_to_agree:.2f}",
                 f"steps until it stays                      {self.steps_to_settle:.2f}",
@@ -302,15 +303,3 @@ def _limits(
             " sampling error alone."
         )
     return statements
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines: the first column to the left, the others to the right, a rule below the
-    header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        row[0].ljust(widths[0])
-        + "".join("  " + cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    ]
-    return [lines[0], "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])]

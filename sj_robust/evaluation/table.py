@@ -6,6 +6,7 @@ from collections import Counter
 
 from sj_robust.evaluation.report import Report, RobustResult, eps_name
 from sj_robust.evaluation.words import shown_verdict, telling_checks
+from sj_robust.phrases import aligned
 from sj_robust.text import visible
 
 
@@ -66,11 +67,7 @@ def _table(report: Report) -> list[str]:
             [eps_name(joint.eps), *cells, str(joint.accuracy)]
             + [_strongest(list(results.values()))] * several
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header) + several)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = aligned(rows)
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
 
 

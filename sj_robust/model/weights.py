@@ -24,7 +24,8 @@ from sj_robust.model import resnet, vgg, wide_resnet  # noqa: F401  registers th
 from sj_robust.model.base import renamed
 from sj_robust.model.limit import LARGEST, within_size
 from sj_robust.model.normalized import NormalizedClassifier, unit_scale
-from sj_robust.text import did_you_mean, visible
+from sj_robust.phrases import did_you_mean
+from sj_robust.text import visible
 
 # where training scripts put the weights inside a checkpoint, averaged ones first: the order of
 # timm's own loader, then that of others

@@ -22,9 +22,9 @@ from sj_robust.data.classes import nothing_in_common
 from sj_robust.errors import SJRobustError
 from sj_robust.files import sha256
 from sj_robust.hub.remote import explained, parse_name, unreachable
+from sj_robust.phrases import did_you_mean
 from sj_robust.recipes.spec import AnnSettings
 from sj_robust.settings import checked
-from sj_robust.text import did_you_mean
 from sj_robust.traffic import limited
 
 

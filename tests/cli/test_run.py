@@ -23,7 +23,7 @@ from sj_robust import demo
 from sj_robust.errors import SJRobustError
 from sj_robust.recipes.run import RunResult
 from sj_robust.recipes.run import run as run_recipe
-from sj_robust.recipes.spec import EvaluateSettings, Recipe, make_recipe, read_recipe
+from sj_robust.recipes.spec import Measurements, Recipe, make_recipe, read_recipe
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 MODEL = "my_networks:make"  # the recipe's own, whose code runs with consent alone
@@ -65,7 +65,7 @@ def changed(recipe: Recipe, part: str, **settings: object) -> Recipe:
 
 
 # what leaves the choice of attacks and views to a protocol
-OPEN = {name: EvaluateSettings.model_fields[name].default for name in ("attacks", "views")}
+OPEN = {name: Measurements.model_fields[name].default for name in ("attacks", "views")}
 
 
 def sums(folder: Path) -> dict[str, int]:
