@@ -7,17 +7,16 @@ import hashlib
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from sj_robust import __version__
-from sj_robust.compare.table import (
+from sj_robust.compare.rows import (
     LEAST,
     NOT_MEASURED,
     Cell,
-    Comparison,
     Eps,
     Row,
     checks_word,
@@ -27,6 +26,9 @@ from sj_robust.compare.table import (
 )
 from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
+
+if TYPE_CHECKING:
+    from sj_robust.compare.table import Comparison
 
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 

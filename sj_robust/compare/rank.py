@@ -21,18 +21,8 @@ from sj_robust.checkpoint.config import (
 )
 from sj_robust.checkpoint.results import check_belongs, check_grid
 from sj_robust.compare.recorded import Evaluation, plain
-from sj_robust.compare.table import (
-    Cell,
-    Checks,
-    Comparison,
-    Eps,
-    Marks,
-    RobustCell,
-    Rough,
-    Row,
-    Setup,
-    same_eps,
-)
+from sj_robust.compare.rows import Cell, Checks, Eps, Marks, RobustCell, Rough, Row, Setup, same_eps
+from sj_robust.compare.table import Comparison
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.consistency import check_figures
 from sj_robust.evaluation.report import Accuracy, Changed  # no torch

@@ -10,7 +10,13 @@ from pydantic import Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.consistency import check_figures
+from sj_robust.evaluation.table import summary
 from sj_robust.evaluation.words import Status
+from sj_robust.evaluation.words import attempt as attempt
+from sj_robust.evaluation.words import attempt_view as attempt_view
+from sj_robust.evaluation.words import energy_name as energy_name
+from sj_robust.evaluation.words import eps_name as eps_name
+from sj_robust.evaluation.words import interval_name as interval_name
 from sj_robust.settings import Strict, first_error
 from sj_robust.text import visible
 
@@ -340,35 +346,7 @@ class Report(Measurement):
     def summary(self) -> str:
         """A text table: rows eps, columns the joint accuracy after each attack, then over all, then
         the views that broke most."""
-        from sj_robust.evaluation.table import summary
-
         return summary(self)
-
-
-def eps_name(eps: float) -> str:
-    """8/255 for 0.03137…, else the number."""
-    levels = eps * 255
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
-
-
-def attempt(attack: str, view: str) -> str:
-    """How `PerImage.broken_by` names an attack through a view."""
-    return f"{attack} {view}"
-
-
-def attempt_view(by: str) -> str:
-    """The view of such a name; those of attacks have no spaces."""
-    return by.partition(" ")[2]
-
-
-def interval_name(value: float, low: float, high: float) -> str:
-    """A fraction with its interval, in percent: 81.2 % [77.5, 84.4]."""
-    return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def energy_name(microjoules: float) -> str:
-    """An energy in µJ with one decimal, or two digits where it is smaller than 1."""
-    return f"{microjoules:.1f}" if microjoules >= 1 or microjoules == 0 else f"{microjoules:.2g}"
 
 
 def _millions(count: float) -> str:

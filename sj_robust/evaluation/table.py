@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
-from sj_robust.evaluation.report import Report, RobustResult, eps_name
-from sj_robust.evaluation.words import shown_verdict, telling_checks
+from sj_robust.evaluation.words import eps_name, shown_verdict, telling_checks
 from sj_robust.phrases import aligned
 from sj_robust.text import visible
+
+if TYPE_CHECKING:
+    from sj_robust.evaluation.report import Report, RobustResult
 
 
 def summary(report: Report) -> str:

@@ -134,3 +134,29 @@ def shown_verdict(report: Any) -> str | None:
     if not (checks := telling_checks(report)):
         return None
     return verdict(checks, report.settings.attacks, report.settings.views, report.stopped is None)
+
+
+def eps_name(eps: float) -> str:
+    """8/255 for 0.03137…, else the number."""
+    levels = eps * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+
+
+def attempt(attack: str, view: str) -> str:
+    """How `PerImage.broken_by` names an attack through a view."""
+    return f"{attack} {view}"
+
+
+def attempt_view(by: str) -> str:
+    """The view of such a name; those of attacks have no spaces."""
+    return by.partition(" ")[2]
+
+
+def interval_name(value: float, low: float, high: float) -> str:
+    """A fraction with its interval, in percent: 81.2 % [77.5, 84.4]."""
+    return f"{100 * value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def energy_name(microjoules: float) -> str:
+    """An energy in µJ with one decimal, or two digits where it is smaller than 1."""
+    return f"{microjoules:.1f}" if microjoules >= 1 or microjoules == 0 else f"{microjoules:.2g}"
