@@ -34,7 +34,8 @@ def first_error(error: ValidationError) -> str:
     first, count = error.errors(include_url=False)[0], error.error_count()
     where = visible(".".join(str(part) for part in first["loc"]), 120)
     reason = visible(first["msg"].removeprefix("Value error, "), 400)
-    ours = first["type"] in ("missing", "value_error")  # which say what they found
-    value = "" if ours else f" (found {visible(repr(first['input']), 80)})"
+    # which say what they found, and of a whole text it would be the text
+    said = first["type"] in ("missing", "value_error") or not where
+    value = "" if said else f" (found {visible(repr(first['input']), 80)})"
     more = f"; {count - 1} more" if count > 1 else ""
     return f"{where}{': ' if where else ''}{reason}{value}{more}"

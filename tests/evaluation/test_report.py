@@ -117,7 +117,7 @@ def test_json_round_trip(report: Report) -> None:
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda text: text[:-20], "not an evaluation report of this version: the text"),
+        (lambda text: text[:-20], "not an evaluation report of this version: Invalid JSON"),
         (lambda text: text.replace('"format": 1', '"format": 2'), "format"),
         (lambda text: text.replace('"seconds"', '"minutes"'), "seconds|minutes"),
         (lambda text: text.replace('"total": 12', '"total": "twelve"'), "clean.total"),
