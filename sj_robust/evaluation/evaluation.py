@@ -161,19 +161,7 @@ class Evaluation:
         )
         team.gather(None)  # nobody writes before all have read
         if options.extend is not None:
-            self.journal.merge(
-                taken_over(
-                    options.extend,
-                    self.plan,
-                    self.described,
-                    self.data,
-                    self.predicted.tolist(),
-                    options.seed,
-                    options.survivors_only,
-                    options.grid,
-                    self.transfer,
-                )
-            )
+            self.journal.merge(taken_over(options.extend, self.plan, self._identity(), self.total))
 
     def _identity(self) -> dict[str, Any]:
         """All that decides the outcome."""

@@ -8,60 +8,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.journal import Unit, UnitKey, Units
 from sj_robust.evaluation.protocol import Run
-from sj_robust.evaluation.report import DatasetFacts, ModelFacts, Report, attempt, eps_name
+from sj_robust.evaluation.report import Report, attempt, eps_name
+
+# what of an evaluation's identity a report names too, and what to call it
+_NAMED = {
+    "weights": "the model's weights",
+    "settings": "the model's settings",
+    "images": "the images",
+    "seed": "seed",
+    "grid": "grid",
+    "plan": "attacks",
+    "transfer": "the models to transfer from",
+}
 
 
 def taken_over(
-    report: Report,
-    plan: Sequence[Sequence[Run]],
-    model: ModelFacts,
-    dataset: DatasetFacts,
-    predicted: Sequence[int],
-    seed: int,
-    survivors_only: bool,
-    grid: str | None = None,
-    transfer: Mapping[str, str] | None = None,
+    report: Report, plan: Sequence[Sequence[Run]], identity: Mapping[str, Any], evaluated: int
 ) -> Units:
     """The units of a journal that hold what `report` found about the first images of the same
-    evaluation, and what it cost.
+    evaluation, and what it cost. `identity`: all that decides this evaluation's outcome, on
+    `evaluated` images.
 
     An image that the model now sees otherwise (another processor may round its logits to another
     class) is left to be attacked anew. Raises SJRobustError, saying what differs, unless model,
     data, attacks, views and seed are those of the report; where it was stopped, or gave every view
     all images, so that it does not say who attacked what; and where it has more images than these.
     """
-    ours = {
-        "the model's weights": model.weights_sha256,
-        "the model's settings": model.settings,
-        "the images": dataset.fingerprint,
-        "seed": seed,
-        "grid": grid,
-        "attacks": [(run.settings, list(run.seen)) for runs in plan for run in runs],
-    }
-    theirs = {
-        "the model's weights": report.model.weights_sha256,
-        "the model's settings": report.model.settings,
-        "the images": report.dataset.fingerprint,
-        "seed": report.settings.seed,
-        "grid": report.settings.grid,
-        "attacks": [(result.settings, list(result.per_view)) for result in report.robust],
-    }
-    if report.settings.transfer is not None:
-        ours["the models to transfer from"], theirs["the models to transfer from"] = (
-            dict(transfer or {}),
-            report.settings.transfer,
-        )
-    differing = [name for name, value in ours.items() if _plain(value) != _plain(theirs[name])]
+    theirs = _identity(report)
+    ours = {**identity, "plan": [run for runs in identity["plan"] for run in runs]}
+    differing = [_NAMED[key] for key, value in theirs.items() if _plain(ours[key]) != _plain(value)]
     if differing:
         raise SJRobustError(
             f"the report to extend is of another evaluation ({', '.join(differing)} differ): leave"
             " it out to start anew"
         )
-    if report.stopped or not (survivors_only and report.settings.survivors_only):
+    if report.stopped or not (identity["survivors_only"] and report.settings.survivors_only):
         why = (
             "was stopped before its end"
             if report.stopped
@@ -71,13 +57,14 @@ def taken_over(
             f"the report to extend {why}: expected a complete one that attacked survivors only, as"
             " it says who met what"
         )
-    if report.dataset.evaluated > dataset.evaluated:
+    if report.dataset.evaluated > evaluated:
         raise SJRobustError(
             f"the report to extend has {report.dataset.evaluated} images, this evaluation"
-            f" {dataset.evaluated}: expected at least as many"
+            f" {evaluated}: expected at least as many"
         )
     outcome = report.per_image
-    classes = zip(predicted, outcome.predicted, outcome.label, strict=False)  # of more images now
+    seen = identity["predicted"]  # of more images
+    classes = zip(seen, outcome.predicted, outcome.label, strict=False)
     standing = [image for image, (now, then, label) in enumerate(classes) if now == then == label]
     units: Units = {}
     costs = iter(report.robust)
@@ -100,6 +87,21 @@ def taken_over(
                 )
                 standing = [image for image in standing if broken_by[image] != by]
     return units
+
+
+def _identity(report: Report) -> dict[str, Any]:
+    """What decided the outcome of the evaluation that made `report`, as far as it says so."""
+    settings = report.settings
+    found = {
+        "weights": report.model.weights_sha256,
+        "settings": report.model.settings,
+        "images": report.dataset.fingerprint,
+        "seed": settings.seed,
+        "grid": settings.grid,
+        "plan": [[result.settings, list(result.per_view)] for result in report.robust],
+    }
+    # it was not always noted
+    return found if settings.transfer is None else {**found, "transfer": settings.transfer}
 
 
 def _plain(value: object) -> object:
