@@ -60,27 +60,20 @@ class Checkpoint:
         return written
 
 
-def locate(
-    name: str | Path,
-    revision: str | None = None,
-    token: str | None = None,
-    *,
-    weights: bool = True,
-) -> Checkpoint:
+def locate(name: str | Path, revision: str | None = None, token: str | None = None) -> Checkpoint:
     """The checkpoint that `name` means: a folder first, then owner/name[@revision] on the Hub, then
     the zoo.
 
     A zoo model's files are verified against the index, the Hub's against what the repository lists
-    (see `pull`). weights=False leaves the Hub's weights where they are, for who only reads what was
-    measured. Raises SJRobustError where there is no such checkpoint, and for a revision of one that
-    is not on the Hub.
+    (see `pull`). Raises SJRobustError where there is no such checkpoint, and for a revision of one
+    that is not on the Hub.
     """
     local = os.path.exists(name) or not isinstance(name, str)
     on_hub = None if local else parse_name(str(name), revision)
     if on_hub:
         from sj_robust.hub.download import fetch  # and with it huggingface_hub, which is slow
 
-        folder, origin = fetch(on_hub, token, weights=weights)
+        folder, origin = fetch(on_hub, token)
         return Checkpoint(folder, read_config(folder), origin)
     if revision is not None:
         raise SJRobustError(
@@ -89,6 +82,23 @@ def locate(
         )
     folder = zoo.resolve(name)
     return Checkpoint(folder, read_config(folder))
+
+
+def locate_evaluation(name: str, token: str | None = None) -> Checkpoint:
+    """What owner/name[@revision] on the Hub records of its evaluations, without its weights, which
+    stay where they are: for who only reads what was measured. A folder of that name is passed over.
+
+    Raises SJRobustError as `pull` does, and for a name of another form.
+    """
+    from sj_robust.hub.download import fetch
+
+    on_hub = parse_name(name)
+    if on_hub is None:
+        raise SJRobustError(
+            f"{name!r} is not a repository on the Hub: expected owner/name[@revision]"
+        )
+    folder, origin = fetch(on_hub, token, weights=False)
+    return Checkpoint(folder, read_config(folder), origin)
 
 
 def load(

@@ -77,11 +77,14 @@ def _parameter(
     elif get_origin(kind) is Literal:
         annotation = choices(name, get_args(kind))
         default = default if default is None else annotation(default)
-    elif kind in (int, float) and not _converts(rules):
+    elif kind in (int, float) and not _converts(rules) and not _exclusive(rules):
         more = _bounds(rules)
     elif kind is not str:
         annotation = Any
-        more |= {"parser": _parser(field), "metavar": name.upper()}
+        shown = (
+            kind.__name__.upper() if kind in (int, float) and not _converts(rules) else name.upper()
+        )
+        more |= {"parser": _parser(field), "metavar": shown + _interval(rules)}
     text = field.description or ""
     option = typer.Option(*(flags or (dashed,)), help=text[:1].upper() + text[1:] + ".", **more)
     if default is None:
@@ -112,11 +115,28 @@ def _converts(rules: list[Any]) -> bool:
     return any(type(rule).__name__.endswith("Validator") for rule in rules)
 
 
+def _exclusive(rules: list[Any]) -> bool:
+    """Whether a bound is not among the values, as typer has them."""
+    return any(getattr(rule, bound, None) is not None for rule in rules for bound in ("gt", "lt"))
+
+
+def _interval(rules: list[Any]) -> str:
+    """The bounds as typer writes them: [0<x<=10]; empty where there are none."""
+    ends = {"gt": "", "ge": "", "lt": "", "le": ""}
+    for rule in rules:
+        for bound in ends:
+            if (value := getattr(rule, bound, None)) is not None:
+                ends[bound] = f"{value:g}"
+    low = f"{ends['gt']}<" if ends["gt"] else f"{ends['ge']}<=" if ends["ge"] else ""
+    high = f"<{ends['lt']}" if ends["lt"] else f"<={ends['le']}" if ends["le"] else ""
+    return f" [{low}x{high}]" if low or high else ""
+
+
 def _bounds(rules: list[Any]) -> dict[str, Any]:
-    """For typer, whose bounds are inclusive; the model itself refuses one that is not."""
+    """For typer, where both are among the values."""
     found: dict[str, Any] = {}
     for rule in rules:
-        for bound in ("ge", "gt", "le", "lt"):
+        for bound in ("ge", "le"):
             if (value := getattr(rule, bound, None)) is not None:
                 found["min" if bound[0] == "g" else "max"] = value
     return found

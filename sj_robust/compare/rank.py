@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 
 from pydantic import ValidationError
 
-from sj_robust.catalog import Checkpoint, locate
+from sj_robust.catalog import Checkpoint, locate, locate_evaluation
 from sj_robust.checkpoint.config import (
     BESIDE,
     EVALUATION,
@@ -64,7 +64,7 @@ def compare(
             _add(found, name, locate(name), protocol)
     for repository in on_hub:
         try:
-            _add(found, repository, locate(repository, weights=False), protocol)
+            _add(found, repository, locate_evaluation(repository), protocol)
         except SJRobustError as error:
             left_out(plain(f"{repository} is left out: {error}"))
     return _compare(_distinct(found))
@@ -93,7 +93,8 @@ def _read(name: str | Path, checkpoint: Checkpoint, protocol: str | None) -> _En
     path = folder / EVALUATION
     if protocol and (folder / BESIDE[protocol]).exists():
         path = folder / BESIDE[protocol]
-    shown = folder.resolve().name if Path(name).is_dir() else str(name)
+    local = checkpoint.origin is None and Path(name).is_dir()
+    shown = folder.resolve().name if local else str(name)
     row = Row(
         name=plain(shown),
         kind=config.kind,

@@ -30,6 +30,8 @@ from sj_robust.model.unwrap import unwrap
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
 from sj_robust.settings import Strict, checked
 
+_WHAT = "conversion setting "
+
 
 class ConvertedFacts(Strict):
     """What holds of a converted network beside the settings that were chosen: with both it is
@@ -142,6 +144,7 @@ def convert(
             replace_activation=replace_activation,
             pooling=pooling,
         ),
+        _WHAT,
     )
     recipe = ThresholdBalancing(
         settings, batches, mean=mean, std=std, source=source, on_layer=on_layer
@@ -170,9 +173,13 @@ def rebuild(
     """
     known = ConvertedFacts.model_fields
     chosen = checked(
-        ConversionSettings, {key: value for key, value in settings.items() if key not in known}
+        ConversionSettings,
+        {key: value for key, value in settings.items() if key not in known},
+        _WHAT,
     )
-    facts = checked(ConvertedFacts, {key: value for key, value in settings.items() if key in known})
+    facts = checked(
+        ConvertedFacts, {key: value for key, value in settings.items() if key in known}, _WHAT
+    )
     if chosen.norm != "integrate":
         size = input_size or getattr(backbone, "pretrained_cfg", {}).get(
             "input_size", (len(facts.mean), 32, 32)
@@ -197,7 +204,7 @@ class ThresholdBalancing(ModuleConversionRecipe):
         on_layer: Callable[[str, float], None] | None = None,
     ) -> None:
         self.settings, self.batches = settings, batches
-        self.facts = checked(ConvertedFacts, {"mean": mean, "std": std})
+        self.facts = checked(ConvertedFacts, {"mean": mean, "std": std}, _WHAT)
         self.source, self.on_layer = source or {}, on_layer
 
     def convert_module(self, converter: ModuleConverter, ann: nn.Module) -> nn.Module:

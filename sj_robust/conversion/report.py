@@ -152,7 +152,7 @@ class ConversionReport(Strict):
                     else []
                 ),
                 "",
-                *aligned(nodes),
+                *aligned(nodes, numbers=True),
                 "",
                 (
                     f"Not spiking: {self.analogue_share:.1%} of the products (inputs other than 0"
@@ -160,7 +160,11 @@ class ConversionReport(Strict):
                 ),
                 *kept,
                 *(["and, without products of their own:", *others] if others else []),
-                *(["", "Agreement with the ANN", *aligned(logits)] if self.agreement else []),
+                *(
+                    ["", "Agreement with the ANN", *aligned(logits, numbers=True)]
+                    if self.agreement
+                    else []
+                ),
                 *self._accuracies(),
                 *(["", *self.advice] if self.advice else []),
             ]

@@ -8,12 +8,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     PlainValidator,
     SerializerFunctionWrapHandler,
     model_serializer,
 )
 
+from sj_robust.errors import SJRobustError
 from sj_robust.settings import Strict
 
 Norm = Literal["integrate", "fuse", "omit"]
@@ -29,7 +31,7 @@ def _scale(value: Any) -> float | Literal["auto"]:
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 < number <= 10:
-        raise ValueError("expected auto or a number above 0, at most 10")
+        raise ValueError(f"expected auto or a number above 0, at most 10, not {value!r:.80}")
     return number
 
 
@@ -40,7 +42,10 @@ Scale = Annotated[float | Literal["auto"], PlainValidator(_scale)]
 def _surrogate(name: str) -> str:
     from sj_robust.neuron import Surrogate
 
-    Surrogate.parse(name)
+    try:
+        Surrogate.parse(name)
+    except SJRobustError as error:  # which pydantic would let through without its place
+        raise ValueError(str(error)) from None
     return name
 
 
@@ -77,7 +82,7 @@ class ConversionSettings(Strict):
             "convert activations other than ReLU (ReLU6, SiLU, GELU, ...) as if they were ReLU"
         ),
     )
-    pooling: Pooling = Field(
+    pooling: Annotated[Pooling, BeforeValidator(lambda value: value or "max")] = Field(
         "max", description="max pooling: kept (an OR of spikes), or made average pooling"
     )
     surrogate: Annotated[str, AfterValidator(_surrogate)] = Field(

@@ -16,12 +16,10 @@ decides, converts, writes and speaks.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,7 @@ from sj_robust.attack import parse_attack
 from sj_robust.card import write_card
 from sj_robust.checkpoint import load_folder, record
 from sj_robust.checkpoint.config import read_config
-from sj_robust.data import ImageDataset, load_dataset
+from sj_robust.data import load_dataset
 from sj_robust.data.loader import calibration_indices
 from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
@@ -45,7 +43,7 @@ from sj_robust.files import check_within, only_one, sha256, write_atomic
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate, parse_view
 from sj_robust.recipes import steps
-from sj_robust.recipes.ledger import intact, outputs, read_record, set_aside, write_record
+from sj_robust.recipes.ledger import Ledger
 from sj_robust.recipes.network import begun_from, call_builder, facts_of, fingerprint, open_ann
 from sj_robust.recipes.spec import Measurements, Recipe
 from sj_robust.training.config import FREE_FIELDS
@@ -129,7 +127,9 @@ class _Run:
     show: bool | None
     say: Callable[[str], None]
     team: Team
-    stages: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.folder, self.team, self.say)
 
     @property
     def on(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ class _Run:
         image_count(self.test, recipe.evaluate.max_images)
         self.begun = self.team.after_first(lambda: begun_from(recipe.ann))
         self.folder.mkdir(parents=True, exist_ok=True)
-        ann = self.stage(
+        ann = self.ledger.stage(
             "ann",
             {
                 "ann": _settings(recipe.ann, {"name": True, "train": FREE_FIELDS}),
@@ -172,14 +172,14 @@ class _Run:
         )
         channels = len(read_config(ann).settings["mean"])
         self.train, self.test = self.train.in_channels(channels), self.test.in_channels(channels)
-        converted = snn = self.stage(
+        converted = snn = self.ledger.stage(
             "converted",
             {"convert": _settings(recipe.convert), "seed": recipe.seed, "ann": _identity(ann)},
             self.make_converted,
             trains_on=self.train,
         )
         if recipe.finetune:
-            snn = self.stage(
+            snn = self.ledger.stage(
                 "finetuned",
                 {"finetune": _settings(recipe.finetune, FREE_FIELDS), "converted": _identity(snn)},
                 self.make_finetuned,
@@ -205,16 +205,16 @@ class _Run:
             "snn": _identity(snn),
             "reports": [
                 sha256(self.folder / name)
-                for name in self.stages
+                for name in self.ledger.states
                 if name.startswith("evaluated/") and "converted" not in name
             ],
         }
-        result = self.stage(
+        result = self.ledger.stage(
             recipe.name,
             made_from,
             lambda path: self.make_result(path, ann, snn, ann_report, snn_report, further),
         )
-        return RunResult(result, ann, ann_report, snn_report, converted_report, self.stages)
+        return RunResult(result, ann, ann_report, snn_report, converted_report, self.ledger.states)
 
     def make_ann(self, path: Path) -> None:
         settings = self.recipe.ann
@@ -299,7 +299,7 @@ class _Run:
             "source": source and _identity(source),
             "test": self.test.fingerprint,
         }
-        self.stage(f"evaluated/{path.name}", made_from, work, shared=True)
+        self.ledger.stage(f"evaluated/{path.name}", made_from, work, shared=True)
         return Report.from_json(path.read_text(encoding="utf-8"))
 
     def make_result(
@@ -335,55 +335,6 @@ class _Run:
             checkpoint, model=call_builder(builder, dict(self.recipe.ann.args)) if builder else None
         )
 
-    def stage(
-        self,
-        name: str,
-        made_from: dict[str, Any],
-        work: Callable[[Path], None],
-        *,
-        trains_on: ImageDataset | None = None,
-        shared: bool = False,
-    ) -> Path:
-        """Let `work` make `name` in the folder, unless it is there and was made from the same; the
-        path of it.
-
-        `shared`: by all processes, of which the first one writes; else by that one alone.
-        """
-        path = self.folder / name
-        record_path = path.with_name(path.name + ".stage.json")
-        made_from = json.loads(
-            json.dumps({**made_from, "data": trains_on.fingerprint if trains_on else None})
-        )
-        made = {
-            "key": hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest(),
-            "made_from": made_from,
-        }
-        state = self.team.from_first(
-            self._begin(path, record_path, made) if self.team.first else ""
-        )
-        self.stages[name] = state
-        if self.team.first:
-            self.say(f"{name}: {'making' if state == 'made' else state}")
-        if state == "made":
-            if shared or self.team.first:
-                work(path)
-            if self.team.first:
-                write_record(record_path, {**made, "outputs": outputs(self.folder, path)})
-            self.team.from_first(None)  # nobody reads what is not there yet
-        return path
-
-    def _begin(self, path: Path, record_path: Path, record: dict[str, Any]) -> str:
-        """Whether the stage is "kept" or has to be "made", and then what other settings made is out
-        of its way."""
-        earlier = read_record(record_path)
-        same = earlier.get("key") == record["key"]
-        if same and intact(self.folder, earlier.get("outputs")):
-            return "kept"
-        if not same:
-            set_aside([path, steps.training_folder(path)], known=bool(earlier))
-            write_record(record_path, record)
-        return "made"
-
 
 def check_consent(named: str | None, model: str | None) -> None:
     """A recipe may be a stranger's: code runs on the word of whoever runs it, not on the
@@ -407,7 +358,7 @@ def _check_attacks(settings: Measurements) -> None:
     for protocol in filter(None, (settings.protocol, *(settings.further or ()))):
         find_protocol(protocol)
     for attack in settings.attacks:
-        parse_attack(attack, settings.eps[0] if settings.eps else 0.0)
+        parse_attack(attack, settings.eps[0] if settings.eps else 0.0, settings.norm)
     for view in settings.views or ():
         parse_view(view)
     if settings.protocol:

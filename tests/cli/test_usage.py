@@ -280,7 +280,8 @@ def test_options_have_the_bounds_and_words_of_the_settings(cli: Cli) -> None:
     for command, name, wrong in (
         (("convert", "any", "--data", "sample", "--out", "never"), "--timesteps", "1025"),
         (("convert", "any", "--data", "sample", "--out", "never"), "--reset", "none"),
-        (("finetune", "any", "--data", "sample", "--out", "never"), "--momentum", "2"),
+        (("convert", "any", "--data", "sample", "--out", "never"), "--leak", "0"),
+        (("finetune", "any", "--data", "sample", "--out", "never"), "--momentum", "1"),
         (("finetune", "any", "--data", "sample", "--out", "never"), "--step-size", "8"),
         (("evaluate", "any", "--data", "sample"), "--norm", "l3"),
         (("evaluate", "any", "--data", "sample"), "--restarts", "0"),

@@ -3,6 +3,7 @@ wrong."""
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -146,3 +147,14 @@ def test_a_source_network_that_is_none(hub: Any, here: Path) -> None:
         lambda name: begun_from(from_text(name)), "runs/old/ann", "is not a folder", "has no 'old'"
     )
     fails(lambda name: begun_from(AnnSettings(checkpoint=name)), ANN.name[:-1], "did you mean")
+
+
+def test_who_asks_for_the_hub_s_evaluations_gets_no_folder_of_that_name(
+    hub: Any, here: Path
+) -> None:
+    upload(hub, SNN, "alice/snn")
+    shutil.copytree(ANN, here / "alice" / "snn")
+    (row,) = compare([], on_hub=["alice/snn"]).rows
+    assert (row.name, row.kind) == ("alice/snn", "snn")
+    (row,) = compare(["alice/snn"]).rows
+    assert row.kind == "ann"
