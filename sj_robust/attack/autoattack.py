@@ -9,7 +9,7 @@ function of (seed, image id, restart).
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -99,6 +99,13 @@ class APGD(LibraryAttack):
     @property
     def least_classes(self) -> int:
         return {"ce": 2, "dlr": 3, "t": 4}[self.loss]
+
+    def for_classes(self, classes: int) -> APGD:
+        """With three classes on the difference of logits ratio itself, with two, where it has no
+        third logit to divide by, on the cross-entropy, which then rises wherever the ratio does."""
+        if classes >= self.least_classes:
+            return self
+        return replace(self, loss="dlr" if classes >= 3 else "ce")
 
     @property
     def settings(self) -> dict[str, Any]:

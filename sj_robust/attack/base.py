@@ -95,6 +95,11 @@ class Attack:
         """How many classes the model must tell apart."""
         return 2
 
+    def for_classes(self, classes: int) -> Attack:
+        """The attack that runs in this one's place on a model of so few classes; itself where there
+        are enough."""
+        return self
+
     @property
     def settings(self) -> dict[str, Any]:
         """Everything that defines the attack, defaults resolved, JSON-able, for reports."""

@@ -4,7 +4,7 @@ gradient_descent_base)."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -36,6 +36,9 @@ class GradientAttack(Attack):
     @property
     def least_classes(self) -> int:
         return 3 if self.loss == "dlr" else 2
+
+    def for_classes(self, classes: int) -> GradientAttack:
+        return self if classes >= self.least_classes else replace(self, loss="ce")
 
     @property
     def stride(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,6 +63,10 @@ class Rounds(Attack):
     @property
     def least_classes(self) -> int:
         return max(self.first.least_classes, self.second.least_classes)
+
+    def for_classes(self, classes: int) -> Rounds:
+        parts = self.first.for_classes(classes), self.second.for_classes(classes)
+        return replace(self, first=parts[0], second=parts[1])
 
     @property
     def settings(self) -> dict[str, Any]:

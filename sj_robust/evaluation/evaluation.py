@@ -140,7 +140,9 @@ class Evaluation:
             _check_transfer(name, judge, self.model, self.num_classes, total)
         self.replaced: dict[str, str] = {}
         if self.protocol and self.num_classes < 4:
-            self.stages, self.replaced = for_few_classes(self.stages, self.num_classes)
+            self.stages, self.replaced = for_few_classes(
+                self.stages, self.num_classes, options.norm
+            )
             self.plan = self._planned(self.stages)
         check_classes((run.attack for run in self.plan[0]) if self.plan else (), self.num_classes)
         self.show = False if team.rank else options.show_progress

@@ -6,7 +6,6 @@ one name and version are comparable.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -218,22 +217,20 @@ def stages_of(
 
 
 def for_few_classes(
-    stages: Sequence[Stage], classes: int
+    stages: Sequence[Stage], classes: int, norm: Norm = "linf"
 ) -> tuple[tuple[Stage, ...], dict[str, str]]:
     """The stages of a protocol for a model of so many classes, and {attack: what runs in its
-    place}.
-
-    The difference of logits ratio needs three classes, its targeted form four. With three, apgdN-t
-    becomes apgdN-dlr; with two, all of these become -ce, which then rises wherever the ratio does.
-    What is there twice runs once.
+    place}, which `Attack.for_classes` says. What is there twice runs once.
     """
     replaced: dict[str, str] = {}
     through: dict[AttackMaker, Stage] = {}
     for stage in stages:
         name = stage.attack
-        found = re.fullmatch(r"(s?apgd\d+)-(dlr|t)\d?", name) if isinstance(name, str) else None
-        if found and classes < {"dlr": 3, "t": 4}[found[2]]:
-            replaced[found[0]] = name = f"{found[1]}-{'dlr' if classes >= 3 else 'ce'}"
+        if isinstance(name, str):
+            attack = parse_attack(name, 0.1, norm)  # at whatever eps
+            fewer = attack.for_classes(classes)
+            if fewer != attack:
+                replaced[attack.name] = name = fewer.name
         known = through.setdefault(name, replace(stage, attack=name, views=()))
         through[name] = replace(
             known,
