@@ -17,7 +17,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Report  # no torch
 from sj_robust.files import atomic_folder, check_folder
 from sj_robust.hub.origin import Origin, write_origin
-from sj_robust.hub.remote import parse_name
+from sj_robust.hub.remote import HubName, parse_name
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,10 +71,7 @@ def locate(name: str | Path, revision: str | None = None, token: str | None = No
     local = os.path.exists(name) or not isinstance(name, str)
     on_hub = None if local else parse_name(str(name), revision)
     if on_hub:
-        from sj_robust.hub.download import fetch  # and with it huggingface_hub, which is slow
-
-        folder, origin = fetch(on_hub, token)
-        return Checkpoint(folder, read_config(folder), origin)
+        return _fetched(on_hub, token)
     if revision is not None:
         raise SJRobustError(
             f"{name} is not on the Hub and has no revision {revision!r}: only owner/name has"
@@ -90,14 +87,18 @@ def locate_evaluation(name: str, token: str | None = None) -> Checkpoint:
 
     Raises SJRobustError as `pull` does, and for a name of another form.
     """
-    from sj_robust.hub.download import fetch
-
     on_hub = parse_name(name)
     if on_hub is None:
         raise SJRobustError(
             f"{name!r} is not a repository on the Hub: expected owner/name[@revision]"
         )
-    folder, origin = fetch(on_hub, token, weights=False)
+    return _fetched(on_hub, token, weights=False)
+
+
+def _fetched(name: HubName, token: str | None, *, weights: bool = True) -> Checkpoint:
+    from sj_robust.hub.download import fetch  # and with it huggingface_hub, which is slow
+
+    folder, origin = fetch(name, token, weights=weights)
     return Checkpoint(folder, read_config(folder), origin)
 
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from sj_robust.errors import SJRobustError
 from sj_robust.text import visible
@@ -14,6 +20,22 @@ class Strict(BaseModel):
     """Frozen, and refuses what it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Growing(Strict):
+    """Settings to which some were added after the first were recorded: those in `LATE` are left out
+    of what is dumped where they are the default, so that records and keys stay what they were."""
+
+    LATE: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields = type(self).model_fields
+        return {
+            name: value
+            for name, value in dump(self).items()
+            if name not in self.LATE or getattr(self, name) != fields[name].default
+        }
 
 
 Model = TypeVar("Model", bound=BaseModel)

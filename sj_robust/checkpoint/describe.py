@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,6 @@ import torch
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
-import sj_robust
 from sj_robust.checkpoint.build import Classifier, assemble, build_backbone, probe
 from sj_robust.checkpoint.config import (
     FORMAT_VERSION,
@@ -23,6 +21,7 @@ from sj_robust.checkpoint.config import (
     ModelArgs,
 )
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.facts import versions as all_versions
 from sj_robust.evaluation.facts import weights_sha256
 from sj_robust.model import SpikingModel
 from sj_robust.model.layout import layout_of
@@ -117,11 +116,9 @@ def _classes(model: Classifier, size: Sequence[int] | None) -> int:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what a checkpoint computes."""
-    packages = {
-        package: importlib.metadata.version(package)
-        for package in ("torch", "timm", "spikingjelly")
-    }
-    return {"sj-robust": sj_robust.__version__, **packages}
+    found = all_versions()
+    packages = {package: found[package] for package in ("torch", "timm", "spikingjelly")}
+    return {"sj-robust": found["sj_robust"], **packages}
 
 
 def _candidates(backbone: nn.Module) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -28,14 +28,16 @@ from sj_robust.model.normalized import unit_scale
 from sj_robust.model.plain import as_float32, check_convertible, copied, make_plain
 from sj_robust.model.unwrap import unwrap
 from sj_robust.neuron import Reset, Surrogate, ThresholdLIF
-from sj_robust.settings import Strict, checked
+from sj_robust.settings import Growing, checked
 
 _WHAT = "conversion setting "
 
 
-class ConvertedFacts(Strict):
+class ConvertedFacts(Growing):
     """What holds of a converted network beside the settings that were chosen: with both it is
     rebuilt. A checkpoint records them as one flat mapping."""
+
+    LATE = ("folded", "worth", "plan")
 
     mean: tuple[float, ...] = Field(min_length=1, max_length=64)
     std: tuple[float, ...] = Field(min_length=1, max_length=64)
@@ -290,11 +292,6 @@ def _structure(
         return SpikingActivation(lif, settings.timesteps)
 
     (facts.plan or Plan(nodes=tuple(_relus(backbone)))).apply(backbone, node, settings.pooling)
-    unsaid = {
-        name
-        for name in ("folded", "worth", "plan")
-        if getattr(facts, name) == ConvertedFacts.model_fields[name].default
-    }
     return SpikingClassifier(
         backbone,
         timesteps=settings.timesteps,
@@ -303,7 +300,7 @@ def _structure(
         repeat_at=facts.repeat_at or "",
         settings={
             **settings.model_dump(mode="json", exclude={"per_channel"}),  # see channels
-            **facts.model_dump(mode="json", exclude=unsaid),
+            **facts.model_dump(mode="json"),
         },
         source=source,
     )

@@ -11,12 +11,10 @@ from pydantic import (
     BeforeValidator,
     Field,
     PlainValidator,
-    SerializerFunctionWrapHandler,
-    model_serializer,
 )
 
 from sj_robust.errors import SJRobustError
-from sj_robust.settings import Strict
+from sj_robust.settings import Growing
 
 Norm = Literal["integrate", "fuse", "omit"]
 Pooling = Literal["max", "average"]
@@ -49,9 +47,11 @@ def _surrogate(name: str) -> str:
     return name
 
 
-class ConversionSettings(Strict):
+class ConversionSettings(Growing):
     """Everything that is chosen of a conversion, with the values of Özdenizci & Legenstein (TMLR
     2024) as defaults."""
+
+    LATE = ("replace_activation", "pooling")
 
     timesteps: int = Field(8, ge=1, le=1024, description="T, the steps of one inference")
     percentile: float = Field(
@@ -88,10 +88,3 @@ class ConversionSettings(Strict):
     surrogate: Annotated[str, AfterValidator(_surrogate)] = Field(
         "PCW:1", description="gradient of a spike in training: PCW, EXP, RECT or STE and its width"
     )
-
-    @model_serializer(mode="wrap")
-    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings that came after the first networks and recipes are left out where they are the
-        default, so that what was recorded of those stays what it was."""
-        late = {"replace_activation": None, "pooling": "max"}
-        return {key: value for key, value in dump(self).items() if late.get(key, ...) != value}

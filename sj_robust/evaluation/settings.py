@@ -3,25 +3,25 @@ Nothing here imports torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BeforeValidator,
     Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 
 from sj_robust.budget import number
-from sj_robust.settings import Strict
+from sj_robust.settings import Growing
 
 Distance = Annotated[float, BeforeValidator(number), Field(gt=0, allow_inf_nan=False)]
 
 
-class EvaluationSettings(Strict):
+class EvaluationSettings(Growing):
     """The settings of `evaluate` that a file can hold; the function itself also takes attacks,
     views and protocols as objects."""
+
+    LATE = ("norm", "restarts", "roughness_images")
 
     eps: list[Distance] = Field([2 / 255, 4 / 255, 8 / 255], description="radii")
     protocol: str | None = Field(
@@ -62,11 +62,3 @@ class EvaluationSettings(Strict):
                 " protocol"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As of ConversionSettings."""
-        late = {"norm": "linf", "restarts": 1, "roughness_images": None}
-        found = {key: value for key, value in dump(self).items() if late.get(key, ...) != value}
-        first = {key: found[key] for key in ("eps", "protocol", "further") if key in found}
-        return {**first, **found}  # the order that recipes were written in

@@ -87,7 +87,7 @@ def fetch(name: HubName, token: str | None = None, *, weights: bool = True) -> t
             found = _cached(name, explain(told, name))
             warnings.warn(
                 f"{address()} cannot be asked ({line(told)}): {name} is taken from the cache",
-                stacklevel=4,
+                stacklevel=5,
             )
             return found
         _clear_litter(name)

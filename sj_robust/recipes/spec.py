@@ -11,6 +11,8 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -136,6 +138,12 @@ class Measurements(EvaluationSettings):
     check_images: int = Field(32, ge=0)
     further: list[str] | None = None
     converted: bool = False
+
+    @model_serializer(mode="wrap")
+    def _in_the_order_of_recipes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found = self._without_what_came_later(dump)
+        order = [key for key in ("eps", "protocol", "further") if key in found]
+        return {**{key: found[key] for key in order}, **found}
 
 
 class Recipe(Strict):
