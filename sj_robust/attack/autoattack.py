@@ -93,6 +93,10 @@ class APGD(LibraryAttack):
         return f"apgd{self.steps}-{self.loss}{fewer}"
 
     @property
+    def family(self) -> str:
+        return f"apgd-{self.loss}"
+
+    @property
     def iterations(self) -> int:
         return self.steps * (self.targets if self.loss == "t" else 1)
 
@@ -203,7 +207,7 @@ class FAB(LibraryAttack):
         )
 
     @property
-    def name(self) -> str:
+    def family(self) -> str:
         return "fab-t" if self.targets else "fab"
 
     @property

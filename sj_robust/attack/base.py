@@ -52,6 +52,11 @@ class Attack:
     @property
     def name(self) -> str:
         """The name under which `parse_attack` knows it."""
+        return self.family
+
+    @property
+    def family(self) -> str:
+        """What it does, however long: attacks of one family differ in steps or queries alone."""
         return type(self).__name__.lower()
 
     @property

@@ -230,6 +230,10 @@ class SAPGD(GradientAttack):
         return f"sapgd{self.steps}-{self.loss}"
 
     @property
+    def family(self) -> str:
+        return f"sapgd-{self.loss}"
+
+    @property
     def iterations(self) -> int:
         return self.steps
 

@@ -1,36 +1,27 @@
-"""Reading checkpoints' evaluations and ranking those of one setup; all others say what differs."""
+"""Ranking what was measured in one setup; all others say what differs."""
 
 from __future__ import annotations
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING
 
 from sj_robust.catalog import Checkpoint, locate, locate_evaluation
 from sj_robust.checkpoint.config import (
-    BESIDE,
-    EVALUATION,
-    MAX_TEXT_BYTES,
     STRONGEST_FIRST,
-    read_bounded,
 )
-from sj_robust.checkpoint.results import check_belongs, check_grid
-from sj_robust.compare.recorded import Evaluation, plain
-from sj_robust.compare.rows import Cell, Checks, Eps, Marks, RobustCell, Rough, Row, Setup, same_eps
+from sj_robust.compare.entry import Entry, read_checkpoint, read_report
+from sj_robust.compare.recorded import plain
+from sj_robust.compare.rows import Eps, Marks, Row, Setup, same_eps
 from sj_robust.compare.table import Comparison
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluation.consistency import check_figures
-from sj_robust.evaluation.report import Accuracy, Changed  # no torch
-from sj_robust.evaluation.words import gradient_views, shown_verdict, telling_checks, worst
-from sj_robust.settings import first_error
+from sj_robust.evaluation.words import gradient_views
 
 if TYPE_CHECKING:
-    from sj_robust.evaluation import Report
+    pass
 
 
 def compare(
@@ -56,10 +47,10 @@ def compare(
         raise SJRobustError(
             f"unknown protocol {protocol!r}: expected one of {', '.join(STRONGEST_FIRST)}"
         )
-    found: dict[Path, _Entry] = {}
+    found: dict[Path, Entry] = {}
     for name in names:
         if str(name).endswith(".json"):
-            found.setdefault(Path(name).resolve(), _read_report(Path(name)))
+            found.setdefault(Path(name).resolve(), read_report(Path(name)))
         else:
             _add(found, name, locate(name), protocol)
     for repository in on_hub:
@@ -70,131 +61,15 @@ def compare(
     return _compare(_distinct(found))
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A row before it is ranked, and what of its setup is told apart but not shown."""
-
-    row: Row
-    size: int = 0
-    fingerprint: str = ""
-    stopped: str | None = None
-
-
 def _add(
-    found: dict[Path, _Entry], name: str | Path, checkpoint: Checkpoint, protocol: str | None
+    found: dict[Path, Entry], name: str | Path, checkpoint: Checkpoint, protocol: str | None
 ) -> None:
     folder = checkpoint.folder.resolve()
     if folder not in found:
-        found[folder] = _read(name, checkpoint, protocol)
+        found[folder] = read_checkpoint(name, checkpoint, protocol)
 
 
-def _read(name: str | Path, checkpoint: Checkpoint, protocol: str | None) -> _Entry:
-    folder, config = checkpoint.folder, checkpoint.config
-    path = folder / EVALUATION
-    if protocol and (folder / BESIDE[protocol]).exists():
-        path = folder / BESIDE[protocol]
-    local = checkpoint.origin is None and Path(name).is_dir()
-    shown = folder.resolve().name if local else str(name)
-    row = Row(
-        name=plain(shown),
-        kind=config.kind,
-        architecture=config.architecture or config.model,
-        timesteps=config.timesteps,
-        parameters=config.weights.parameters,
-    )
-    if not path.exists():
-        return _Entry(row)
-    evaluation = _read_evaluation(path)
-    check_grid(evaluation, path)
-    check_belongs(cast("Report", evaluation), config, str(folder))  # has all that it looks at
-    return _measured(row, evaluation)
-
-
-def _read_report(path: Path) -> _Entry:
-    if not path.is_file():
-        raise SJRobustError(f"no file {path}: expected a report that evaluate --out has written")
-    evaluation = _read_evaluation(path)
-    model = evaluation.model
-    return _measured(
-        Row(
-            name=plain(path.stem),
-            kind=model.kind,
-            architecture=model.architecture,
-            timesteps=model.timesteps,
-            parameters=model.parameters,
-        ),
-        evaluation,
-    )
-
-
-def _read_evaluation(path: Path) -> Evaluation:
-    text = read_bounded(path, MAX_TEXT_BYTES)
-    try:
-        evaluation = Evaluation.model_validate_json(text)
-        check_figures(evaluation)
-    except ValidationError as error:
-        wrong = first_error(error)
-        raise SJRobustError(
-            f"{path}: not an evaluation report of this version: {wrong}; evaluate the checkpoint"
-            " again"
-        ) from None
-    except SJRobustError as error:
-        raise SJRobustError(f"{path}: {error}; evaluate the checkpoint again") from None
-    return evaluation
-
-
-def _measured(row: Row, found: Evaluation) -> _Entry:
-    settings, data, activity, energy = (
-        found.settings,
-        found.dataset,
-        found.activity if row.kind == "snn" else None,
-        found.energy,
-    )
-    setup = Setup(
-        dataset=data.name,
-        split=data.split,
-        images=data.evaluated,
-        norm=settings.norm,
-        named=settings.protocol,
-        grid=settings.grid,
-        attacks=settings.attacks,
-        views=settings.views,
-        restarts=settings.restarts,
-    )
-    robust = [
-        RobustCell(norm=settings.norm, eps=joint.eps, **_cell(joint.accuracy))
-        for joint in found.joint
-    ]
-    row = row.model_copy(
-        update={
-            "setup": setup,
-            "clean": Cell(**_cell(found.clean)),
-            "robust": sorted(robust, key=lambda cell: cell.eps),
-            "spikes_per_neuron": activity and activity.spikes_per_neuron,
-            "spikes_per_image": activity and activity.spikes_per_image,
-            "microjoules": energy and energy.microjoules,
-            "ann_microjoules": energy and energy.ann_microjoules,
-            "checks": _checks(found),
-            "roughness": [
-                Rough(eps=one.eps, **_cell(one))
-                for one in (found.roughness.model if found.roughness else ())
-            ],
-        }
-    )
-    return _Entry(row, data.size, data.fingerprint, found.stopped)
-
-
-def _cell(accuracy: Accuracy | Changed) -> dict[str, float]:
-    return accuracy.model_dump(include={"value", "low", "high"})
-
-
-def _checks(found: Evaluation) -> Checks | None:
-    if not (telling := telling_checks(found)):
-        return None
-    return Checks(status=worst(telling), count=len(telling), verdict=shown_verdict(found))
-
-
-def _distinct(found: dict[Path, _Entry]) -> list[_Entry]:
+def _distinct(found: dict[Path, Entry]) -> list[Entry]:
     """The entries, with the folder behind names that would be the same."""
     count = Counter(entry.row.name for entry in found.values())
     return [
@@ -210,7 +85,7 @@ def _distinct(found: dict[Path, _Entry]) -> list[_Entry]:
     ]
 
 
-def _compare(entries: list[_Entry]) -> Comparison:
+def _compare(entries: list[Entry]) -> Comparison:
     measured = [entry for entry in entries if entry.row.setup is not None]
     columns = _columns(entry.row for entry in measured)
     if not measured:
@@ -249,10 +124,10 @@ def _columns(rows: Iterable[Row]) -> list[Eps]:
     return sorted(columns, key=lambda column: (column.norm != "linf", column.norm, column.eps))
 
 
-def _reference(measured: list[_Entry]) -> _Entry:
+def _reference(measured: list[Entry]) -> Entry:
     """The entry whose setup most others share; the first named of equals."""
 
-    def shared(candidate: _Entry) -> tuple[bool, int]:
+    def shared(candidate: Entry) -> tuple[bool, int]:
         # Under a named protocol an ANN fits spiking networks of any views, and so must not speak
         # for them.
         peers = [
@@ -263,7 +138,7 @@ def _reference(measured: list[_Entry]) -> _Entry:
     return max(measured, key=shared)
 
 
-def _comparable(reference: _Entry, entry: _Entry) -> bool:
+def _comparable(reference: Entry, entry: Entry) -> bool:
     return entry is reference or not (
         entry.stopped or _data_differs(reference, entry) or _attack_differs(reference, entry)
     )
@@ -276,7 +151,7 @@ def _ranking_eps(rows: list[Row], columns: list[Eps]) -> Eps | None:
     return best[2] if best and best[0] else None
 
 
-def _ranked(entries: list[_Entry], by: Eps | None) -> list[tuple[int | None, _Entry]]:
+def _ranked(entries: list[Entry], by: Eps | None) -> list[tuple[int | None, Entry]]:
     """(rank, entry), best first; equal accuracies share a rank. Only entries that have an accuracy
     to be ranked by."""
     values = [
@@ -288,7 +163,7 @@ def _ranked(entries: list[_Entry], by: Eps | None) -> list[tuple[int | None, _En
     return [(1 + sum(other > value for other, _, _ in values), entry) for value, _, entry in values]
 
 
-def _marked(rank: int | None, entry: _Entry, reference: _Entry, footnotes: dict[str, int]) -> Row:
+def _marked(rank: int | None, entry: Entry, reference: Entry, footnotes: dict[str, int]) -> Row:
     """The row with its rank and the numbers of its footnotes; new ones are added to `footnotes`."""
     data: list[str] = []
     attack: list[str] = []
@@ -313,7 +188,7 @@ def _marked(rank: int | None, entry: _Entry, reference: _Entry, footnotes: dict[
     )
 
 
-def _data_differs(reference: _Entry, entry: _Entry) -> list[str]:
+def _data_differs(reference: Entry, entry: Entry) -> list[str]:
     a, b = reference.row.setup, entry.row.setup
     assert a is not None and b is not None
     if (a.dataset, a.split) != (b.dataset, b.split):
@@ -331,7 +206,7 @@ def _data_differs(reference: _Entry, entry: _Entry) -> list[str]:
     return []
 
 
-def _attack_differs(reference: _Entry, entry: _Entry) -> list[str]:
+def _attack_differs(reference: Entry, entry: Entry) -> list[str]:
     a, b = reference.row.setup, entry.row.setup
     assert a is not None and b is not None
     if bool(a.attacks) != bool(b.attacks):
@@ -367,7 +242,7 @@ def _attack_differs(reference: _Entry, entry: _Entry) -> list[str]:
     return notes
 
 
-def _eps_differs(reference: _Entry, entry: _Entry) -> list[str]:
+def _eps_differs(reference: Entry, entry: Entry) -> list[str]:
     mine, theirs = (_eps_list(each.row) for each in (entry, reference))
     norms = {each.row.setup.norm for each in (entry, reference) if each.row.setup}
     # the note on the norm says it already

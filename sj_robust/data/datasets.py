@@ -15,14 +15,10 @@ import torch
 from torch import Tensor
 
 from sj_robust.data.decode import Square
+from sj_robust.data.folder import folder_source
 from sj_robust.data.levels import as_levels
-from sj_robust.data.sources import (
-    Source,
-    folder_source,
-    parquet_files,
-    parquet_source,
-    split_in_name,
-)
+from sj_robust.data.parquet import parquet_files, parquet_source, split_in_name
+from sj_robust.data.source import Source
 from sj_robust.data.stream import STREAM_FROM, EncodedImages, in_channels
 from sj_robust.errors import SJRobustError
 from sj_robust.files import legible, zoo_root

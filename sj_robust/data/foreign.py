@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from sj_robust.data.datasets import ImageDataset, known_name
-from sj_robust.data.sources import numbered
+from sj_robust.data.source import numbered
 from sj_robust.errors import SJRobustError
 
 _IMAGES = ("image", "images", "img", "pixel_values", "x", "input", "inputs", "data")

@@ -9,8 +9,7 @@ weaker form of what the evaluation ran, and one with too few images to tell says
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -320,23 +319,16 @@ def _not_run(subject: Subject) -> Attack | None:
     ASSG where the network spikes."""
     usual = EXACT if not isinstance(subject.judge.model, SpikingModel) else "ASSG"
     covered = {
-        (_family(run.attack.name), run.attack.iterations)
-        for run in subject.runs
-        if usual in run.gradients
+        (run.attack.family, run.attack.iterations) for run in subject.runs if usual in run.gradients
     }
     for name in FURTHER[subject.norm]:
         attack = parse_attack(name, subject.eps, subject.norm)
         if subject.classes >= attack.least_classes and not any(
-            family == _family(name) and iterations >= attack.iterations
+            family == attack.family and iterations >= attack.iterations
             for family, iterations in covered
         ):
             return attack
     return None
-
-
-def _family(name: str) -> str:
-    """Of an attack by name, whatever its steps: sapgd-dlr for sapgd100-dlr."""
-    return re.sub(r"\d+", "", name)
 
 
 def _further(subject: Subject, attack: Attack, view: str, seen: nn.Module) -> Finding:
@@ -357,27 +349,30 @@ def _further(subject: Subject, attack: Attack, view: str, seen: nn.Module) -> Fi
     )
 
 
-def _after_gradients(runs: Sequence[Run]) -> list[str]:
-    """ "ATTACK VIEW" of the transfer and the attacks with black-box parts that came when the
-    network's own gradients alone had given up."""
+def _after_gradients(runs: Sequence[Run]) -> dict[str, Attack]:
+    """The transfer and the attacks with black-box parts that came when the network's own gradients
+    alone had given up, by the name of the attempt."""
     units = [(run, view) for run in runs for view in run.seen]
     own = [
         at
         for at, (run, view) in enumerate(units)
         if run.attack.gradients_alone and gradient_views([view])
     ]
-    return [
-        attempt(run.attack.name, view) for run, view in units[max(own, default=len(units)) + 1 :]
-    ]
+    return {
+        attempt(run.attack.name, view): run.attack
+        for run, view in units[max(own, default=len(units)) + 1 :]
+    }
 
 
-def _beyond(subject: Subject, after: Sequence[str], broken_by: Sequence[str | None]) -> Finding:
+def _beyond(
+    subject: Subject, after: Mapping[str, Attack], broken_by: Sequence[str | None]
+) -> Finding:
     """What `after` broke of the images that gradients had left. These finds are in the figures
     already, so that this is never more than a warning: where gradients stall, other searches may
     find more yet."""
     fell, left = sum(by in after for by in broken_by), sum(by is None for by in broken_by)
     total = fell + left
-    attacks = " and ".join(dict.fromkeys(unit.split(" ", 1)[0] for unit in after))
+    attacks = " and ".join(dict.fromkeys(attack.name for attack in after.values()))
     words = (
         f"at {eps_name(subject.eps)} {attacks} broke {fell} of {total} images left by the network's"
         f" own gradients, {_share(fell, total)}"

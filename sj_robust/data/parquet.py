@@ -1,14 +1,10 @@
-"""Where images come from: parquet files in the Hub's image layout, and folders of images by
-class."""
+"""Images in parquet files, in the Hub's image layout."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,34 +22,16 @@ from sj_robust.data.decode import (
     decode_images,
     stand_in,
 )
+from sj_robust.data.source import CLASSES, PREFIXES, Source, numbered, read_names
 from sj_robust.data.stream import EncodedImages, unpacked
-from sj_robust.errors import SJRobustError, first_line
-from sj_robust.files import legible, sha256
+from sj_robust.errors import SJRobustError
+from sj_robust.files import sha256
 
 IMAGE_COLUMNS = ("img", "image")
-CLASSES = "classes.txt"
-MOST_CLASSES = 100_000
 LABEL_COLUMNS = ("label", "fine_label")
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
-)
 _MOST_ROWS = 100_000_000  # a few bytes of parquet can claim any number
-# in order of preference
-_PREFIXES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 # the last four as in snapshots of Hub repositories
 _SUBFOLDERS = (".", "data", "plain_text", "cropped_digits", "cifar100")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Labels and class names, read; and how to read the images: all uint8 [N,3,H,W], or one by one
-    when used."""
-
-    labels: npt.NDArray[np.int64]
-    classes: tuple[str, ...]
-    split: str
-    read: Callable[[Square | None], Pixels]
-    stream: Callable[[Square], EncodedImages]
 
 
 def parquet_files(folder: Path, split: str) -> list[Path]:
@@ -63,13 +41,13 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
     for place in (folder / name for name in _SUBFOLDERS):
         found = sorted(place.glob("*.parquet"))
         every += found
-        for prefix in _PREFIXES[split]:
+        for prefix in PREFIXES[split]:
             if files := [file for file in found if _starts(file, prefix)]:
                 return _complete(files)
     if every:
         names = ", ".join(file.name for file in every[:5])
         raise SJRobustError(
-            f"{folder} has no {split} split: expected {' or '.join(_PREFIXES[split])}*.parquet,"
+            f"{folder} has no {split} split: expected {' or '.join(PREFIXES[split])}*.parquet,"
             f" found {names}"
         )
     return []
@@ -81,7 +59,7 @@ def split_in_name(file: Path) -> str | None:
     return next(
         (
             split
-            for split, prefixes in _PREFIXES.items()
+            for split, prefixes in PREFIXES.items()
             if any(_starts(file, prefix) for prefix in prefixes)
         ),
         None,
@@ -168,142 +146,6 @@ def parquet_source(files: Sequence[Path], split: str) -> Source:
         )
 
     return Source(labels, classes, split, read, stream)
-
-
-def folder_source(folder: Path, split: str) -> Source:
-    """Images by class: FOLDER/CLASS/**, or FOLDER/{train,test|val}/CLASS/** where such folders
-    exist.
-
-    Classes are in natural order (2 before 10), or that of classes.txt. Hidden files and folders are
-    passed over, links are followed.
-    """
-    # a folder of that name without folders below is a class: CIFAR-100 has one called "train"
-    names = [name for prefixes in _PREFIXES.values() for name in prefixes]
-    parts = {name: folder / name for name in names if _subfolders(folder / name)}
-    root, whole = folder, not parts
-    if parts:
-        if not (there := [parts[name] for name in _PREFIXES[split] if name in parts]):
-            expected = " or ".join(_PREFIXES[split])
-            raise SJRobustError(
-                f"{folder} has no {split} split: expected a folder {expected} "
-                f"beside {', '.join(parts)}"
-            )
-        root = there[0]
-    # the training folder defines the classes, so that a class without test images shifts no labels
-    defining = parts.get("train", root)
-    found = _subfolders(defining)
-    classes = _listed(folder / CLASSES, found) or _listed(defining / CLASSES, found) or found
-    if unknown := sorted(set(_subfolders(root)) - set(classes)):
-        raise SJRobustError(
-            f"{root} has a class {unknown[0]!r} that {defining} lacks: both need the "
-            "same class folders"
-        )
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        members = _images_below(root / name)
-        if not members and root == defining and name in found:
-            kinds = " ".join(sorted(SUFFIXES))
-            raise SJRobustError(
-                f"{root / name} holds no images ({kinds}): remove the folder if it is not a class"
-            )
-        files += members
-        labels += [label] * len(members)
-    if not files:
-        raise SJRobustError(
-            f"{root} holds no images: expected parquet files or one folder of images per class"
-        )
-
-    def place(row: int) -> str:
-        return str(files[min(row, len(files) - 1)])
-
-    def read(square: Square | None) -> Pixels:
-        return decode_images(iter(files), len(files), square=square, place=place)
-
-    # names and lengths stand for contents, which may take an hour to read
-    def stream(square: Square) -> EncodedImages:
-        facts = "".join(f"{file.relative_to(root)}/{file.stat().st_size}/" for file in files)
-        return EncodedImages(
-            files,
-            square,
-            hashlib.sha256(facts.encode("utf-8", "surrogateescape")).hexdigest(),
-            place,
-        )
-
-    return Source(
-        np.array(labels, np.int64),
-        tuple(map(legible, classes)),
-        "all" if whole else split,
-        read,
-        stream,
-    )
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that sorts numbers by their value and words whatever their case, as timm does it."""
-    parts = re.split(r"([0-9]+)", name)
-    return [(int(part), "") if part.isdecimal() else (-1, part.lower()) for part in parts] + [
-        (-1, name)
-    ]
-
-
-def _subfolders(folder: Path) -> list[str]:
-    entries = folder.iterdir() if folder.is_dir() else ()
-    names = (entry.name for entry in entries if entry.is_dir() and not _hidden(entry.name))
-    return sorted(names, key=_natural)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"  # what macOS puts into archives
-
-
-def _listed(file: Path, found: Sequence[str]) -> list[str]:
-    """The classes of a classes.txt, which may have more than there are folders; none without it."""
-    names = read_names(file) if file.is_file() else []
-    if not set(found) <= set(names):  # some number their lines
-        names = [re.sub(r"^[0-9]+[\s,:]+", "", name) for name in names]
-    if names and (unknown := sorted(set(found) - set(names))):
-        raise SJRobustError(
-            f"{file} does not list the folder {unknown[0]!r}: expected the name of "
-            "every class folder, one a line, in the order of their labels"
-        )
-    if len(set(names)) < len(names):
-        raise SJRobustError(f"{file} lists a class twice: expected each name once")
-    return names
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """The images in a folder and the folders below, links followed, each real folder once."""
-
-    def entered(path: str) -> bool:
-        status = os.stat(path)
-        key = (status.st_dev, status.st_ino)
-        if key in seen:
-            return False
-        seen.add(key)
-        return True
-
-    seen: set[tuple[int, int]] = set()
-    found: list[Path] = []
-    if folder.is_dir():
-        entered(os.fspath(folder.parent))  # a link back to it would make all classes one
-        entered(os.fspath(folder))
-    for place, folders, names in os.walk(folder, followlinks=True):
-        shown = (name for name in sorted(folders) if not _hidden(name))
-        folders[:] = [name for name in shown if entered(f"{place}/{name}")]
-        found += [path for path in (Path(place, name) for name in names) if _is_image(path)]
-    return sorted(found)
-
-
-def _is_image(path: Path) -> bool:
-    if path.suffix.lower() not in SUFFIXES or _hidden(path.name):
-        return False
-    if path.is_symlink() and not path.exists():
-        raise SJRobustError(
-            f"{path} is a link to {os.readlink(path)}, which is not there: fetch the "
-            "file (git annex get, git lfs pull) or remove the link"
-        )
-    return path.is_file()
 
 
 def _open(file: Path) -> pq.ParquetFile:
@@ -394,25 +236,3 @@ def _class_names(
     if (folder / CLASSES).is_file():
         return tuple(read_names(folder / CLASSES))
     return numbered(int(labels.max()))
-
-
-def numbered(highest: int) -> tuple[str, ...]:
-    """Numbers in the place of names, for labels of 0 to `highest`, which must be below
-    MOST_CLASSES."""
-    if highest >= MOST_CLASSES:
-        raise SJRobustError(
-            f"there is a label {highest}: expected class numbers from 0, below {MOST_CLASSES}"
-        )
-    return tuple(str(label) for label in range(highest + 1))
-
-
-def read_names(file: Path) -> list[str]:
-    """The lines of a text file that are not blank, in UTF-8 with or without a byte order mark."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SJRobustError(
-            f"{file} cannot be read as UTF-8 text ({first_line(error)}): expected "
-            "the name of a class a line"
-        ) from None
-    return [line.strip() for line in text.splitlines() if line.strip()]
