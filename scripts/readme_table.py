@@ -26,7 +26,7 @@ BEGIN, END = "<!-- zoo table -->", "<!-- /zoo table -->"
 
 def table(entries: Sequence[Entry]) -> str:
     """One row per model: clean and robust accuracy under each protocol, with Wilson 95 % intervals,
-    and the images they were measured on.
+    the shares of its ANN's robust accuracy and energy, and the images they were measured on.
 
     Protocols that a model was measured under on other images have a row of their own. By data set,
     the ANNs before the spiking networks. Figures of a version that is not run any more, because
@@ -46,6 +46,8 @@ def table(entries: Sequence[Entry]) -> str:
             "model",
             "clean",
             *(f"{radius:g}/255, {protocol}" for radius, _, protocol in columns),
+            "kept of its ANN at",
+            "energy of its ANN",
             "images",
         ]
     ]
@@ -53,7 +55,7 @@ def table(entries: Sequence[Entry]) -> str:
     for entry in entries:
         name = f"`{entry.name}` ({f'T={entry.timesteps}' if entry.kind == 'snn' else 'ANN'})"
         if not entry.results:
-            rows.append([name, *["–"] * (len(columns) + 1), ""])
+            rows.append([name, *["–"] * (len(columns) + 1), "", "", ""])
         for (images, dataset, clean), together in groupby(
             entry.results, lambda results: (results.n, results.dataset, str(results.clean))
         ):
@@ -67,10 +69,22 @@ def table(entries: Sequence[Entry]) -> str:
                     name,
                     clean,
                     *(at.get(column, "–") for column in columns),
+                    *_beside_ann(entry, entries),
                     f"{images:,} of {dataset}",
                 ]
             )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _beside_ann(entry: Entry, entries: Sequence[Entry]) -> tuple[str, str]:
+    """The shares of its ANN's robust accuracy that it keeps, and of its ANN's energy that it
+    takes."""
+    shares = entry.kept_of(entries)
+    kept = ", ".join(f"{255 * eps:g}/255: {100 * share:.0f} %" for eps, share in shares.items())
+    found = entry.strongest
+    if not (found and found.microjoules and found.ann_microjoules):
+        return kept, ""
+    return kept, f"{100 * found.microjoules / found.ann_microjoules:.0f} %"
 
 
 def _standing(results: Results) -> Sequence[Point]:

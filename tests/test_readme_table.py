@@ -12,6 +12,7 @@ import pytest
 from sj_robust.checkpoint.zoo import list_models
 
 ROOT = Path(__file__).resolve().parents[1]
+BESIDE = "| kept of its ANN at | energy of its ANN"
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +81,7 @@ def test_protocols_are_columns_and_what_was_not_measured_is_a_dash(script: Any) 
         ]
     ).splitlines()
     radius, measured = f"{255 * paper.robust[0].eps:g}/255", len(results.robust)
-    assert header.endswith(f"| {radius}, strong@2 | {radius}, paper@1 | images |")
+    assert header.endswith(f"| {radius}, strong@2 | {radius}, paper@1 {BESIDE} | images |")
     assert len({row.count("|") for row in (header, both, one, none, other, other_images)}) == 1
     assert [row.count(" – ") for row in (both, one, none, other, other_images)] == [
         0,
@@ -92,7 +93,24 @@ def test_protocols_are_columns_and_what_was_not_measured_is_a_dash(script: Any) 
     assert other_images.endswith("| 64 of " + results.dataset + " |")
     # a version that others have broken
     broken = with_results(results.model_copy(update={"named": "strong@1"}))
-    assert script.table([broken]).splitlines()[0] == "| model | clean | images |"
+    assert script.table([broken]).splitlines()[0] == f"| model | clean {BESIDE} | images |"
+
+
+def test_a_spiking_network_stands_beside_its_ann(script: Any) -> None:
+    models = {entry.name: entry for entry in list_models()}
+    snn, ann = models["resnet20-snn-t4.cifar10_linf_pgd"], models["resnet20.cifar10_linf_pgd"]
+    _, _, first, second = script.table([snn, ann]).splitlines()[:4]
+    found, of_ann = (entry.results[0] for entry in (snn, ann))
+    shares = [
+        f"{255 * point.eps:g}/255: {100 * point.value / other.value:.0f} %"
+        for point, other in zip(found.robust, of_ann.robust, strict=True)
+    ]
+    share = f"{100 * found.microjoules / found.ann_microjoules:.0f} %"
+    assert f"| {', '.join(shares)} | {share} |" in second
+    assert "|  |  |" in first  # the ANN itself
+    fewer = of_ann.model_copy(update={"n": of_ann.n - 1})
+    assert snn.kept_of([snn, ann.model_copy(update={"results": [fewer]})]) == {}
+    assert snn.kept_of([snn]) == {}
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from sj_robust.checkpoint.results import (
     Results,
     check_grid,
     headline,
+    kept,
     lowest,
     read_report,
     read_reports,
@@ -47,6 +48,7 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
 THIS = "this model"
 SOURCE = "ANN source"
+KEPT = "kept of the source"
 
 
 def write_card(folder: str | Path) -> Path:
@@ -137,6 +139,7 @@ def render(
     environment.filters.update(
         line=_line, spoken=_spoken, row=lambda cells: _Inert(" | ".join(map(_line, cells)))
     )
+    shares = kept(found, curves[SOURCE]) if found and SOURCE in curves else {}
     training = config.training or {}
     scratch = bool(training) and _from_scratch(recipe)
     channels, nodes = len(config.settings["mean"]), config.layers_by_node
@@ -154,8 +157,8 @@ def render(
         verdict=report and shown_verdict(report),
         checks=telling_checks(report) if report else [],
         training=training,
-        columns=list(curves),
-        rows=_rows(curves),
+        columns=[*curves, *([KEPT] if shares else [])],
+        rows=_rows(curves, shares),
         source_views=len(gradient_views(source.settings.views)) if source else 0,
         dataset=hub_dataset(found.dataset)[1] if found else "",
         layers=_layers(config, report),
@@ -176,16 +179,21 @@ def render(
     return str(ModelCard(f"---\n{metadata}\n---\n\n{BEGIN}\n{body}\n{END}\n"))
 
 
-def _rows(curves: Mapping[str, Results]) -> list[list[str]]:
-    """Rows (eps, accuracy of each) of the accuracy table; only figures of the same eps share a
-    row."""
+def _rows(curves: Mapping[str, Results], shares: Mapping[float, float]) -> list[list[str]]:
+    """Rows (eps, accuracy of each, share kept of the source's where there are any) of the accuracy
+    table; only figures of the same eps share a row."""
     columns = [
         {round(point.eps, 9): point for point in (found.clean, *found.robust)}
         for found in curves.values()
     ]
     every = sorted({eps for column in columns for eps in column})
+    by_eps = {round(eps, 9): f"{100 * share:.0f} %" for eps, share in shares.items()}
     return [
-        ["clean" if eps == 0 else eps_name(eps), *(_percent(column.get(eps)) for column in columns)]
+        [
+            "clean" if eps == 0 else eps_name(eps),
+            *(_percent(column.get(eps)) for column in columns),
+            *([by_eps.get(eps, "")] if shares else []),
+        ]
         for eps in every
     ]
 

@@ -199,6 +199,14 @@ class Config(_Strict):
     memory_format: Literal["contiguous_format", "channels_last"] = "contiguous_format"
     pretrained_cfg: TimmConfig | None = None
 
+    @property
+    def ann_sha256(self) -> str | None:
+        """The hash of the weights file of the ANN that a spiking network was converted from; None
+        where it was not recorded."""
+        found = self.source.get("weights_sha256")
+        named = isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) is not None
+        return found if self.kind == "snn" and named else None
+
     @field_validator("settings")
     @classmethod
     def _settings(cls, settings: dict[str, Any]) -> dict[str, Any]:

@@ -170,6 +170,24 @@ def _results(report: Report) -> Results:
     )
 
 
+def kept(found: Results, ann: Results) -> dict[float, float]:
+    """The share of its ANN's robust accuracy that a spiking network keeps, by eps; empty unless
+    both were measured on the same images under the same norm and protocol."""
+
+    def measured(one: Results) -> tuple[object, ...]:
+        attacks = one.named or (tuple(one.attacks), one.views)
+        return one.dataset, one.split, one.n, one.norm, one.grid, attacks
+
+    if measured(found) != measured(ann):
+        return {}
+    of_ann = {round(point.eps, 9): point.value for point in ann.robust if point.value > 0}
+    return {
+        point.eps: point.value / of_ann[at]
+        for point in found.robust
+        if (at := round(point.eps, 9)) in of_ann
+    }
+
+
 def lowest(found: Sequence[Results]) -> list[tuple[Point, Results]]:
     """For each eps, ascending, the lowest accuracy that was found there or at a smaller eps, whose
     ball lies inside, and by which of `found`; of equals the first. Only evaluations under the norm

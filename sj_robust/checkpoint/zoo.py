@@ -28,7 +28,7 @@ from sj_robust.checkpoint.config import (
     read_config,
 )
 from sj_robust.checkpoint.near import missing_folder
-from sj_robust.checkpoint.results import Results, check_belongs, headline, read_results
+from sj_robust.checkpoint.results import Results, check_belongs, headline, kept, read_results
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Report  # no torch
 from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
@@ -70,6 +70,8 @@ class Entry(_Strict):
     dataset: str | None
     threat: str | None
     method: str | None
+    # of the weights of the ANN that it was converted from
+    ann_sha256: Sha256 | None = None
     checkpoint: Annotated[str, Field(pattern=r"^checkpoints/[A-Za-z0-9][A-Za-z0-9_.\-]{0,95}$")]
     recipe: (
         Annotated[
@@ -85,6 +87,14 @@ class Entry(_Strict):
         """The lowest accuracy that was found at each eps, mostly by the strongest protocol; None
         where nothing was measured."""
         return headline(self.results) if self.results else None
+
+    def kept_of(self, entries: Sequence[Entry]) -> dict[float, float]:
+        """The share of its ANN's robust accuracy that it keeps under the strongest protocol, by
+        eps; empty where none of `entries` is that ANN, measured alike."""
+        for ann in entries:
+            if ann.kind == "ann" and ann.files[WEIGHTS].sha256 == self.ann_sha256:
+                return kept(self.results[0], ann.results[0]) if self.results and ann.results else {}
+        return {}
 
     @property
     def folder(self) -> Path:
@@ -240,6 +250,7 @@ def _facts(folder: Path, config: Config) -> dict[str, Any]:
         "dataset": dataset,
         "threat": threat_of(config),
         "method": method,
+        "ann_sha256": config.ann_sha256,
         "results": found,
     }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import ValidationError
 
@@ -31,6 +31,8 @@ class Entry:
     size: int = 0
     fingerprint: str = ""
     stopped: str | None = None
+    weights: str = ""  # sha256 of its file, and of that of the ANN it was converted from
+    ann: str | None = None
 
 
 def read_checkpoint(name: str | Path, checkpoint: Checkpoint, protocol: str | None) -> Entry:
@@ -47,12 +49,13 @@ def read_checkpoint(name: str | Path, checkpoint: Checkpoint, protocol: str | No
         timesteps=config.timesteps,
         parameters=config.weights.parameters,
     )
+    identity: dict[str, Any] = {"weights": config.weights.sha256, "ann": config.ann_sha256}
     if not path.exists():
-        return Entry(row)
+        return replace(Entry(row), **identity)
     evaluation = _read_evaluation(path)
     check_grid(evaluation, path)
     check_belongs(cast("Report", evaluation), config, str(folder))  # has all that it looks at
-    return _measured(row, evaluation)
+    return replace(_measured(row, evaluation), **identity)
 
 
 def read_report(path: Path) -> Entry:

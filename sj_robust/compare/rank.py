@@ -15,7 +15,7 @@ from sj_robust.checkpoint.config import (
 )
 from sj_robust.compare.entry import Entry, read_checkpoint, read_report
 from sj_robust.compare.recorded import plain
-from sj_robust.compare.rows import Eps, Marks, Row, Setup, same_eps
+from sj_robust.compare.rows import Eps, Marks, Row, Setup, Share, same_eps
 from sj_robust.compare.table import Comparison
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.words import gradient_views
@@ -58,7 +58,7 @@ def compare(
             _add(found, repository, locate_evaluation(repository), protocol)
         except SJRobustError as error:
             left_out(plain(f"{repository} is left out: {error}"))
-    return _compare(_distinct(found))
+    return _compare(_beside_their_anns(_distinct(found)))
 
 
 def _add(
@@ -82,6 +82,30 @@ def _distinct(found: dict[Path, Entry]) -> list[Entry]:
             )
         )
         for folder, entry in found.items()
+    ]
+
+
+def _beside_their_anns(entries: list[Entry]) -> list[Entry]:
+    """The entries, with the share of their ANN's robust accuracy that spiking networks keep where
+    it is among them, measured alike."""
+    anns = {entry.weights: entry for entry in entries if entry.row.kind == "ann"}
+    return [
+        replace(entry, row=entry.row.model_copy(update={"kept": _kept(entry, ann)}))
+        if (ann := anns.get(entry.ann or "")) is not None
+        else entry
+        for entry in entries
+    ]
+
+
+def _kept(entry: Entry, ann: Entry) -> list[Share]:
+    if entry.stopped or ann.stopped or not (entry.row.setup and ann.row.setup):
+        return []
+    if _data_differs(ann, entry) or _attack_differs(ann, entry):
+        return []
+    return [
+        Share(norm=cell.norm, eps=cell.eps, value=cell.value / other.value)
+        for cell in entry.row.robust
+        if (other := ann.row.at(cell)) is not None and other.value > 0
     ]
 
 
@@ -231,11 +255,12 @@ def _attack_differs(reference: Entry, entry: Entry) -> list[str]:
     if a.named != b.named:
         notes.append(f"Other protocol: {b.protocol}, not {a.protocol}.")
     else:
-        if set(a.attacks) != set(b.attacks):
-            notes.append(f"Other attacks: {' + '.join(b.attacks)}, not {' + '.join(a.attacks)}.")
         # A named protocol says what it does with an ANN, which has one gradient; without a name,
-        # views are part of what is compared.
-        if _views(a) != _views(b) and not (a.named and reference.row.kind != entry.row.kind):
+        # attacks and views are part of what is compared.
+        by_kind = a.named is not None and reference.row.kind != entry.row.kind
+        if set(a.attacks) != set(b.attacks) and not by_kind:
+            notes.append(f"Other attacks: {' + '.join(b.attacks)}, not {' + '.join(a.attacks)}.")
+        if _views(a) != _views(b) and not by_kind:
             notes.append(_views_note(a, b))
         if a.restarts != b.restarts:
             notes.append(f"Other number of restarts: {b.restarts}, not {a.restarts}.")

@@ -77,6 +77,14 @@ class RobustCell(Cell):
     eps: float
 
 
+class Share(Strict):
+    """The share of its ANN's robust accuracy at `eps` that a spiking network keeps."""
+
+    norm: str
+    eps: float
+    value: float
+
+
 class Rough(Cell):
     """The share of rightly classified images that random points within `eps` (l∞) change."""
 
@@ -113,6 +121,7 @@ class Row(Strict):
     setup: Setup | None = None
     clean: Cell | None = None
     robust: list[RobustCell] = Field([])
+    kept: list[Share] = Field([])
     spikes_per_neuron: float | None = None
     spikes_per_image: float | None = None
     microjoules: float | None = None
@@ -121,12 +130,13 @@ class Row(Strict):
     roughness: list[Rough] = Field([])
     marks: Marks = Marks()
 
-    def at(self, eps: Eps) -> RobustCell | None:
+    def at(self, eps: Eps | RobustCell) -> RobustCell | None:
         """The robust accuracy in a column, None where it was not measured."""
-        return next(
-            (cell for cell in self.robust if cell.norm == eps.norm and same_eps(cell.eps, eps.eps)),
-            None,
-        )
+        return next((cell for cell in self.robust if _same(cell, eps)), None)
+
+    def kept_at(self, eps: Eps) -> float | None:
+        """The share of its ANN's that it keeps there, None where that is not known."""
+        return next((share.value for share in self.kept if _same(share, eps)), None)
 
     @property
     def of_ann(self) -> float | None:
@@ -138,6 +148,12 @@ class Row(Strict):
 
 def percent(cell: Cell | None) -> str:
     return NOT_MEASURED if cell is None else interval_name(cell.value, cell.low, cell.high)
+
+
+def robust(row: Row, eps: Eps) -> str:
+    """The robust accuracy in a column, and how much of its ANN's that is."""
+    kept = row.kept_at(eps)
+    return percent(row.at(eps)) + ("" if kept is None else f", {100 * kept:.0f} % of its ANN's")
 
 
 def energy(row: Row) -> str:
@@ -167,6 +183,10 @@ def checks_word(row: Row) -> str:
         "too few": "too few to tell",
     }
     return words[row.checks.status]
+
+
+def _same(a: Eps | RobustCell | Share, b: Eps | RobustCell | Share) -> bool:
+    return a.norm == b.norm and same_eps(a.eps, b.eps)
 
 
 def same_eps(a: float, b: float) -> bool:

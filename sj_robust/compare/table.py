@@ -16,6 +16,7 @@ from sj_robust.compare.rows import (
     checks_word,
     energy,
     percent,
+    robust,
     roughness,
 )
 from sj_robust.settings import Strict
@@ -87,8 +88,8 @@ class Comparison(Strict):
             ("" if row.timesteps is None else str(row.timesteps), []),
             (f"{row.parameters:,}", []),
             (percent(row.clean), row.marks.clean),
-            *((percent(row.at(eps)), row.marks.robust) for eps in self.columns),
-            (energy(row), []),
+            *((robust(row, eps), row.marks.robust) for eps in self.columns),
+            (_energy(row), []),
             (roughness(row), []),
             (row.setup.protocol if row.setup else NOT_MEASURED, []),
             (_images(row), []),
@@ -118,6 +119,11 @@ class Comparison(Strict):
         """One self-contained page: the table, sortable and filtered, two charts, footnotes and
         verdicts."""
         return render(self)
+
+
+def _energy(row: Row) -> str:
+    beside = "" if row.of_ann is None else f" ({100 * row.of_ann:.0f} % of its ANN's)"
+    return energy(row) + beside
 
 
 def _images(row: Row) -> str:

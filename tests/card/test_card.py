@@ -166,6 +166,25 @@ def test_a_card_says_where_the_source_was_not_measured(
     assert rows["2/255"] != "not measured"
 
 
+def test_a_card_says_what_is_kept_of_the_source(
+    checkpoint: Path, ann: Any, snn: Any, dataset: Any
+) -> None:
+    from sj_robust import evaluate
+
+    found, source = (
+        evaluate(model, dataset, eps=(1 / 255,), protocol="quick", check_images=0)
+        for model in (snn, ann)
+    )
+    record(checkpoint, report=found, source_report=source)
+    text = write_card(checkpoint).read_text()
+    (row,) = re.findall(r"^\| 1/255 \| .*\|$", text, re.MULTILINE)
+    if (of_ann := source.joint[0].accuracy.value) > 0:
+        assert "kept of the source" in text
+        assert row.endswith(f"| {100 * found.joint[0].accuracy.value / of_ann:.0f} % |")
+    else:
+        assert "kept of the source" not in text
+
+
 def test_a_network_trained_from_random_weights_does_not_claim_an_ann(checkpoint: Path) -> None:
     assert "converted from an ANN" in write_card(checkpoint).read_text()
     (checkpoint / "recipe.yaml").write_text(

@@ -60,6 +60,20 @@ def test_the_zoo_is_compared_by_what_its_index_says() -> None:
     assert ranks == sorted(ranks)
 
 
+def test_a_spiking_network_beside_its_ann_says_what_it_keeps() -> None:
+    snn, ann = "resnet20-snn-t4.cifar10_linf_pgd", "resnet20.cifar10_linf_pgd"
+    other = "resnet20.cifar10_linf_pgd_eps8"
+    rows = {row.name: row for row in compare([snn, ann, other]).rows}
+    assert [share.eps for share in rows[snn].kept] == [cell.eps for cell in rows[snn].robust]
+    for share, cell, of_ann in zip(rows[snn].kept, rows[snn].robust, rows[ann].robust, strict=True):
+        assert share.value == pytest.approx(cell.value / of_ann.value)
+    assert rows[ann].kept == rows[other].kept == []
+    assert compare([snn, other]).rows[1].kept == []  # another network's ANN
+    assert all(row.rank for row in rows.values())  # one protocol, which attacks ANNs in its own way
+    markdown = compare([snn, ann]).to_markdown()
+    assert f"\\], {100 * rows[snn].kept[0].value:.0f} % of its ANN's | " in markdown
+
+
 @pytest.mark.usefixtures("three")
 def test_an_ann_beside_spiking_networks_says_that_its_gradient_is_another() -> None:
     comparison = compare([ANN, PGD, TRADES])
@@ -317,6 +331,7 @@ def test_the_same_checkpoints_give_the_same_json(make: Make) -> None:
         "setup",
         "clean",
         "robust",
+        "kept",
         "spikes_per_neuron",
         "spikes_per_image",
         "microjoules",

@@ -115,7 +115,7 @@ def test_the_page_is_self_contained_and_says_the_figures(make: Make) -> None:
     assert f"{TRADES}, eps 8/255: 9.4 %, 95 % interval 7.1 to 12.3 %" in labels
     assert f"{TRADES}, 28.0 µJ, eps 8/255: 9.4 %, 95 % interval 7.1 to 12.3 %" in labels
     assert len(labels) == 3 * 4 + 3 * 3  # clean and three eps; energy at three eps
-    assert '<span>30.3</span><small class="wrap">0.16 of its ANN</small>' in text
+    assert '<span>30.3</span><small class="wrap">16 % of its ANN’s</small>' in text
     assert "| 186.5 |" in comparison.to_markdown()
     assert "Energy not measured" not in text
 
