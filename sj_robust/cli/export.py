@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,12 +11,6 @@ from sj_robust.cli.common import Json, command, usage
 from sj_robust.cli.measure import CheckpointName, Model, show
 from sj_robust.cli.options import Args, Size, arguments
 from sj_robust.files import check_file
-
-
-class Format(StrEnum):
-    nir = "nir"
-    onnx = "onnx"
-    torch = "torch"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,7 +26,7 @@ def export(
     checkpoint: CheckpointName,
     *,
     format: Annotated[
-        Format,
+        Literal["nir", "onnx", "torch"],
         typer.Option(
             "--format",
             help=(
@@ -65,18 +58,16 @@ def export(
     from sj_robust.export import export_nir, export_onnx, export_torch
     from sj_robust.recipes.network import call_builder
 
-    if dt is not None and format is not Format.nir:
-        usage(f"--dt is for --format nir: a file in the format {format.value} has no time step")
+    if dt is not None and format != "nir":
+        usage(f"--dt is for --format nir: a file in the format {format} has no time step")
     check_file(out)
     found = locate(checkpoint)
     network = found.load(call_builder(model, arguments(arg)) if model else None)
     size = found.config.input_size
     if image_size is not None:
         size = [len(network.mean), image_size, image_size]
-    if format is Format.nir:
+    if format == "nir":
         done = export_nir(network, out, input_size=size, dt=1.0 if dt is None else dt)  # type: ignore[arg-type]
     else:
-        done = (export_onnx if format is Format.onnx else export_torch)(
-            network, out, input_size=size
-        )
+        done = (export_onnx if format == "onnx" else export_torch)(network, out, input_size=size)
     show(done, as_json)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
+from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -43,24 +42,15 @@ def takes(
         @functools.wraps(function)
         def command(**given: Any) -> None:
             typed = {option.name: given.pop(option.name) for option in made}
-            settings = {
-                name: str(value) if isinstance(value, StrEnum) else value
-                for name, value in typed.items()
-            }
             if preset:
-                settings = {name: value for name, value in settings.items() if value is not None}
-            function(**given, settings=settings)
+                typed = {name: value for name, value in typed.items() if value is not None}
+            function(**given, settings=typed)
 
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
         return command
 
     return expand
-
-
-def choices(name: str, words: Iterable[str]) -> Any:
-    """The type of an option that is one of these words, for typer, which knows no Literal."""
-    return StrEnum(name, {word: word for word in words})  # type: ignore[misc]
 
 
 def _parameter(
@@ -74,12 +64,9 @@ def _parameter(
     if kind is bool:
         # of a preset, what it switches on can be switched off
         flags = flags or ((f"{dashed}/--no-{dashed[2:]}",) if preset else ())
-    elif get_origin(kind) is Literal:
-        annotation = choices(name, get_args(kind))
-        default = default if default is None else annotation(default)
     elif kind in (int, float) and not _converts(rules) and not _exclusive(rules):
         more = _bounds(rules)
-    elif kind is not str:
+    elif kind is not str and get_origin(kind) is not Literal:
         annotation = Any
         shown = (
             kind.__name__.upper() if kind in (int, float) and not _converts(rules) else name.upper()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,12 +14,7 @@ from sj_robust.cli.common import usage
 from sj_robust.files import legible
 from sj_robust.masking import masked
 
-
-class Preset(StrEnum):
-    default = "default"
-    paper = "paper"
-
-
+Preset = Literal["default", "paper"]
 RESUME = "the same command with --resume goes on from the last saved state"
 
 PresetOption = Annotated[

@@ -26,7 +26,6 @@ from sj_robust.cli.options import (
     Args,
     Builder,
     Mean,
-    Preset,
     PresetOption,
     Pretrained,
     Resize,
@@ -82,7 +81,7 @@ def train_ann(
     pretrained: Pretrained = False,
     mean: Mean = None,
     std: Std = None,
-    preset: PresetOption = Preset.default,
+    preset: PresetOption = "default",
     settings: dict[str, Any],
     image_size: Size = None,
     resize: Resize = None,
@@ -104,7 +103,7 @@ def train_ann(
     from sj_robust.recipes.network import begun_from, from_text, open_ann
     from sj_robust.training import preset as named
 
-    config = named("ann", preset.value, seed=seed, **settings)
+    config = named("ann", preset, seed=seed, **settings)
     steps.check_out(out)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
@@ -137,7 +136,7 @@ def finetune(
     *,
     data: Data,
     out: Out,
-    preset: PresetOption = Preset.default,
+    preset: PresetOption = "default",
     settings: dict[str, Any],
     image_size: Size = None,
     resize: Resize = None,
@@ -164,7 +163,7 @@ def finetune(
     from sj_robust.recipes.network import call_builder
     from sj_robust.training import preset as named
 
-    config = named("finetune", preset.value, seed=seed, **settings)
+    config = named("finetune", preset, seed=seed, **settings)
     steps.check_out(out)
     where = pick_device(device)
     if arg and not model:

@@ -1,11 +1,1 @@
-from saved import (  # noqa: F401  fixtures
-    ann,
-    ann_checkpoint,
-    checkpoint,
-    dataset,
-    edit,
-    put_weights,
-    reports,
-    saved,
-    snn,
-)
+from saved import *  # noqa: F403  its fixtures

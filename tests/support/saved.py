@@ -16,6 +16,18 @@ import torch
 from sj_robust import convert, evaluate, load_dataset, save
 from sj_robust.model import NormalizedClassifier, create_ann
 
+__all__ = [
+    "ann",
+    "ann_checkpoint",
+    "checkpoint",
+    "dataset",
+    "edit",
+    "put_weights",
+    "reports",
+    "saved",
+    "snn",
+]
+
 EPS = (1 / 255, 2 / 255, 8 / 255)
 TRAINING = {
     "dataset": "sample",
