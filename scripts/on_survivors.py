@@ -1,11 +1,13 @@
-"""What a report's survivors lose to the same protocol with ten times the budget: whether its
+"""What a report's survivors lose to ten times the budget, or to another protocol: whether its
 figures are those of the network.
 
-    python scripts/ten_times.py CHECKPOINT --data cifar10 [--transfer ANN] [--images 200]
+    python scripts/on_survivors.py CHECKPOINT --data cifar10 [--transfer ANN] [--images 200]
+    python scripts/on_survivors.py CHECKPOINT --data cifar10 --protocol autoattack --eps 8/255
 
 Of the first images, those that the report left standing at an eps are attacked again there, with
-other random numbers: every attack gets three times the steps and three times the attempts, Square
-ten times the queries, rounds ten times their number. One row per eps.
+other random numbers. Without --protocol it is the report's own, where every attack gets three times
+the steps and three times the attempts, Square ten times the queries, rounds ten times their number.
+One row per eps. The other protocol's own figure on all images is at least what both leave.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from compare_protocols import survived
 
 from sj_robust import load
 from sj_robust.attack import Attack, Norm, Rounds, parse_attack
+from sj_robust.budget import radius
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import Protocol, Report, Stage, eps_name, evaluate
@@ -65,6 +68,9 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--transfer", help="the ANN whose gradients the report used")
     parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--protocol", help="another one, in place of ten times the budget")
+    parser.add_argument("--eps", nargs="+", help="of those of the report; default all")
+    parser.add_argument("--journals", type=Path, help="a folder that keeps what is done")
     parser.add_argument(
         "--report", default="evaluation.json", help="a file of the checkpoint's folder"
     )
@@ -73,7 +79,9 @@ def main() -> None:
         report = Report.from_json((options.checkpoint / options.report).read_text(encoding="utf-8"))
         model, dataset = load(options.checkpoint), load_dataset(options.data, "test")
         norm: Norm = "l2" if report.settings.norm == "l2" else "linf"
-        protocol = scaled(find_protocol(report.settings.protocol or ""), norm)
+        own = find_protocol(report.settings.protocol or "")
+        protocol = find_protocol(options.protocol) if options.protocol else scaled(own, norm)
+        radii = [radius(eps, norm) for eps in options.eps or ()]
         measure = partial(
             evaluate,
             model,
@@ -84,16 +92,22 @@ def main() -> None:
             seed=1,
             transfer={"ann": load(options.transfer)} if options.transfer else None,
         )
-        print(f"{options.checkpoint.name}, first {options.images} images\n")
+        what = options.protocol or "ten times the budget"
+        print(f"{options.checkpoint.name}, first {options.images} images, {own}\n")
         print(
-            "| eps | standing | standing after ten times the budget | points lost |\n"
-            "| --- | --- | --- | --- |"
+            f"| eps | standing | standing after {what} | points lost |\n| --- | --- | --- | --- |"
         )
         for joint in report.joint:
+            if radii and not any(abs(eps - joint.eps) < 1e-9 for eps in radii):
+                continue
+            place = f"{options.checkpoint.name}.{protocol}.{round(255 * joint.eps, 6)}.partial"
+            journal = options.journals / place if options.journals else None
             outcome = survived(report, joint.eps) or []
             standing = [image for image, left in enumerate(outcome[: options.images]) if left]
             again = (
-                measure(dataset.subset(standing), eps=joint.eps).joint[0].accuracy.correct
+                measure(dataset.subset(standing), eps=joint.eps, journal=journal)
+                .joint[0]
+                .accuracy.correct
                 if standing
                 else 0
             )
