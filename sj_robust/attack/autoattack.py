@@ -70,9 +70,14 @@ class LibraryAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class APGD(LibraryAttack):
-    """Auto-PGD: momentum, and a step size halved where the loss stops rising. loss "ce", "dlr", or
-    "t": the targeted DLR against each of the `targets` likeliest other classes in turn, on what is
-    still standing."""
+    """Auto-PGD: momentum, and a step size halved where the loss stops rising.
+
+    Source: Croce & Hein, ICML 2020.
+
+    Args:
+        loss: "ce", "dlr", or "t": the targeted DLR against each of the `targets` likeliest other
+            classes in turn, on what is still standing.
+    """
 
     loss: Literal["ce", "dlr", "t"] = "ce"
     steps: int = 100
@@ -105,8 +110,11 @@ class APGD(LibraryAttack):
         return {"ce": 2, "dlr": 3, "t": 4}[self.loss]
 
     def for_classes(self, classes: int) -> APGD:
-        """With three classes on the difference of logits ratio itself, with two, where it has no
-        third logit to divide by, on the cross-entropy, which then rises wherever the ratio does."""
+        """The attack that runs in this one's place on a model of so few classes.
+
+        With three classes on the difference of logits ratio itself, with two, where that has no
+        third logit to divide by, on the cross-entropy, which then rises wherever the ratio does.
+        """
         if classes >= self.least_classes:
             return self
         return replace(self, loss="dlr" if classes >= 3 else "ce")
@@ -189,9 +197,13 @@ class APGD(LibraryAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class FAB(LibraryAttack):
-    """Fast adaptive boundary: the nearest image across a linearised boundary (Croce & Hein, ICML
-    2020b). `targets` 0: all classes at once, a gradient for each; else the targeted version, one
-    class at a time. It starts at x, without noise.
+    """Fast adaptive boundary: the nearest image across a linearised boundary.
+
+    It starts at x, without noise. Source: Croce & Hein, ICML 2020b.
+
+    Args:
+        targets: 0 takes all classes at once, a gradient for each; else the targeted version, one
+            class at a time.
     """
 
     steps: int = 100

@@ -24,19 +24,18 @@ BALL_TOLERANCE = 1e-6  # of float32 rounding in x ± eps
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1]. Use one of its
-    subclasses.
+    """Looks for misclassified images with ‖x_adv − x‖ ≤ eps and values in [0, 1].
 
-    eps is in units of the image range [0, 1], under the norm "linf" or "l2", and may be written
-    "8/255". Calling it, `attack(model, x, y, seed=0, ids=None, start=None)`, takes images x float32
-    [N, C, H, W] in [0, 1] and labels y int64 [N] and returns x_adv of the same shape and memory
-    format: each image's best, by the margin of the true forward pass, over all iterations and
-    restarts. With `targeted`, y are classes to reach instead. The model runs in eval mode; its
-    training flags, its parameters' requires_grad and the global random state are as before
-    afterwards, whatever happens. `ids` int64 [N] (default 0…N−1) name the images: noise depends on
-    (seed, id, restart) alone, never on batch or order. `start` [N, C, H, W] are images inside the
-    ball to go on from, for attacks that `takes_start`; what comes back is never worse. Raises
-    SJRobustError on settings or images out of range.
+    Use one of its subclasses, by calling it: `attack(model, x, y)`.
+
+    Args:
+        eps: radius in units of the image range [0, 1]; may be written "8/255".
+        norm: of the ball, "linf" or "l2".
+        targeted: whether labels are classes to reach instead.
+        restarts: attempts, of which each image's best is kept.
+
+    Raises:
+        SJRobustError: settings out of range.
     """
 
     eps: float
@@ -91,8 +90,10 @@ class Attack:
 
     @property
     def one_sign(self) -> bool:
-        """Whether it goes from x by eps along signs that are the same at every eps, so that they
-        need be found once."""
+        """Whether it goes from x by eps along signs that are the same at every eps.
+
+        They need be found once then.
+        """
         return False
 
     @property
@@ -101,8 +102,10 @@ class Attack:
         return 2
 
     def for_classes(self, classes: int) -> Attack:
-        """The attack that runs in this one's place on a model of so few classes; itself where there
-        are enough."""
+        """The attack that runs in this one's place on a model of so few classes.
+
+        Itself where there are enough.
+        """
         return self
 
     @property
@@ -120,6 +123,25 @@ class Attack:
         ids: Tensor | None = None,
         start: Tensor | None = None,
     ) -> Tensor:
+        """Each image's best, by the margin of the true forward pass, over iterations and restarts.
+
+        The model runs in eval mode; its training flags, its parameters' requires_grad and the
+        global random state are as before afterwards, whatever happens.
+
+        Args:
+            x: images float32 [N, C, H, W] in [0, 1].
+            y: labels int64 [N].
+            seed: noise depends on (seed, id, restart) alone, never on batch or order.
+            ids: int64 [N] that name the images; default 0…N−1.
+            start: images [N, C, H, W] inside the ball to go on from, for attacks that
+                `takes_start`; what comes back is never worse.
+
+        Returns:
+            x_adv, of the shape and memory format of x.
+
+        Raises:
+            SJRobustError: images, labels, ids or `start` out of range.
+        """
         _check_images(x)
         if start is not None:
             require(
@@ -156,7 +178,11 @@ class Attack:
                 ) from error
 
     def labelled(self, y: Tensor | None) -> Tensor:
-        """y, for an attack that cannot do without. Raises SJRobustError where there is none."""
+        """y, for an attack that cannot do without.
+
+        Raises:
+            SJRobustError: there is none.
+        """
         if y is None:
             raise SJRobustError(f"{self.name} needs labels: pass y, int64 [N]")
         return y

@@ -18,8 +18,11 @@ from sj_robust.attack.view import forget
 
 @dataclass(frozen=True, kw_only=True)
 class GradientAttack(Attack):
-    """Steepest ascent on a loss: "ce", "dlr" or "kl" (which needs no labels). Targeted attacks
-    descend on "ce"."""
+    """Steepest ascent on a loss.
+
+    Args:
+        loss: "ce", "dlr" or "kl" (which needs no labels). Targeted attacks descend on "ce".
+    """
 
     loss: Loss = "ce"
 
@@ -94,8 +97,10 @@ class GradientAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class FGSM(GradientAttack):
-    """One step of length eps from x (Goodfellow et al., ICLR 2015). Not on "kl": the gradient of KL
-    at x itself is 0."""
+    """One step of length eps from x (Goodfellow et al., ICLR 2015).
+
+    Not on "kl": the gradient of KL at x itself is 0.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,8 +121,13 @@ class FGSM(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class RFGSM(GradientAttack):
-    """x' = clip(x + alpha·sign(N(0, 1))), then one step of eps − alpha (Tramèr et al., ICLR 2018).
-    alpha defaults to eps/2."""
+    """x' = clip(x + alpha·sign(N(0, 1))), then one step of eps − alpha.
+
+    Source: Tramèr et al., ICLR 2018.
+
+    Args:
+        alpha: length of the random step; default eps/2.
+    """
 
     alpha: float | None = None
 
@@ -148,11 +158,13 @@ class RFGSM(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(GradientAttack):
-    """`steps` steps of step_size (default 2.5·eps/steps) from a uniform point of the ball, or from
-    x (Madry et al., ICLR 2018).
+    """`steps` steps from a uniform point of the ball, or from x (Madry et al., ICLR 2018).
 
-    keep="last" returns the last image instead of the best, at one forward pass less: what training
-    calls for.
+    Args:
+        step_size: default 2.5·eps/steps.
+        random_start: False starts at x.
+        keep: "last" returns the last image instead of the best, at one forward pass less: what
+            training calls for.
     """
 
     steps: int = 10
@@ -207,14 +219,13 @@ class PGD(GradientAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class SAPGD(GradientAttack):
-    """Stable adaptive PGD, made for the ragged gradients of spiking networks; best through the ASSG
-    view.
+    """Stable adaptive PGD, made for the ragged gradients of spiking networks.
 
         m ← 0.5·m + g/mean|g|      w ← 0.8·w + g²/mean(g²)      x ← project(x + clip(η·m/√w, −η, η))
 
     from a uniform point of the ball. η starts at eps and is halved, going on from the image of
-    highest loss, at the check-points of APGD. Source: Wang et al., arXiv 2512.22522, section 5
-    (whose code halves without going back).
+    highest loss, at the check-points of APGD. Best through the ASSG view. Source: Wang et al.,
+    arXiv 2512.22522, section 5 (whose code halves without going back).
     """
 
     steps: int = 100

@@ -44,8 +44,11 @@ _PATTERNS: dict[str, Callable[..., Attack]] = {
 
 
 def parse_attack(name: str, eps: float, norm: Norm = "linf") -> Attack:
-    """The attack called `name` at `eps` with its default settings. Raises SJRobustError on any
-    other name."""
+    """The attack called `name` at `eps` with its default settings.
+
+    Raises:
+        SJRobustError: any other name.
+    """
     first, plus, second = name.rpartition("+")
     if plus:
         return Rounds(

@@ -22,8 +22,9 @@ _DRAWS = 1 << 21  # per restart, apart from those of the random starts
 
 @dataclass(frozen=True, kw_only=True)
 class Rotating(Attack):
-    """Steepest ascent with momentum on the difference of logits max_{i≠y} z_i − z_y, each step by
-    another source of gradients.
+    """Steepest ascent with momentum, each step by another source of gradients.
+
+    It ascends on the difference of logits max_{i≠y} z_i − z_y:
 
         m ← 0.8·m + g/mean|g|      x ← project(x + η·sign(m))      (l2: g/‖g‖, m/‖m‖)
 

@@ -12,12 +12,16 @@ from sj_robust.attack.base import Attack, Best, require
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds(Attack):
-    """`first`, and `second` from each image's best of it; every one of the `restarts` is such a
-    round that begins anew, with noise of its own, for the images that still stand.
+    """One attack, and a second from each image's best of it, round by round.
 
     Where a search from one image has come to rest, more of it finds little: the dip of a rough
     surface in which it sits has no way out. Another first image lies in another dip, and the best
     of several has one that goes deeper.
+
+    Args:
+        first: at the eps, norm and target of the whole.
+        second: the same, of those that `takes_start`.
+        restarts: rounds; each begins anew, with noise of its own, for the images that still stand.
     """
 
     first: Attack

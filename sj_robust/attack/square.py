@@ -23,15 +23,18 @@ _FROM_STRIPES, _FROM_START = 0.8, 0.1  # p0
 
 @dataclass(frozen=True, kw_only=True)
 class Square(LibraryAttack):
-    """Black-box, from logits alone: a square of the image is moved to ±eps in each channel (l2:
-    mass is moved from one square to another), and stays so where that lowers the margin.
+    """Black-box, from logits alone: random squares of the image, kept where they help.
 
-    Its first squares cover a share `p0` of the image. It begins at stripes, as in the paper, run by
-    the library pyautoattack (p0 0.8). Given a `start` it goes on from there: on a network whose
-    gradients are those of a staircase it finds the edge close by that they do not show. What is
-    left to gain there lies in small squares (p0 0.1), half of which change no logit once they are
-    single pixels: squares that leave the margin as it is are kept too, or it would stay on the
-    tread where it stands.
+    A square is moved to ±eps in each channel (l2: mass is moved from one square to another), and
+    stays so where that lowers the margin. It begins at stripes, as in the paper, run by the library
+    pyautoattack. Given a `start` it goes on from there: on a network whose gradients are those of a
+    staircase it finds the edge close by that they do not show. What is left to gain there lies in
+    small squares, half of which change no logit once they are single pixels: squares that leave the
+    margin as it is are kept too, or it would stay on the tread where it stands. Source:
+    Andriushchenko et al., ECCV 2020.
+
+    Args:
+        p0: share of the image that the first squares cover; default 0.8, and 0.1 from a `start`.
     """
 
     queries: int = 5000

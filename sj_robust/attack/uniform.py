@@ -12,8 +12,13 @@ from sj_robust.attack.gradient import random_start
 
 @dataclass(frozen=True, kw_only=True)
 class UniformNoise(Attack):
-    """`restarts` uniform points of the ball, the best of which is kept. Black-box, and no attack at
-    all: if it breaks what gradients do not, the gradients are masked."""
+    """Uniform points of the ball, the best of which is kept.
+
+    Black-box, and no attack at all: if it breaks what gradients do not, the gradients are masked.
+
+    Args:
+        restarts: how many points.
+    """
 
     restarts: int = 10
 

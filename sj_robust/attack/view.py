@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 
 
 class GradientView(nn.Module):
-    """`snn` as seen by an attack: images [N, C, H, W] in [0, 1] → logits [N, K], gradients by
-    `view`.
+    """A spiking classifier as seen by an attack: its gradients flow by `view`.
 
     A Surrogate keeps the true spikes and changes the backward pass only, and so do "rate" (BPTR),
     "rate-temporal" (HART) and an AdaptiveSharpness (ASSG); "activation" (Act) replaces the nodes by
     ReLU in both directions. The nodes capture the view while running forward, so backward may come
-    later. `snn` itself is shared, not copied, and shows no trace of the view outside of the call.
-    ASSG gathers statistics over the iterations of an attack: foreign attack code makes a
+    later. ASSG gathers statistics over the iterations of an attack: foreign attack code makes a
     GradientView per attack and batch, or calls `forget` before each.
 
-    A wrapped network (DataParallel, torch.compile) is taken out of its wrapper. Raises
-    SJRobustError for one that is not spiking.
+    Args:
+        snn: shared, not copied; it shows no trace of the view outside of the call. A wrapped
+            network (DataParallel, torch.compile) is taken out of its wrapper.
+        view: a View or its name, as of `parse_view`.
+
+    Raises:
+        SJRobustError: a network that is not spiking, or an unknown view.
     """
 
     def __init__(self, snn: SpikingModel | nn.Module, view: View | str) -> None:
@@ -39,6 +42,7 @@ class GradientView(nn.Module):
 
     @property
     def view(self) -> View:
+        """How gradients flow back; may be set, also by name."""
         return self.__dict__["view"]  # type: ignore[no-any-return]
 
     @view.setter
@@ -47,9 +51,11 @@ class GradientView(nn.Module):
 
     @property
     def num_classes(self) -> int:
+        """K of `snn`."""
         return self.snn.num_classes
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [0, 1] → logits [N, K]."""
         with self.snn.gradient(self.view):
             return self.snn(x)
 
@@ -62,14 +68,16 @@ class GradientView(nn.Module):
 
 
 class Sources(nn.Module):
-    """`model` for an attack that takes its gradients from each of `sources`: views of it, other
-    models.
+    """A model for an attack that takes its gradients from several sources.
 
-    Images [N, C, H, W] in [0, 1] → logits [N, K] of `model`, which alone decides about them. Being
-    in it, all of the sources are in eval mode and without gradients of their parameters during an
-    attack, and as they were afterwards.
+    It alone decides about the images. Being in it, all of the sources are in eval mode and without
+    gradients of their parameters during an attack, and as they were afterwards.
 
-    Raises SJRobustError where there is no source.
+    Args:
+        sources: views of `model`, other models.
+
+    Raises:
+        SJRobustError: there is no source.
     """
 
     def __init__(self, model: nn.Module, sources: Iterable[nn.Module]) -> None:
@@ -83,9 +91,11 @@ class Sources(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
+        """K of `model`, None where it does not say."""
         return getattr(unwrap(self.model), "num_classes", None)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] in [0, 1] → logits [N, K] of `model`."""
         return self.model(x)  # type: ignore[no-any-return]
 
     def forget(self) -> None:
@@ -94,8 +104,10 @@ class Sources(nn.Module):
             forget(source)
 
     def decides(self, source: nn.Module) -> bool:
-        """Whether `source` is a view of `model`, or `model` itself: then a pass through it decides
-        as well."""
+        """Whether `source` is a view of `model`, or `model` itself.
+
+        A pass through it decides as well then.
+        """
         return _network(source) is _network(self.model)
 
 

@@ -12,10 +12,12 @@ from sj_robust.errors import SJRobustError, first_line
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Every submodule in eval mode for the block; each one's own training flag comes back, also on
-    exceptions.
+    """Every submodule in eval mode for the block.
 
-    Raises SJRobustError for a network that knows no modes, as what torch.export made.
+    Each one's own training flag comes back, also on exceptions.
+
+    Raises:
+        SJRobustError: a network that knows no modes, as what torch.export made.
     """
     flags = [(module, module.training) for module in model.modules()]
     try:
