@@ -17,8 +17,11 @@ from sj_robust.neuron.surrogate import Surrogate
 
 
 class Multistep(Protocol):
-    """x [T, N, *] float, threshold broadcastable to one step [N, *] → spikes [T, N, *] of 0/1 in
-    x's dtype."""
+    """All T steps of a layer, from rest.
+
+    x [T, N, *] float, threshold broadcastable to one step [N, *] → spikes [T, N, *] of 0/1 in x's
+    dtype.
+    """
 
     def __call__(
         self, x: Tensor, v_threshold: Tensor, *, leak: float, soft_reset: bool, surrogate: Surrogate
@@ -31,8 +34,11 @@ _BACKENDS: dict[str, tuple[Multistep, Callable[[Tensor], bool]]] = {}
 def register_backend(
     name: str, multistep: Multistep, *, automatic: Callable[[Tensor], bool]
 ) -> None:
-    """Add a backend. `automatic(x)` says whether "auto" may choose it for such an input; the last
-    registered wins."""
+    """Add a backend; the last registered wins.
+
+    Args:
+        automatic: whether "auto" may choose it for such an input.
+    """
     _BACKENDS[name] = (multistep, automatic)
 
 
@@ -50,7 +56,11 @@ def check_backend(name: str) -> None:
 
 
 def select_backend(name: str, x: Tensor) -> Multistep:
-    """The backend called `name`, or for "auto" the most recently registered one that takes `x`."""
+    """The backend called `name`, or for "auto" the most recently registered one that takes `x`.
+
+    Raises:
+        SJRobustError: an unknown name.
+    """
     check_backend(name)
     if name != "auto":
         return _BACKENDS[name][0]

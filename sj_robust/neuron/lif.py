@@ -20,14 +20,14 @@ Reset = Literal["hard", "soft"]
 
 
 class ThresholdLIF(BaseNode):
-    """A SpikingJelly node whose firing threshold is a parameter (one for the layer, or one per
-    channel).
+    """A SpikingJelly node whose firing threshold is a parameter.
 
         h = leak·v + x;   s = [h − v_threshold ≥ 0]
         v = (1 − s)·h  (reset="hard")   or   h − s·v_threshold  ("soft")
 
     It emits 0/1 and is differentiable with respect to its input and its threshold; the reset path
-    is not detached. leak = 1 is the integrate-and-fire node.
+    is not detached. leak = 1 is the integrate-and-fire node. Source: Özdenizci & Legenstein, TMLR
+    2024, equations 3–6.
 
     Step modes, as in SpikingJelly: in multistep mode ("m", the default here) the input is [T, N,
     *], every forward starts from rest and leaves no state behind, so no reset is needed between
@@ -36,19 +36,16 @@ class ThresholdLIF(BaseNode):
     N, *], at the speed of a step-by-step loop. In SpikingJelly's functional form an explicit state
     tensor is honoured in both modes.
 
-    `view` says how gradients flow back: a Surrogate, or another of neuron.views, also by its name:
-    "rate" (a step's gradient passes where the neuron fired at least once within T), "activation"
-    (forward and backward are those of a ReLU). Reading it gives the View. A forward pass fixes the
-    view of its own backward.
-
     Args:
         v_threshold: initial threshold, above 0.
         leak: 0 < leak ≤ 1.
+        surrogate: the `view` to begin with.
         backend: "auto" or a name from `available_backends()`.
-        channels: C for one threshold per channel of [.., C, H, W] or [.., C].
+        channels: C for one threshold per channel of [.., C, H, W] or [.., C]; None for one of the
+            layer.
 
-    Raises SJRobustError for a value outside these bounds. Source: Özdenizci & Legenstein, TMLR
-    2024, equations 3–6.
+    Raises:
+        SJRobustError: a value outside these bounds.
     """
 
     v_threshold: nn.Parameter
@@ -87,6 +84,12 @@ class ThresholdLIF(BaseNode):
 
     @property
     def view(self) -> View:
+        """How gradients flow back: a Surrogate, or another of neuron.views.
+
+        May be set by its name too: "rate" (a step's gradient passes where the neuron fired at least
+        once within T), "activation" (forward and backward are those of a ReLU). Reading it gives
+        the View. A forward pass fixes the view of its own backward.
+        """
         return self.__dict__["view"]  # type: ignore[no-any-return]
 
     @view.setter
@@ -95,6 +98,7 @@ class ThresholdLIF(BaseNode):
 
     @property
     def soft_reset(self) -> bool:
+        """Whether a spike subtracts the threshold, in place of a reset to 0."""
         return self.v_reset is None
 
     def extra_repr(self) -> str:

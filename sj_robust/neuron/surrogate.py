@@ -27,17 +27,19 @@ SURROGATE_NAMES: tuple[str, ...] = get_args(SurrogateName)
 class Surrogate(View):
     """A surrogate derivative σ'(u) of width γ, and the view that goes back through time with it.
 
-    ======  =========================  ===========================================
-    name    σ'(u)                      equal in SpikingJelly 2.0
-    ======  =========================  ===========================================
-    PCW     max(0, γ − |u|) / γ²       ``PiecewiseQuadratic(alpha=1/γ)``
-    EXP     exp(−γ|u|)
-    EXP-D   0.3 · exp(−γ|u|)
-    RECT    1/γ where |u| < γ/2        ``Rect(alpha=1/γ)``
-    STE     1                          ``DeterministicPass()``
-    ======  =========================  ===========================================
+        name    σ'(u)                  equal in SpikingJelly 2.0
+        PCW     max(0, γ − |u|) / γ²   PiecewiseQuadratic(alpha=1/γ)
+        EXP     exp(−γ|u|)
+        EXP-D   0.3 · exp(−γ|u|)
+        RECT    1/γ where |u| < γ/2    Rect(alpha=1/γ)
+        STE     1                      DeterministicPass()
 
-    Raises SJRobustError for an unknown name or a width that is not a finite number above 0.
+    Args:
+        name: as in the table.
+        gamma: γ, a finite number above 0.
+
+    Raises:
+        SJRobustError: an unknown name, or another width.
     """
 
     name: str
@@ -57,7 +59,11 @@ class Surrogate(View):
 
     @classmethod
     def parse(cls, text: str) -> Surrogate:
-        """Read "PCW:0.5" (or "PCW", width 1)."""
+        """Read "PCW:0.5" (or "PCW", width 1).
+
+        Raises:
+            SJRobustError: another text.
+        """
         name, _, width = text.partition(":")
         try:
             return cls(name, float(width) if width else 1.0)

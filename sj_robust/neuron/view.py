@@ -44,14 +44,22 @@ class View(ABC):
         soft_reset: bool,
         multistep: Callable[..., Tensor],
     ) -> Tensor:
-        """All T steps of our `node` from rest, x [T, N, *] → [T, N, *]; `multistep` is its backend
-        (`neuron.backend.Multistep`). With a true forward pass it is called for gradients alone."""
+        """All T steps of our `node` from rest: x [T, N, *] → [T, N, *].
+
+        With a true forward pass it is called for gradients alone.
+
+        Args:
+            multistep: the node's backend (`neuron.backend.Multistep`).
+        """
 
     def step(
         self, x: Tensor, v: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool
     ) -> tuple[Tensor, Tensor]:
-        """One step of our node: its input and potential [N, *] → what it emits and the potential
-        after. Raises SJRobustError where it takes all steps at once."""
+        """One step of our node: input and potential [N, *] → what it emits and the potential after.
+
+        Raises:
+            SJRobustError: the view takes all steps at once.
+        """
         raise SJRobustError(
             f"the {self} view needs the whole sequence at once: "
             "use step_mode 'm' without store_v_seq"
@@ -61,8 +69,11 @@ class View(ABC):
     def foreign(self, x: Tensor, run: Run, seen: Pass) -> Any:
         """One call of a node that is not ours: all steps [T, N, *] or one [N, *], as it computes.
 
-        `run` is the call itself, with a function in place of the node's `surrogate_function`: for
-        views that go back through the node; others run it with `fires` and go back around it.
+        Args:
+            run: the call itself, with a function in place of the node's `surrogate_function`: for
+                views that go back through the node; others run it with `fires` and go back around
+                it.
+            seen: the node within this pass through its network.
         """
 
     def forget(self) -> None:  # noqa: B027 - most views have nothing to forget

@@ -42,8 +42,15 @@ ENSEMBLE_VIEWS: tuple[View, ...] = (
 
 
 def parse_view(view: View | str) -> View:
-    """Read "rate", "rate-temporal", "activation", "own", "ASSG", a registered name or a surrogate
-    such as "PCW:0.5"; a View is itself. SJRobustError for anything else."""
+    """The view of that name; a View is itself.
+
+    Args:
+        view: "rate", "rate-temporal", "activation", "own", "ASSG", a registered name or a surrogate
+            such as "PCW:0.5".
+
+    Raises:
+        SJRobustError: anything else.
+    """
     if isinstance(view, View):
         return view
     if not isinstance(view, str):

@@ -16,8 +16,9 @@ from sj_robust.neuron.view import Pass, Run, View, fires, wants_gradient
 
 
 class AdaptiveSharpness(View):
-    """ASSG, a surrogate whose sharpness follows each neuron, at each time step, over the iterations
-    of one attack:
+    """ASSG, a surrogate whose sharpness follows each neuron, at each time step.
+
+    It does so over the iterations of one attack:
 
         σ'(u) = α / (2·(1 + (π·α·u/2)²))      α = ω / (M + 1.5·D + 1e-4)      ω = 2·tan(0.425·π)/π
 
@@ -86,10 +87,11 @@ class AdaptiveSharpness(View):
         multistep: Multistep,
         step: int = 0,
     ) -> Tensor:
-        """σ'(u) [T, N, *] for this pass through `node`, after its statistics took in
-        u = potential − v_threshold.
+        """σ'(u) [T, N, *] for this pass through `node`, after its statistics took in u.
 
-        A node that computes one step at a time asks for each `step` on its own."""
+        u = potential − v_threshold. A node that computes one step at a time asks for each `step` on
+        its own.
+        """
         moments = self._moments.setdefault(node, {})
         mean, spread = moments.get(step, (None, None))
         if (
