@@ -21,11 +21,14 @@ from sj_robust.neuron import Surrogate, ThresholdLIF, View, parse_view
 class SpikingActivation(nn.Module):
     """A multistep node on merged batches: [T·N, *] (time-major) → spikes [T·N, *].
 
-    It stands where the ANN had a ReLU, so that the layers around it see ordinary batches. With
-    `repeats` it is the first node of the network: its input [N, *] is the same at every step and is
-    repeated here instead of at the network's input. With `folded` its spikes are worth its
-    threshold to what reads them: the ReLU in its place gives activations divided by it. What it
-    emits is 0 and `worth`.
+    It stands where the ANN had a ReLU, so that the layers around it see ordinary batches.
+
+    Attributes:
+        repeats: whether it is the first node of the network: its input [N, *] is the same at every
+            step and is repeated here instead of at the network's input.
+        folded: whether its spikes are worth its threshold to what reads them: the ReLU in its place
+            gives activations divided by it.
+        worth: what it emits for a spike; else 0.
     """
 
     def __init__(self, node: ThresholdLIF, timesteps: int) -> None:
@@ -43,6 +46,11 @@ class SpikingActivation(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Merged inputs → what the node emits.
+
+        Raises:
+            SJRobustError: a batch that is no multiple of T.
+        """
         if self.node.view.timeless:  # one step of a ReLU network: nothing to unfold
             activation: Tensor = self.node(x.unsqueeze(0)).squeeze(0)
             return (
@@ -65,19 +73,23 @@ class SpikingActivation(nn.Module):
 class SpikingClassifier(SpikingModel):
     """A spiking network as a drop-in classifier, stateless between calls.
 
-    `backbone` holds a SpikingActivation wherever a spike is made and works on merged batches [T·N,
-    C, H, W]; batch norm therefore pools its statistics over T and N (tdBN). Inputs are coded
-    directly: the same image at every step. What comes before the first node (the stem) sees that
-    constant input and is computed once when `repeat_at` names that node; its batch norms keep the
-    running statistics that T copies would have left.
+    Inputs are coded directly: the same image at every step. What comes before the first node (the
+    stem) sees that constant input and is computed once when `repeat_at` names that node; its batch
+    norms keep the running statistics that T copies would have left.
 
     Args:
+        backbone: it holds a SpikingActivation wherever a spike is made and works on merged batches
+            [T·N, C, H, W]; batch norm therefore pools its statistics over T and N (tdBN).
         timesteps: T ≥ 1.
-        mean, std: per channel, of images in [0,1].
+        mean: per channel, of images in [0,1].
+        std: per channel, of images in [0,1].
         repeat_at: the activation that repeats its input T times, "" for the network's input; chosen
             by the conversion, which checks that it changes nothing.
         settings: JSON-able dict from which `convert.rebuild` makes the same structure.
         source: JSON-able dict, where the network came from.
+
+    Raises:
+        SJRobustError: a backbone without a spiking node, and values out of range.
     """
 
     def __init__(
@@ -117,8 +129,13 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def timesteps(self) -> int:
-        """T, the number of time steps. Setting it changes the latency of the network, not its
-        weights."""
+        """T, the number of time steps.
+
+        Setting it changes the latency of the network, not its weights.
+
+        Raises:
+            SJRobustError: set to anything but a whole number of at least 1.
+        """
         return self._timesteps
 
     @timesteps.setter
@@ -131,8 +148,13 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def repeat_at(self) -> str:
-        """The activation whose input is repeated T times: all before it is computed once. ""
-        repeats the images."""
+        """The activation whose input is repeated T times: all before it is computed once.
+
+        "" repeats the images.
+
+        Raises:
+            SJRobustError: set to the name of no spiking activation.
+        """
         return self._repeat_at
 
     @repeat_at.setter
@@ -146,8 +168,10 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def folded(self) -> bool:
-        """Whether a spike is worth its node's threshold, which weights and thresholds hold: see
-        conversion.fold."""
+        """Whether a spike is worth its node's threshold, which weights and thresholds hold.
+
+        See conversion.fold.
+        """
         return self._folded
 
     @folded.setter
@@ -160,8 +184,13 @@ class SpikingClassifier(SpikingModel):
 
     @property
     def worth(self) -> dict[str, float]:
-        """What the nodes emit whose spikes are another number than 1, where weights cannot hold it:
-        see conversion.fold."""
+        """What the nodes emit whose spikes are another number than 1, where weights cannot hold it.
+
+        See conversion.fold.
+
+        Raises:
+            SJRobustError: set with the name of no spiking activation.
+        """
         return {
             name: activation.worth
             for name, activation in self.activations().items()
@@ -182,8 +211,13 @@ class SpikingClassifier(SpikingModel):
     # --- forward ----------------------------------------------------------------------------------
 
     def forward_sequence(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K] (T = 1 under the
-        "activation" view)."""
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K].
+
+        T = 1 under the "activation" view.
+
+        Raises:
+            SJRobustError: that view is not that of all nodes.
+        """
         views = {node.view for node in self.nodes().values()}
         timeless = [view for view in views if view.timeless]
         if timeless and len(views) > 1:
@@ -200,12 +234,18 @@ class SpikingClassifier(SpikingModel):
 
     @contextmanager
     def gradient(self, view: View | str) -> Iterator[SpikingClassifier]:
-        """Within the block gradients flow by `view`, or the view of that name: a Surrogate, "rate"
-        (BPTR), "rate-temporal" (HART), "ASSG", "activation" (Act: forward too) or "own" (the
-        surrogate of its settings, which it was trained with).
+        """Within the block gradients flow by `view`.
 
         On exit every node has the view it had before. A backward pass uses the view of its forward
         pass.
+
+        Args:
+            view: a View or its name: a Surrogate, "rate" (BPTR), "rate-temporal" (HART), "ASSG",
+                "activation" (Act: forward too) or "own" (the surrogate of its settings, which it
+                was trained with).
+
+        Raises:
+            SJRobustError: an unknown name.
         """
         shown = parse_view(view).instead_of(Surrogate.parse(self.settings.get("surrogate", "PCW")))
         before = [(node, node.view) for node in self.nodes().values()]

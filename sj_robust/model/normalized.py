@@ -18,12 +18,16 @@ class NormalizedClassifier(nn.Module):
     """`backbone((x - mean) / std)`: images float [N,C,H,W] in [0,1] to logits [N,K].
 
     With the normalisation inside, eps and bounds of an attack are those of the images. `mean` and
-    `std` (one value per channel) are buffers [C,1,1] outside the state dict: they describe the
-    input, they are not learned. num_classes: K, where it is known.
+    `std` are buffers [C,1,1] outside the state dict: they describe the input, they are not learned.
 
-    Raises: SJRobustError: `mean` and `std` that `unit_scale` refuses; in `forward`, what
-        `checked_images`
-            does not take for images.
+    Args:
+        mean: one value per channel.
+        std: one value per channel.
+        num_classes: K, where it is known.
+
+    Raises:
+        SJRobustError: `mean` and `std` that `unit_scale` refuses; in `forward`, what
+            `checked_images` does not take for images.
     """
 
     mean: Tensor
@@ -49,8 +53,13 @@ class NormalizedClassifier(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """The number of logits K: as a forward pass showed it to whoever set it, else by
-        `count_classes`."""
+        """The number of logits K.
+
+        As a forward pass showed it to whoever set it, else by `count_classes`.
+
+        Raises:
+            SJRobustError: it is known in no way.
+        """
         return self._num_classes or count_classes(self.backbone, self, len(self.mean))
 
     @num_classes.setter

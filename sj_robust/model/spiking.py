@@ -21,10 +21,14 @@ def check_timesteps(value: object) -> None:
 
 
 class SpikingModel(NormalizedClassifier, ABC):
-    """A spiking network as a drop-in classifier: images [N, C, H, W] in [0,1] → logits [N, K],
-    stateless between calls.
+    """A spiking network as a drop-in classifier, stateless between calls.
 
-    `settings` and `source` are JSON-able: how it computes, and where it came from.
+    Images [N, C, H, W] in [0,1] → logits [N, K].
+
+    Attributes:
+        timesteps: T.
+        settings: JSON-able, how it computes.
+        source: JSON-able, where it came from.
     """
 
     timesteps: Any  # T, an int; a property of some
@@ -36,8 +40,7 @@ class SpikingModel(NormalizedClassifier, ABC):
         """The spiking nodes by name; what a node returns are its spikes."""
 
     def thresholds(self) -> dict[str, float]:
-        """The firing threshold of every node that has one (the mean, where it has one per
-        channel)."""
+        """The firing threshold of every node that has one; the mean of several, one per channel."""
         values = {name: getattr(node, "v_threshold", None) for name, node in self.nodes().items()}
         return {
             name: float(value.detach().mean() if isinstance(value, Tensor) else value)
@@ -50,19 +53,25 @@ class SpikingModel(NormalizedClassifier, ABC):
         """Within the block gradients flow by `view`, or the view of that name."""
 
     def true_spikes(self) -> AbstractContextManager[SpikingModel]:
-        """Within the block the network spikes as it does by itself, whatever view is shown outside
-        of it."""
+        """Within the block the network spikes as it does by itself.
+
+        Whatever view is shown outside of it.
+        """
         return self.gradient("own")
 
     def as_ann(self) -> AbstractContextManager[SpikingModel]:
-        """Within the block the network is the ANN of its shape: ReLUs in the nodes' places, and one
-        pass in place of T steps."""
+        """Within the block the network is the ANN of its shape.
+
+        ReLUs are in the nodes' places, and one pass in place of T steps.
+        """
         return self.gradient("activation")
 
     @abstractmethod
     def forward_sequence(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K]; T may be 1 where all steps
-        would be the same."""
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K].
+
+        T may be 1 where all steps would be the same.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] in [0,1] → logits [N, K], the mean over time."""

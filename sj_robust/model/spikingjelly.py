@@ -20,8 +20,13 @@ Input = Literal["sequence", "step", "images"]
 
 
 class SpikingJellyClassifier(SpikingModel):
-    """See `from_spikingjelly`. `backbone` is the user's network, which nothing is changed in but
-    during a block of `gradient`."""
+    """A network of SpikingJelly's own nodes as a classifier; see `from_spikingjelly`.
+
+    `backbone` is the user's network, which nothing is changed in but during a block of `gradient`.
+
+    Raises:
+        SJRobustError: as of `from_spikingjelly`.
+    """
 
     def __init__(
         self,
@@ -47,8 +52,10 @@ class SpikingJellyClassifier(SpikingModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How it computes; what its nodes are is read off them, because training may have changed
-        it."""
+        """How it computes.
+
+        What its nodes are is read off them, because training may have changed it.
+        """
         return {
             "timesteps": self.timesteps,
             "mean": self.mean.flatten().tolist(),
@@ -61,8 +68,13 @@ class SpikingJellyClassifier(SpikingModel):
         return self._nodes[0]
 
     def forward_sequence(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K]; [1, N, K] where the
-        network takes the mean itself."""
+        """Images [N, C, H, W] in [0,1] → logits of every step [T, N, K].
+
+        [1, N, K] where the network takes the mean itself.
+
+        Raises:
+            SJRobustError: the network returns anything else.
+        """
         images = len(x)
         functional.reset_net(self.backbone)
         for node in self._shown:
@@ -91,10 +103,12 @@ class SpikingJellyClassifier(SpikingModel):
 
     @contextmanager
     def gradient(self, view: View | str) -> Iterator[SpikingJellyClassifier]:
-        """Within the block gradients flow by `view`, through every node; outside of blocks, and by
-        "own", through its own functions.
+        """Within the block gradients flow by `view`, through every node.
 
-        Raises SJRobustError for "rate-temporal" where nodes are in single-step mode.
+        Outside of blocks, and by "own", they flow through its own functions.
+
+        Raises:
+            SJRobustError: "rate-temporal" where nodes are in single-step mode, or an unknown name.
         """
         shown = parse_view(view).instead_of(None)
         nodes = (
@@ -107,8 +121,11 @@ class SpikingJellyClassifier(SpikingModel):
 
     @contextmanager
     def as_ann(self) -> Iterator[SpikingJellyClassifier]:
-        """Raises SJRobustError for a network that makes its own time steps, and so has no single
-        pass."""
+        """Within the block the network is the ANN of its shape, in one pass.
+
+        Raises:
+            SJRobustError: the network makes its own time steps, and so has no single pass.
+        """
         if self.input == "images":
             raise SJRobustError(
                 "a network that makes its own time steps has no single pass to count: give it"
@@ -147,27 +164,28 @@ def from_spikingjelly(
     input: Input | None = None,
     num_classes: int | None = None,
 ) -> SpikingJellyClassifier:
-    """Your SpikingJelly network as a classifier of images in [0,1], for `evaluate`, `GradientView`,
-    and any attack library.
+    """Your SpikingJelly network as a classifier of images in [0,1].
 
-    It starts from rest at every call (`functional.reset_net`) and shows the same image at each of
-    `timesteps` steps. `evaluate` attacks it through every gradient view, in place of the surrogate
-    functions it was trained with: its nodes may be SpikingJelly's or yours, in single- or
-    multi-step mode, as long as they make spikes with a `surrogate_function` that is the step [u ≥
-    0] forward.
+    It is for `evaluate`, `GradientView`, and any attack library. It starts from rest at every call
+    (`functional.reset_net`) and shows the same image at each of `timesteps` steps. `evaluate`
+    attacks it through every gradient view, in place of the surrogate functions it was trained with:
+    its nodes may be SpikingJelly's or yours, in single- or multi-step mode, as long as they make
+    spikes with a `surrogate_function` that is the step [u ≥ 0] forward.
 
     Args:
         network: used as it is, not copied. Its forward pass gives logits [T, N, K], whose mean
             decides, or [N, K].
-        mean, std: per channel, of images in [0,1]; 0 and 1 where the network normalises for itself.
+        mean: per channel, of images in [0,1]; 0 where the network normalises for itself.
+        std: per channel, of images in [0,1]; 1 where the network normalises for itself.
         input: "sequence": [T, N, C, H, W] at once (the default where all nodes are in multi-step
             mode). "step": [N, C, H, W], `timesteps` times (the default otherwise). "images": [N, C,
             H, W] once; the network makes its own steps.
         num_classes: K, where neither the network's `num_classes` nor a pass of images of a usual
             size shows it.
 
-    Raises SJRobustError for nodes that views cannot reach (`neuron.foreign.find_nodes`), none at
-    all, and settings out of range.
+    Raises:
+        SJRobustError: nodes that views cannot reach (`neuron.foreign.find_nodes`), none at all, and
+            settings out of range.
     """
     return SpikingJellyClassifier(
         network, timesteps=timesteps, mean=mean, std=std, input=input, num_classes=num_classes

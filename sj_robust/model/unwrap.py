@@ -47,11 +47,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def expose(model: Any) -> nn.Module:
-    """The spiking network in a wrapper, which is to be treated as one; anything else as it is,
-    wrapped or not.
+    """The spiking network in a wrapper, which is to be treated as one; anything else as it is.
 
-    Raises SJRobustError for what is no module, and for one that holds a spiking network in any
-    other way: it would be taken for an ANN.
+    Raises:
+        SJRobustError: what is no module, and one that holds a spiking network in any other way: it
+            would be taken for an ANN.
     """
     if not isinstance(model, nn.Module):
         raise SJRobustError(

@@ -19,8 +19,9 @@ TINY_LAYERS = (64, "A", 128, "A", 256, 256, "A", 512, 512, "A", 512, 512)
 
 
 class VGG(Classifier):
-    """conv-BN-ReLU layers and 2×2 average pools, then hidden linear layers with ReLU and the linear
-    classifier.
+    """conv-BN-ReLU layers and 2×2 average pools, then hidden linear layers and the classifier.
+
+    The hidden layers have ReLU, the classifier is linear.
 
     Args:
         layers: output channels of each 3×3 convolution, "A" for a pool.
@@ -33,8 +34,9 @@ class VGG(Classifier):
         in_chans: image channels.
         drop_rate: dropout after each hidden linear layer.
 
-    Raises: SJRobustError: an image size that the pools do not divide; in `forward`, images of
-        another size.
+    Raises:
+        SJRobustError: an image size that the pools do not divide; in `forward`, images of another
+            size.
     """
 
     def __init__(

@@ -81,14 +81,15 @@ def create_ann(
             `tiny_*`, `hf-hub:…`, `local-dir:…`.
         num_classes: logits K; None leaves the architecture's own number.
         weights: a checkpoint, see `load_weights`.
-        model_args: passed on to the architecture, such as `shortcut="identity"`, `in_chans=1`,
+        **model_args: passed on to the architecture, such as `shortcut="identity"`, `in_chans=1`,
             `pretrained=True`.
 
     Returns:
         The bare network: normalised images [N,C,H,W] to logits [N,K].
 
-    Raises: SJRobustError: an unknown name, arguments that the architecture does not take, or
-        weights that do not fit.
+    Raises:
+        SJRobustError: an unknown name, arguments that the architecture does not take, or weights
+            that do not fit.
     """
     if ":" not in architecture and not timm.is_model(architecture.split(".")[0]):
         raise SJRobustError(f"unknown architecture {architecture!r}: {_near(architecture)}")
@@ -115,18 +116,20 @@ def create_ann(
 
 
 def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> Normalisation | None:
-    """Fill `model` from a checkpoint file, all of it or nothing: on an error the model is as it
-    was.
+    """Fill `model` from a checkpoint file, all of it or nothing.
 
-    Key prefixes of wrappers (`PREFIXES`) are removed as far as needed, an architecture's
-    `checkpoint_renames` are applied, counters of batches that a batch norm lacks are taken as 0.
+    On an error the model is as it was. Key prefixes of wrappers (`PREFIXES`) are removed as far as
+    needed, an architecture's `checkpoint_renames` are applied, counters of batches that a batch
+    norm lacks are taken as 0.
 
-    Returns: The mean and std that the file stores beside the weights (`NORMALISATION`), None where
-        it stores none or `model` keeps them itself.
+    Returns:
+        The mean and std that the file stores beside the weights (`NORMALISATION`), None where it
+            stores none or `model` keeps them itself.
 
-    Raises: SJRobustError: the file cannot be read (see `read_state_dict`), its keys or shapes are
-        not those of the model (listed), or it
-            stores another mean or std than those of `model`, a NormalizedClassifier.
+    Raises:
+        SJRobustError: the file cannot be read (see `read_state_dict`), its keys or shapes are not
+            those of the model (listed), or it stores another mean or std than those of `model`, a
+            NormalizedClassifier.
     """
     target = model.backbone if isinstance(model, NormalizedClassifier) else model
     expected = target.state_dict()
@@ -175,15 +178,16 @@ def check_normalisation(
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file on the CPU, by the names they have there, out of a nested
-    `state_dict` (`NESTS`) if there is one.
+    """The tensors of a checkpoint file on the CPU, by the names they have there.
 
-    `.safetensors` is read with safetensors, everything else (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`)
-    with `torch.load(weights_only=True)`.
+    They are taken out of a nested `state_dict` (`NESTS`) if there is one. `.safetensors` is read
+    with safetensors, everything else (`.pt`, `.pth`, `.ckpt`, `.th`, `.bin`) with
+    `torch.load(weights_only=True)`.
 
-    Raises: SJRobustError: no such file, a folder, an empty or damaged file, a web page or Git LFS
-        pointer saved in place of the weights, Python
-            objects that are not plain weights, or no tensors in it.
+    Raises:
+        SJRobustError: no such file, a folder, an empty or damaged file, a web page or Git LFS
+            pointer saved in place of the weights, Python objects that are not plain weights, or no
+            tensors in it.
     """
     path = Path(path)
     _check_file(path)
