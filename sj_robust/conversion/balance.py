@@ -28,12 +28,10 @@ def balance_thresholds(
     on_layer: Callable[[str, float], None] | None = None,
     ceilings: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Set every threshold to the maximum over `batches` of the q-th percentile of its node's input
-    at T = `timesteps`.
+    """Set every threshold to the maximum over `batches` of a percentile of its node's input.
 
-    Layer by layer, front to back; batch norms use batch statistics. Returns the raw thresholds by
-    node name, in the order in which the nodes run. (Özdenizci & Legenstein, TMLR 2024, section 4.1
-    and algorithm 1.)
+    Layer by layer, front to back; batch norms use batch statistics. (Özdenizci & Legenstein, TMLR
+    2024, section 4.1 and algorithm 1.)
 
     Every layer is computed once per batch, O(L) in depth: one thread per batch runs the ordinary
     forward pass and waits at each node until all batches have arrived there and the threshold is
@@ -42,14 +40,24 @@ def balance_thresholds(
     Memory: all batches wait with the tensors their forward pass holds at that point: a node's
     input, what skip connections keep alive, and the inputs of the containers around it. That is at
     most B·N·T·(largest C·H·W of a node)·4 bytes, times 1 in a plain chain of layers and 3 in a
-    residual network of stages (node input, block input, stage input), plus the working
-    set of one batch: its convolution's buffers, the batch norm's output and the values that the
-    percentile sorts.
+    residual network of stages (node input, block input, stage input), plus the working set of one
+    batch: its convolution's buffers, the batch norm's output and the values that the percentile
+    sorts.
 
-    `ceilings`: the highest value that an ANN's activation let through (6 for ReLU6), by node name;
-    no threshold exceeds it.
+    Args:
+        batches: images [N,C,H,W] in [0,1] each.
+        q: the percentile, in percent.
+        timesteps: T meanwhile.
+        on_layer: called with each node's name and threshold.
+        ceilings: the highest value that an ANN's activation let through (6 for ReLU6), by node
+            name; no threshold exceeds it.
 
-    Raises whatever the forward pass raises; thresholds are then undefined.
+    Returns:
+        The raw thresholds by node name, in the order in which the nodes run.
+
+    Raises:
+        SJRobustError: a percentile that is not a finite number above 0. This, and whatever the
+            forward pass raises, leaves thresholds undefined.
     """
     raw: dict[str, float] = {}
     relay = _Relay(len(batches))

@@ -73,8 +73,7 @@ def convert(
     source: dict[str, Any] | None = None,
     on_layer: Callable[[str, float], None] | None = None,
 ) -> SpikingClassifier:
-    """Turn a ReLU network into a spiking classifier with calibrated thresholds. `ann` itself is
-    left as it is.
+    """Turn a ReLU network into a spiking classifier with calibrated thresholds.
 
     Every ReLU becomes a ThresholdLIF node: a module, one inside a norm, a function call (F.relu,
     x.relu_()), or each call of a module that is called several times; forward passes are rewritten
@@ -89,14 +88,15 @@ def convert(
 
     Args:
         ann: a classifier whose input is normalised images [N,C,H,W], or a NormalizedClassifier
-            (then mean and std are its own).
+            (then mean and std are its own). It is left as it is.
         calibration: batches of float images [N,C,H,W] in [0,1] from the training set: a tensor
             [B,N,C,H,W], one batch, or an iterable such as a DataLoader, whose labels are left
             aside.
         timesteps: T of the converted network.
+        mean: per channel, of images in [0,1].
+        std: per channel, of images in [0,1].
         scale: the factor on all balanced thresholds, above 0; "auto" finds each layer's own, and
             lower ones for all where that brings the logits nearer, see `agree_thresholds`.
-        mean, std: per channel, of images in [0,1].
         norm: what becomes of batch norm: "integrate" keeps it as a layer (tdBN), "fuse" folds it
             into the layer before, "omit" leaves it out (for ablations).
         norm_statistics: running statistics of integrated batch norms: "calibrate" re-estimates them
@@ -111,8 +111,9 @@ def convert(
         pooling: "max" keeps max pooling, on spikes an OR; "average" makes it average pooling.
         on_layer: called with each node's name and balanced threshold, before `scale`.
 
-    Raises SJRobustError: no calibration images, values out of bounds, an activation that cannot
-    become a node, attention, layer norm.
+    Raises:
+        SJRobustError: no calibration images, values out of bounds, an activation that cannot become
+            a node, attention, layer norm.
     """
     if isinstance(ann := expose(ann), SpikingModel):
         raise SJRobustError("the network is spiking already: convert takes an ANN")
@@ -164,14 +165,19 @@ def rebuild(
     source: dict[str, Any] | None = None,
     input_size: Sequence[int] | None = None,
 ) -> SpikingClassifier:
-    """The spiking structure that `settings` (a SpikingClassifier's) describes, around a fresh ANN
-    backbone, without calibration.
+    """The spiking structure that `settings` describes, around a fresh ANN, without calibration.
 
     Batch norms are integrated, or replaced by the identity where the settings fused or omitted
     them; a fused convolution gets the bias that the folding gave it. Weights and thresholds are to
     be loaded afterwards.
-    input_size: [C,H,W] of its images, asked for where norms were fused; default: as the backbone's
-    pretrained_cfg has it, else 32×32. Raises SJRobustError for settings that are not valid.
+
+    Args:
+        settings: those of a SpikingClassifier.
+        input_size: [C,H,W] of its images, asked for where norms were fused; default: as the
+            backbone's pretrained_cfg has it, else 32×32.
+
+    Raises:
+        SJRobustError: settings that are not valid.
     """
     known = ConvertedFacts.model_fields
     chosen = checked(
@@ -192,8 +198,10 @@ def rebuild(
 
 
 class ThresholdBalancing(ModuleConversionRecipe):
-    """The recipe that `convert` runs; use it with SpikingJelly's ModuleConverter to convert within
-    a larger program."""
+    """The recipe that `convert` runs.
+
+    Use it with SpikingJelly's ModuleConverter to convert within a larger program.
+    """
 
     def __init__(
         self,

@@ -39,13 +39,19 @@ def inspect_conversion(
     ann: nn.Module | None = None,
     labels: Tensor | None = None,
 ) -> ConversionReport:
-    """Run `snn` on `images` [N,C,H,W] in [0,1] and tell what spikes, what does not, and how the
-    logits compare with the ANN's.
+    """Run `snn` and tell what spikes, what does not, and how its logits compare with the ANN's.
 
-    `ann`: the network it was converted from, as it was given to `convert`: a NormalizedClassifier,
-    or a backbone that takes images normalised as the spiking network's are. labels [N]: what is
-    right, for the accuracy of both. Training flags are restored. Raises SJRobustError for images of
-    another form.
+    Training flags are restored.
+
+    Args:
+        images: [N,C,H,W] in [0,1].
+        ann: the network it was converted from, as it was given to `convert`: a
+            NormalizedClassifier, or a backbone that takes images normalised as the spiking
+            network's are.
+        labels: [N], what is right, for the accuracy of both.
+
+    Raises:
+        SJRobustError: images of another form.
     """
     if images.dim() != 4 or len(images) < 1:
         raise SJRobustError(

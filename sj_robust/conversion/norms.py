@@ -134,8 +134,11 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def reestimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Replace the running statistics of every batch norm by their average over `batches` (images
-    [N,C,H,W] in [0,1])."""
+    """Replace the running statistics of every batch norm by their average over `batches`.
+
+    Args:
+        batches: images [N,C,H,W] in [0,1].
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return

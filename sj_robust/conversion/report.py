@@ -16,11 +16,14 @@ LINES = 16
 
 
 class NodeFacts(Strict):
-    """One node. `rate`: spikes per neuron and step. `silent`, `always`: shares of neurons that
-    fired never, and at every step.
+    """One node.
 
-    `threshold`: in the unit of its input, where weights hold such units. `worth`: what it emits for
-    a spike; where that is not 1, what reads it multiplies.
+    Attributes:
+        threshold: in the unit of its input, where weights hold such units.
+        rate: spikes per neuron and step.
+        silent: share of neurons that never fired.
+        always: share of neurons that fired at every step.
+        worth: what it emits for a spike; where that is not 1, what reads it multiplies.
     """
 
     name: str
@@ -33,11 +36,13 @@ class NodeFacts(Strict):
 
 
 class LayerFacts(Strict):
-    """One layer with products: per image `macs` by shape, in T steps as in an ANN T times; `share`
-    of all layers' products.
+    """One layer with products.
 
-    `spiking`: all its inputs were 0 or 1. `once`: it is computed once for all steps, its input
-    being the same at every step.
+    Attributes:
+        macs: per image, by shape; in T steps as in an ANN T times.
+        share: of all layers' products.
+        spiking: all its inputs were 0 or 1.
+        once: it is computed once for all steps, its input being the same at every step.
     """
 
     name: str
@@ -48,8 +53,12 @@ class LayerFacts(Strict):
 
 
 class Leftover(Strict):
-    """What is no spiking node and no layer with products: `what` is called `calls` times in the
-    module `name`."""
+    """What is no spiking node and no layer with products.
+
+    Attributes:
+        name: of the module it is called in.
+        what: what is called, `calls` times.
+    """
 
     name: str
     what: str
@@ -57,8 +66,12 @@ class Leftover(Strict):
 
 
 class Agreement(Strict):
-    """The mean logits of the first `timesteps` steps beside the ANN's: equal first class (share of
-    images), and mean cosine."""
+    """The mean logits of the first `timesteps` steps beside the ANN's.
+
+    Attributes:
+        top1: share of images with an equal first class.
+        cosine: mean over the images.
+    """
 
     timesteps: int
     top1: float
@@ -66,8 +79,13 @@ class Agreement(Strict):
 
 
 class ConversionReport(Strict):
-    """See `inspect_conversion`. `agreement` is empty where no ANN was given; the accuracies, shares
-    of the images, are None without labels."""
+    """What a conversion did: the result of `inspect_conversion`.
+
+    Attributes:
+        agreement: empty where no ANN was given.
+        accuracy: share of the images; None without labels.
+        ann_accuracy: share of the images; None without labels or ANN.
+    """
 
     network: str
     timesteps: int
@@ -97,8 +115,7 @@ class ConversionReport(Strict):
         return cls.model_validate_json(text)
 
     def summary(self) -> str:
-        """A text of some lines: nodes, what stayed analogue, agreement with the ANN, and what to
-        try."""
+        """Some lines of text: nodes, what stayed analogue, agreement with the ANN, what to try."""
         nodes = [["node", "threshold", "rate", "never fire", "always fire"]]
         nodes += [
             [n.name, f"{n.threshold:.4g}", f"{n.rate:.3f}", f"{n.silent:.0%}", f"{n.always:.0%}"]

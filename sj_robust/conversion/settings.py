@@ -48,8 +48,10 @@ def _surrogate(name: str) -> str:
 
 
 class ConversionSettings(Growing):
-    """Everything that is chosen of a conversion, with the values of Özdenizci & Legenstein (TMLR
-    2024) as defaults."""
+    """Everything that is chosen of a conversion.
+
+    The defaults are the values of Özdenizci & Legenstein (TMLR 2024).
+    """
 
     LATE = ("replace_activation", "pooling")
 
