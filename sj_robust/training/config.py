@@ -17,11 +17,10 @@ Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart"]
 
 
 class TrainConfig(Strict):
-    """Settings of `train_ann` and `finetune`; everything that decides the final weights besides
-    model and data.
+    """Settings of `train_ann` and `finetune`.
 
-    Budgets (`eps`, `alpha`, `step_size`) are l-infinity distances on images in [0, 1] and may be
-    written "8/255".
+    They are everything that decides the final weights besides model and data. Budgets (`eps`,
+    `alpha`, `step_size`) are l-infinity distances on images in [0, 1] and may be written "8/255".
     """
 
     method: Method = Field(
@@ -253,10 +252,14 @@ equal time did best on held-out training images (scripts/finetuning_methods.py).
 
 
 def preset(kind: Kind, name: str = "default", **changes: Any) -> TrainConfig:
-    """The preset `name` for `kind` ("ann" or "finetune") with `changes` applied; None leaves a
-    field as it is.
+    """The preset `name` for `kind` with `changes` applied.
 
-    Raises SJRobustError: unknown preset or field, or a value out of its bounds.
+    Args:
+        kind: "ann" or "finetune".
+        **changes: fields of TrainConfig; None leaves a field as it is.
+
+    Raises:
+        SJRobustError: an unknown preset or field, or a value out of its bounds.
     """
     if name not in PRESETS[kind]:
         raise SJRobustError(
@@ -271,18 +274,21 @@ def preset(kind: Kind, name: str = "default", **changes: Any) -> TrainConfig:
 
 
 def validated(fields: dict[str, Any]) -> TrainConfig:
-    """A TrainConfig from plain fields; the first thing wrong with them is named in one line as an
-    SJRobustError."""
+    """A TrainConfig from plain fields.
+
+    Raises:
+        SJRobustError: names, in one line, the first thing that is wrong with them.
+    """
     return checked(TrainConfig, fields, "training setting ")
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """The learning rate of `step` (0 ≤ step < total): a pure function, so that a resumed run needs
-    no scheduler state.
+    """The learning rate of `step` (0 ≤ step < total).
 
-    cosine: Loshchilov & Hutter 2017, one period down to 0, per step. onecycle: Smith & Topin 2018
-    with the constants of torch's OneCycleLR (start lr/25, peak after 30 % of the steps, end
-    lr/250,000, cosine in between).
+    It is a pure function, so that a resumed run needs no scheduler state. cosine: Loshchilov &
+    Hutter 2017, one period down to 0, per step. onecycle: Smith & Topin 2018 with the constants of
+    torch's OneCycleLR (start lr/25, peak after 30 % of the steps, end lr/250,000, cosine in
+    between).
     """
     if config.schedule == "cosine":
         return 0.5 * config.lr * (1 + math.cos(math.pi * step / total))

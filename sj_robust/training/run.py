@@ -23,8 +23,10 @@ from sj_robust.training.state import Progress, Validation
 
 
 class TrainResult(BaseModel):
-    """The facts of a finished run, for recipes and cards. Times are seconds over all resumptions of
-    the run."""
+    """The facts of a finished run, for recipes and cards.
+
+    Times are seconds over all resumptions of the run.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -56,28 +58,31 @@ def train_ann(
     device: str | torch.device = "cpu",
     show_progress: bool | None = None,
 ) -> TrainResult:
-    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training (default:
-    `PRESETS["ann"]["default"]`).
-
-    `model` maps images float32 [N,C,H,W] in [0,1] to logits [N,K] and is trained in place; at the
-    end it is in eval mode and holds the weights (their moving average, with `ema`) that were best
-    on `config.validation` held-out images of `dataset`, never a test set. `folder` receives
-    state.safetensors (every epoch, every `checkpoint_minutes`, on Ctrl-C and SIGTERM), log.jsonl
-    and curves.png.
-
-    `resume=True` continues the run in `folder`, or starts it where there is none: the final weights
-    equal those of an uninterrupted run bit for bit on one machine with the same number of threads.
-    A finished run returns at once.
+    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training.
 
     Started by torchrun or accelerate, the processes share every batch (`config.batch_size` is that
     of all together), gradients and batch norm statistics are those of the whole batch, and so the
     run is that of one process up to rounding; only dropout draws other masks. The first process
     writes `folder`; a run may be resumed with another number of processes.
 
-    Raises SJRobustError: `folder` holds a run and `resume` is False; its state is damaged, or of
-    another config, dataset or network; too few images; the loss or a weight is no longer finite, or
-    another process has ended (the last good state stays). KeyboardInterrupt after saving; SIGTERM
-    and SIGHUP do what they did before, once the state is saved.
+    Args:
+        model: images float32 [N,C,H,W] in [0,1] → logits [N,K]. It is trained in place; at the end
+            it is in eval mode and holds the weights (their moving average, with `ema`) that were
+            best on `config.validation` held-out images.
+        dataset: the held-out images are of it, never of a test set.
+        config: default: `PRESETS["ann"]["default"]`.
+        folder: receives state.safetensors (every epoch, every `checkpoint_minutes`, on Ctrl-C and
+            SIGTERM), log.jsonl and curves.png.
+        resume: continue the run in `folder`, or start it where there is none: the final weights
+            equal those of an uninterrupted run bit for bit on one machine with the same number of
+            threads. A finished run returns at once.
+
+    Raises:
+        SJRobustError: `folder` holds a run and `resume` is False; its state is damaged, or of
+            another config, dataset or network; too few images; the loss or a weight is no longer
+            finite, or another process has ended (the last good state stays).
+        KeyboardInterrupt: after saving; SIGTERM and SIGHUP do what they did before, once the state
+            is saved.
     """
     return _train(
         model,
@@ -101,13 +106,19 @@ def finetune(
     device: str | torch.device = "cpu",
     show_progress: bool | None = None,
 ) -> TrainResult:
-    """Finetune a spiking network adversarially (Özdenizci & Legenstein, TMLR 2024, section 3.3, is
-    the preset "paper"): a converted one, or one of `from_spikingjelly`, which is trained through
-    its own surrogate functions.
+    """Finetune a spiking network adversarially.
 
     Weights, batch norm and (with `learn_thresholds`) firing thresholds are trained through the
     model's own surrogate, thresholds kept at `threshold_min` or above. Everything else as
-    `train_ann`; default: `PRESETS["finetune"]["default"]`.
+    `train_ann`. (Özdenizci & Legenstein, TMLR 2024, section 3.3, is the preset "paper".)
+
+    Args:
+        snn: a converted network, or one of `from_spikingjelly`, which is trained through its own
+            surrogate functions.
+        config: default: `PRESETS["finetune"]["default"]`.
+
+    Raises:
+        SJRobustError: as `train_ann`, and a network that is not spiking.
     """
     return _train(
         snn,

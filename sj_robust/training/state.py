@@ -22,8 +22,11 @@ STATE_FILE = "state.safetensors"
 
 
 class Validation(BaseModel):
-    """Accuracies on the held-out training images after `step` steps; `robust` is under PGD at the
-    training eps (None: not attacked)."""
+    """Accuracies on the held-out training images after `step` steps.
+
+    Attributes:
+        robust: under PGD at the training eps (None: not attacked).
+    """
 
     step: int
     clean: float
