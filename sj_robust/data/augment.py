@@ -22,14 +22,18 @@ _TRIES = 10  # sizes drawn until one lies within the image
 
 
 class Augmentation(Strict):
-    """Training augmentation: cut out a part and resize it, shift by up to `padding` pixels, mirror,
-    blank out a square.
+    """Training augmentation: cut out a part and resize it, shift, mirror, blank out a square.
 
-    Crop and flip as in He et al. 2016 (CIFAR-10); cutout as in DeVries & Taylor 2017: a square of
-    side `cutout` whose centre is uniform over the image, clipped at its border. Pixels from outside
-    the image and in the square are 0 (black). With `scale` the random resized crop of Szegedy et
-    al. 2015, by the rules of torchvision's RandomResizedCrop: a part of `scale` to 1 of the image's
-    area, of ratio 3/4 to 4/3, is brought to the size of the batch (bilinear, antialiased).
+    Crop and flip as in He et al. 2016 (CIFAR-10). Pixels from outside the image and in the square
+    are 0 (black).
+
+    Args:
+        padding: shift by up to so many pixels.
+        cutout: side of the square, whose centre is uniform over the image, clipped at its border
+            (DeVries & Taylor 2017).
+        scale: the random resized crop of Szegedy et al. 2015, by the rules of torchvision's
+            RandomResizedCrop: a part of `scale` to 1 of the image's area, of ratio 3/4 to 4/3, is
+            brought to the size of the batch (bilinear, antialiased). None: no such crop.
     """
 
     padding: NonNegativeInt = 4
@@ -38,11 +42,13 @@ class Augmentation(Strict):
     scale: float | None = Field(None, gt=0, le=1)
 
     def __call__(self, images: Tensor | EncodedImages, generator: torch.Generator) -> Tensor:
-        """Augment images [N,C,H,W] of any dtype; every random number comes from `generator` (on the
-        CPU).
+        """Augment images [N,C,H,W] of any dtype.
 
         Encoded ones are decoded, and with `scale` cut as they are stored: in all their pixels, and
         outside of the centre square too.
+
+        Args:
+            generator: on the CPU; every random number comes from it.
         """
         count, _, height, width = images.shape
         crops = self._crops(count, generator) if self.scale else None

@@ -23,7 +23,8 @@ def in_order_of(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
     in another order; case, hyphens and underscores make no difference. Nothing is compared where
     one of the two has no names, or numbers from 0 in their place.
 
-    Raises SJRobustError where the data has a class that the network does not know.
+    Raises:
+        SJRobustError: the data has a class that the network does not know.
     """
     known = _known(model)
     for ours, theirs in (

@@ -35,14 +35,17 @@ NAMES = tuple(KNOWN)
 
 @dataclass(frozen=True, eq=False)
 class ImageDataset:
-    """Labelled images: uint8 [N,C,H,W] and int64 [N], the class names by label, and where they came
-    from.
+    """Labelled images, the class names by label, and where they came from.
 
-    Images may be given in any type that says the same in 8 bits: whole numbers of 0 to 255, or
-    multiples of 1/255 in [0,1]; labels as any whole numbers. Both are held on the CPU.
+    Args:
+        images: uint8 [N,C,H,W], held on the CPU; given in any type that says the same in 8 bits:
+            whole numbers of 0 to 255, or multiples of 1/255 in [0,1].
+        labels: int64 [N], held on the CPU; given as any whole numbers.
+        classes: names by label.
 
-    Raises SJRobustError for images of another kind, and where there is not one label for each, of a
-    class that has a name.
+    Raises:
+        SJRobustError: images of another kind, or not one label for each, of a class that has a
+            name.
     """
 
     images: Tensor | EncodedImages
@@ -95,8 +98,10 @@ class ImageDataset:
         return replace(self, images=images, labels=self.labels[:count])
 
     def in_channels(self, channels: int) -> ImageDataset:
-        """The images grey (1) or in colour (3); as they are for another number, which no data set
-        here has."""
+        """The images grey (1) or in colour (3); as they are for another number.
+
+        No data set here has another.
+        """
         if (
             channels not in (1, 3)
             or self.images.shape[1] not in (1, 3)
@@ -108,7 +113,14 @@ class ImageDataset:
         return replace(self, images=in_channels(self.images, channels))
 
     def with_classes(self, names: Sequence[str]) -> ImageDataset:
-        """The same images under other names of their classes, one for each label, in that order."""
+        """The same images under other names of their classes.
+
+        Args:
+            names: one for each label, in that order.
+
+        Raises:
+            SJRobustError: there are fewer names than classes.
+        """
         if len(names) < len(self.classes):
             raise SJRobustError(
                 f"{len(names)} names for the {len(self.classes)} classes of "
@@ -117,10 +129,13 @@ class ImageDataset:
         return replace(self, classes=tuple(names))
 
     def split_off(self, count: int, seed: int) -> tuple[ImageDataset, ImageDataset]:
-        """(rest, held_out): `count` images drawn by `seed` with every class in its share, both in
-        dataset order.
+        """(rest, held_out): `count` images drawn by `seed`, both in dataset order.
 
-        Shares that are no whole numbers are rounded by largest remainder, ties to the lower label.
+        Every class has its share. Shares that are no whole numbers are rounded by largest
+        remainder, ties to the lower label.
+
+        Raises:
+            SJRobustError: a count below 1, or that leaves nothing.
         """
         if not 0 < count < len(self):
             raise SJRobustError(
@@ -142,11 +157,10 @@ class ImageDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of shape, pixels and labels: equal exactly where the data is, however it was
-        stored.
+        """Hex SHA-256 of shape, pixels and labels: equal where the data is, and only there.
 
-        Where images are decoded as they are used, it is of how they are stored instead, with no
-        image decoded.
+        It does not depend on how the data was stored. Where images are decoded as they are used, it
+        is of how they are stored instead, with no image decoded.
         """
         if isinstance(self.images, EncodedImages):
             digest = self.images.digest()
@@ -168,31 +182,31 @@ def load_dataset(
 ) -> ImageDataset:
     """Load one split of a dataset, into memory unless `stream`.
 
-    `name_or_path` is one of NAMES or a path: a folder with {train,test}.parquet (also shards
-    `train-*.parquet`, `*_subset` names, and `valid*` for test), one parquet file, or a folder of
-    images by class (directly, or under train/ and test/). Parquet is the Hub's image layout: `img`
-    or `image` = {bytes, path}, `label` or `fine_label` = int64.
-
-    Names other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging
-    Face Hub; `imagenet` is never fetched. `image_size` cuts out the centre square of so many
-    pixels, after the short side was resized to `resize` (bilinear, antialiased, as torchvision's
-    Resize and CenterCrop; default: to `image_size`, so that all of the short side is seen).
-    ImageNet is mostly evaluated with image_size=224, resize=256. Training with a random resized
-    crop cuts from the whole image where images are decoded as they are used, and from that square
-    elsewhere.
-
-    `stream`: leave the images where they are and decode them as they are used, which needs
-    `image_size`. None does so where decoded images would take more than STREAM_FROM (8 GiB).
-    Parquet files are then copied once, still compressed, into the cache.
-
-    `channels`: 3 makes grey images RGB, 1 makes coloured ones grey, for a network such as those of
-    MNIST.
-
     A single parquet file, or class folders without train/ and test/, are read whichever split is
-    asked for; `.split` then says what was read: the split in the file's name, else "all".
+    asked for; `.split` then says what was read: the split in the file's name, else "all". Training
+    with a random resized crop cuts from the whole image where images are decoded as they are used,
+    and from the square of `image_size` elsewhere.
 
-    Raises SJRobustError in one line where data is missing, empty, of mixed sizes, damaged, or
-    labelled out of range.
+    Args:
+        name_or_path: one of NAMES or a path: a folder with {train,test}.parquet (also shards
+            `train-*.parquet`, `*_subset` names, and `valid*` for test), one parquet file, or a
+            folder of images by class (directly, or under train/ and test/). Parquet is the Hub's
+            image layout: `img` or `image` = {bytes, path}, `label` or `fine_label` = int64. Names
+            other than `sample` are looked up in $SJ_ROBUST_DATA/NAME, else fetched from the Hugging
+            Face Hub; `imagenet` is never fetched.
+        image_size: cuts out the centre square of so many pixels, after the short side was resized
+            to `resize`. ImageNet is mostly evaluated with image_size=224, resize=256.
+        resize: bilinear, antialiased, as torchvision's Resize and CenterCrop; default:
+            `image_size`, so that all of the short side is seen.
+        stream: leave the images where they are and decode them as they are used, which needs
+            `image_size`. None does so where decoded images would take more than STREAM_FROM (8
+            GiB). Parquet files are then copied once, still compressed, into the cache.
+        channels: 3 makes grey images RGB, 1 makes coloured ones grey, for a network such as those
+            of MNIST.
+
+    Raises:
+        SJRobustError: data that is missing, empty, of mixed sizes, damaged, or labelled out of
+            range, in one line; arguments out of range.
     """
     if split not in ("train", "test"):
         raise SJRobustError(f"unknown split {split!r}: expected 'train' or 'test'")

@@ -20,13 +20,18 @@ _LABELS = ("label", "labels", "fine_label", "y", "target", "targets", "class")
 
 
 def as_dataset(data: Any) -> ImageDataset:
-    """`data` in memory: an ImageDataset as it is, a pair (images [N,C,H,W], labels [N]), a
-    DataLoader or another iterable of batches (images, labels), or a data set of single ones.
+    """`data` as an ImageDataset, in memory.
 
     Images are tensors, arrays or of PIL, at 8 bits (see `ImageDataset`); a batch may be a mapping.
     Name, split and class names are read off the data set where it has them.
 
-    Raises SJRobustError for anything else, and where images lack labels or differ in size.
+    Args:
+        data: an ImageDataset, which stays as it is, a pair (images [N,C,H,W], labels [N]), a
+            DataLoader or another iterable of batches (images, labels), or a data set of single
+            ones.
+
+    Raises:
+        SJRobustError: anything else, images that lack labels or differ in size.
     """
     if isinstance(data, ImageDataset):
         return data

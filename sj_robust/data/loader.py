@@ -26,11 +26,16 @@ def batches(
     start: int = 0,
     drop_last: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield (indices int64 [n], x float32 [n,C,H,W] in [0,1], y int64 [n]) for the steps `start`,
-    `start`+1, … of one epoch.
+    """The batches `start`, `start`+1, … of one epoch.
 
     Stateless: batch k is the same whether the epoch began at 0 or at k, and the global random state
-    is left alone. Raises SJRobustError where not a single batch fits.
+    is left alone.
+
+    Returns:
+        An iterator over (indices int64 [n], x float32 [n,C,H,W] in [0,1], y int64 [n]).
+
+    Raises:
+        SJRobustError: not a single batch fits.
     """
     steps = steps_per_epoch(dataset, batch_size, drop_last=drop_last)
     if start < 0:
@@ -58,7 +63,11 @@ def batches(
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, *, drop_last: bool = True) -> int:
-    """How many batches `batches` yields for one epoch."""
+    """How many batches `batches` yields for one epoch.
+
+    Raises:
+        SJRobustError: there is none, or `batch_size` is below 1.
+    """
     if batch_size < 1:
         raise SJRobustError(f"batch_size={batch_size}: expected 1 or more")
     steps = len(dataset) // batch_size if drop_last else -(-len(dataset) // batch_size)
@@ -73,8 +82,14 @@ def steps_per_epoch(dataset: ImageDataset, batch_size: int, *, drop_last: bool =
 def calibration_batches(
     dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int
 ) -> Tensor:
-    """Different images drawn by `seed`, not augmented: float32 [batches,batch_size,C,H,W] in
-    [0,1]."""
+    """Different images drawn by `seed`, not augmented.
+
+    Returns:
+        float32 [batches,batch_size,C,H,W] in [0,1].
+
+    Raises:
+        SJRobustError: there are not so many images.
+    """
     return dataset.floats(calibration_indices(dataset, batches, batch_size, seed=seed)).unflatten(
         0, (batches, batch_size)
     )
@@ -83,7 +98,11 @@ def calibration_batches(
 def calibration_indices(
     dataset: ImageDataset, batches: int = 11, batch_size: int = 64, *, seed: int
 ) -> Tensor:
-    """Which images these are, int64 [batches * batch_size]."""
+    """Which images `calibration_batches` draws, int64 [batches * batch_size].
+
+    Raises:
+        SJRobustError: there are not so many images.
+    """
     count = batches * batch_size
     if count < 1 or count > len(dataset):
         raise SJRobustError(
