@@ -39,10 +39,12 @@ from sj_robust.progress import bar
 class CertifiedImages(Facts):
     """Outcome of each image, in the order of the data set.
 
-    `candidate`: class A, which led `selection_votes` of the n0 selection samples; `votes`: how many
-    of the n fresh samples gave it; `p_lower`: lower confidence bound of its probability under the
-    noise; `predicted`: class A, or None where the smoothed classifier abstains; `radius`: certified
-    l2 radius of that prediction, right or wrong, 0 where it abstains.
+    Attributes:
+        predicted: class A, or None where the smoothed classifier abstains.
+        radius: certified l2 radius of that prediction, right or wrong; 0 where it abstains.
+        candidate: class A, which led `selection_votes` of the n0 selection samples.
+        votes: how many of the n fresh samples gave it.
+        p_lower: lower confidence bound of its probability under the noise.
     """
 
     label: list[int]
@@ -55,16 +57,22 @@ class CertifiedImages(Facts):
 
 
 class CertifiedAccuracy(Facts):
-    """Images whose smoothed prediction is right and cannot be changed by any perturbation of l2
-    norm below `radius`."""
+    """Images whose smoothed prediction is right and stays so within `radius`.
+
+    No perturbation of a smaller l2 norm can change it.
+    """
 
     radius: float
     accuracy: Accuracy
 
 
 class CertificateSettings(Facts):
-    """`sigma` in units of the image range [0, 1]; `confidence` is 1 − alpha, for each image on its
-    own."""
+    """How the certificate was made.
+
+    Attributes:
+        sigma: in units of the image range [0, 1].
+        confidence: 1 − alpha, for each image on its own.
+    """
 
     sigma: float
     n0: int
@@ -77,12 +85,14 @@ class CertificateSettings(Facts):
 
 
 class Certificate(Measurement):
-    """The result of `certify`. It speaks of the smoothed classifier and of l2 balls alone;
-    intervals are Wilson 95 %.
+    """The result of `certify`, which speaks of the smoothed classifier and of l2 balls alone.
 
-    `smoothed`: images predicted right, where an abstention counts as wrong. `mean_radius`: mean of
-    the radii over all images, 0 for those not predicted right. `curve`: certified accuracy at
-    ascending radii, up to the largest that n samples can show.
+    Intervals are Wilson 95 %.
+
+    Attributes:
+        smoothed: images predicted right, where an abstention counts as wrong.
+        mean_radius: mean of the radii over all images, 0 for those not predicted right.
+        curve: certified accuracy at ascending radii, up to the largest that n samples can show.
     """
 
     smoothed: Accuracy
@@ -94,8 +104,10 @@ class Certificate(Measurement):
     forward_images: int
 
     def summary(self) -> str:
-        """A text table: certified accuracy over l2 radius, with the l∞ radius that each l2 ball
-        contains."""
+        """A text table: certified accuracy over l2 radius.
+
+        Beside each the l∞ radius that the l2 ball contains.
+        """
         settings = self.settings
         to_linf = 255 / math.sqrt(math.prod(self.dataset.image_shape))
         rows = [
@@ -138,22 +150,23 @@ def certify(
     device: str | torch.device | None = None,
     show_progress: bool | None = None,
 ) -> Certificate:
-    """Certified l2 radii of the smoothed classifier g(x) = the class that `model` gives x + N(0,
-    σ²I) most often.
+    """Certified l2 radii of the smoothed classifier of `model`.
 
-    The procedure CERTIFY of the paper: n0 noisy copies choose class A; n fresh ones give pA, the
-    one-sided Clopper–Pearson lower bound of its probability at confidence 1 − alpha. With pA ≤ 1/2
-    g abstains, else g answers A everywhere within the l2 distance σ Φ⁻¹(pA). This holds for g,
-    which answers by the same vote, and not for `model` on a single image; it says nothing about
-    other norms beyond what an l2 ball contains. Noisy images are not clipped to [0, 1]: the proof
-    needs the noise as it is.
+    It is g(x) = the class that `model` gives x + N(0, σ²I) most often. The procedure CERTIFY of the
+    paper (Cohen, Rosenfeld & Kolter, ICML 2019, section 3.2.2): n0 noisy copies choose class A; n
+    fresh ones give pA, the one-sided Clopper–Pearson lower bound of its probability at confidence 1
+    − alpha. With pA ≤ 1/2 g abstains, else g answers A everywhere within the l2 distance σ Φ⁻¹(pA).
+    This holds for g, which answers by the same vote, and not for `model` on a single image; it says
+    nothing about other norms beyond what an l2 ball contains. Noisy images are not clipped to [0,
+    1]: the proof needs the noise as it is.
 
     Args:
         model: images float32 [N, C, H, W] → logits [N, K], also outside [0, 1]; a spiking model
             predicts by its true spikes. Best trained with Gaussian noise of about this σ. Its
             training flags are restored.
         sigma: standard deviation of the noise in units of the image range [0, 1], as are the radii.
-        n0, n: samples per image that choose the class, and that test it.
+        n0: samples per image that choose the class.
+        n: samples per image that test it.
         alpha: probability, per image, that its radius is wrong.
         max_images: the first so many images only.
         batch_size: noisy copies per forward pass; no more than memory and time depend on it.
@@ -161,7 +174,8 @@ def certify(
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError if data and model do not fit, and on settings out of range.
+    Raises:
+        SJRobustError: data and model do not fit, or settings are out of range.
     """
     started = time.monotonic()
     model = expose(model)

@@ -49,11 +49,14 @@ class CorruptionSettings(Facts):
 
 
 class CorruptionReport(Measurement):
-    """The result of `evaluate_corruptions`. Accuracies are fractions of the evaluated images;
-    intervals are Wilson 95 %.
+    """The result of `evaluate_corruptions`.
 
-    `mean`: mean corruption accuracy, the mean of `results`. It has no interval: it is not a
-    proportion of independent images, because every corruption and severity takes the same ones.
+    Accuracies are fractions of the evaluated images; intervals are Wilson 95 %.
+
+    Attributes:
+        mean: mean corruption accuracy, the mean of `results`. It has no interval: it is not a
+            proportion of independent images, because every corruption and severity takes the same
+            ones.
     """
 
     clean: Accuracy
@@ -63,8 +66,10 @@ class CorruptionReport(Measurement):
     forward_images: int
 
     def summary(self) -> str:
-        """A text table: corruptions by severity, each accuracy with its interval; means over rows
-        and columns without."""
+        """A text table: corruptions by severity, each accuracy with its interval.
+
+        Means over rows and columns are without.
+        """
         return "\n".join(
             [
                 self.heading(),
@@ -128,7 +133,8 @@ def evaluate_corruptions(
             are the same for all.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError if data and model do not fit, and on unknown names and severities.
+    Raises:
+        SJRobustError: data and model do not fit, or unknown names and severities.
     """
     started = time.monotonic()
     model = expose(model)

@@ -46,13 +46,14 @@ class Cost(Facts):
 
 
 class LayerCost(Facts):
-    """One convolution or matrix product, per image, over all its steps: `passes`, T or 1 where its
-    input is the same at every step.
+    """One convolution or matrix product, per image, over all its steps.
 
-    `rate`: spikes per input, above 1 where these are sums; times `passes` it is
-    `spikes_per_neuron`. None where the inputs are not spikes. `summed`: they are sums or means of
-    spikes, so that on hardware that has only one number for each these are `passes` × `ann_macs`
-    MACs instead.
+    Attributes:
+        passes: T, or 1 where its input is the same at every step.
+        rate: spikes per input, above 1 where these are sums; times `passes` it is
+            `spikes_per_neuron`. None where the inputs are not spikes.
+        summed: they are sums or means of spikes, so that on hardware that has only one number for
+            each these are `passes` × `ann_macs` MACs instead.
     """
 
     acs: float
@@ -67,11 +68,15 @@ class LayerCost(Facts):
 class Energy(Measurement):
     """The result of `measure_energy`: means per image.
 
-    `snn`: with everything computed as often as it is here; `snn_repeated`: with what sees the
-    constant image repeated at every step, where that makes a difference; `snn_dense`: with sums and
-    means of spikes multiplied, where there are some. `ann`: the same architecture with dense
-    activations. `ratio`: energy of `snn` over that of `ann`. `activity`: spikes at the nodes;
-    `updates`: of a membrane potential. All but `ann` are None for an ANN.
+    Attributes:
+        snn: with everything computed as often as it is here.
+        snn_repeated: with what sees the constant image repeated at every step, where that makes a
+            difference.
+        snn_dense: with sums and means of spikes multiplied, where there are some.
+        ann: the same architecture with dense activations. All others are None for an ANN.
+        ratio: energy of `snn` over that of `ann`.
+        activity: spikes at the nodes.
+        updates: of a membrane potential.
     """
 
     snn: Cost | None
@@ -143,8 +148,7 @@ def measure_energy(
     device: str | torch.device | None = None,
     show_progress: bool | None = None,
 ) -> Energy:
-    """Synaptic operations and multiplications of one inference, layer by layer, and the energy they
-    stand for.
+    """Synaptic operations and multiplications of one inference, layer by layer, and their energy.
 
     A layer whose inputs are spikes adds one weight per spike and connection (an AC). Average pools
     and sums of spikes, as on a residual path, are linear and folded into the weights behind them:
@@ -159,7 +163,8 @@ def measure_energy(
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError if data and model do not fit, and on settings out of range.
+    Raises:
+        SJRobustError: data and model do not fit, or settings are out of range.
     """
     started = time.monotonic()
     model = expose(model)

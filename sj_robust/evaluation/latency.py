@@ -38,8 +38,11 @@ IMAGES, ROBUST_IMAGES = 256, 64
 
 
 class RobustLatency(Facts):
-    """Robust accuracy at one eps of the network truncated to t = 1…T steps, `accuracy[t - 1]`, each
-    attacked as it is."""
+    """Robust accuracy at one eps of the network truncated to t = 1…T steps.
+
+    Attributes:
+        accuracy: `accuracy[t - 1]` at t; each truncated network is attacked as it is.
+    """
 
     eps: float
     attack: str
@@ -49,12 +52,15 @@ class RobustLatency(Facts):
 
 
 class Latency(Measurement):
-    """The result of `measure_latency`. Lists are over t = 1…T; accuracies have Wilson 95 %
-    intervals.
+    """The result of `measure_latency`.
 
-    `clean[t - 1]`: accuracy of the mean of the first t logits. `agreement[t - 1]`: images whose
-    answer at t is that at T. `steps_to_agree`: mean of the first t at which an image has its final
-    answer; `steps_to_settle`: of the t from which it keeps it.
+    Lists are over t = 1…T; accuracies have Wilson 95 % intervals.
+
+    Attributes:
+        clean: `clean[t - 1]` is the accuracy of the mean of the first t logits.
+        agreement: `agreement[t - 1]` are images whose answer at t is that at T.
+        steps_to_agree: mean of the first t at which an image has its final answer.
+        steps_to_settle: mean of the t from which it keeps it.
     """
 
     clean: list[Accuracy]
@@ -118,7 +124,8 @@ def measure_latency(
             are restored whatever happens.
         eps: radii in units of [0, 1]; none, no attack. The cost of each is that of the attack times
             (T + 1) / 2.
-        attack, view: names as in `evaluate`, default pgd10 through PCW:1.
+        attack: a name as in `evaluate`; default pgd10.
+        view: a name as in `evaluate`; default PCW:1.
         max_images: the first so many images; default 256, or all where there are fewer.
         robust_images: the first so many of these are attacked; default 64, or all where there are
             fewer.
@@ -126,8 +133,9 @@ def measure_latency(
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError for a model that is not spiking or whose steps see later ones, if data and
-    model do not fit, and on settings out of range.
+    Raises:
+        SJRobustError: the model is not spiking, or its steps see later ones; data and model do not
+            fit; settings are out of range.
     """
     started = time.monotonic()
     snn = expose(snn)

@@ -36,15 +36,19 @@ DEFAULT_ATTACKS: tuple[AttackMaker, ...] = ("fgsm", "pgd10")
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack and the views it runs through, by name; "transfer" stands for every other model
-    that is given.
+    """One attack and the views it runs through.
 
-    `start`: where it begins, at the "image" (or near it, as the attack says) or at each image's
-    "best" adversarial image of the stages before at this eps; "anew" is at the image, and the best
-    of the stages before is set aside: those behind it go on from what is found here. `restarts`:
-    its attempts, of which the first one alone begins there. `only`: for networks of one kind,
-    spiking ones or those with an "exact" gradient. Raises SJRobustError for other words, and for no
-    attempt.
+    Attributes:
+        views: by name; "transfer" stands for every other model that is given.
+        start: where it begins, at the "image" (or near it, as the attack says) or at each image's
+            "best" adversarial image of the stages before at this eps; "anew" is at the image, and
+            the best of the stages before is set aside: those behind it go on from what is found
+            here.
+        restarts: its attempts, of which the first one alone begins there.
+        only: for networks of one kind, "spiking" ones or those with an "exact" gradient.
+
+    Raises:
+        SJRobustError: other words, or no attempt.
     """
 
     attack: AttackMaker
@@ -62,6 +66,7 @@ class Stage:
             raise SJRobustError(f"restarts is {self.restarts}: expected at least 1")
 
     def suits(self, model: nn.Module) -> bool:
+        """Whether `model` is of the kind that the stage is for."""
         return self.only is None or (self.only == "spiking") == isinstance(model, SpikingModel)
 
 

@@ -39,6 +39,7 @@ class Accuracy(Facts):
 
     @classmethod
     def of(cls, correct: int, total: int) -> Accuracy:
+        """With its fraction and interval."""
         low, high = wilson(correct, total)
         return cls(correct=correct, total=total, value=correct / total, low=low, high=high)
 
@@ -47,9 +48,13 @@ class Accuracy(Facts):
 
 
 def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Score interval for a proportion (Wilson, JASA 22, 1927), as fractions; z = 1.96 gives 95 %.
+    """Score interval for a proportion (Wilson, JASA 22, 1927), as fractions.
 
-    Raises SJRobustError unless 0 ≤ correct ≤ total and total ≥ 1.
+    Args:
+        z: 1.96 gives 95 %.
+
+    Raises:
+        SJRobustError: not 0 ≤ correct ≤ total, or total < 1.
     """
     if not (total >= 1 and 0 <= correct <= total):
         raise SJRobustError(
@@ -64,11 +69,13 @@ def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
 
 
 class ViewResult(Facts):
-    """One attack through one gradient view: how many images it was given and how many of these it
-    broke.
+    """One attack through one gradient view.
 
-    `alone`: accuracy of all evaluated images against this view and nothing else. None where the
-    view was given the survivors of others only, because then it was not measured.
+    Attributes:
+        attempted: how many images it was given.
+        broken: how many of these it broke.
+        alone: accuracy of all evaluated images against this view and nothing else. None where the
+            view was given the survivors of others only, because then it was not measured.
     """
 
     attempted: int
@@ -80,9 +87,11 @@ class ViewResult(Facts):
 class RobustResult(Facts):
     """One attack at one eps through all views.
 
-    `joint`: images that survive every view of this attack and everything run before it (attacks
-    listed earlier, smaller eps). `alone`: images that survive every view of this attack at this
-    eps, whatever other attacks did; None where not measured.
+    Attributes:
+        joint: images that survive every view of this attack and everything run before it (attacks
+            listed earlier, smaller eps).
+        alone: images that survive every view of this attack at this eps, whatever other attacks
+            did; None where not measured.
     """
 
     eps: float
@@ -97,11 +106,11 @@ class RobustResult(Facts):
 
 
 class JointResult(Facts):
-    """All attacks and views at one eps: an image counts as robust only if it survived every one of
-    them.
+    """All attacks and views at one eps: robust is what survived every one of them.
 
-    `carried`: images counted as broken because a smaller eps broke them; that adversarial image
-    lies in this ball too.
+    Attributes:
+        carried: images counted as broken because a smaller eps broke them; that adversarial image
+            lies in this ball too.
     """
 
     eps: float
@@ -140,9 +149,10 @@ class DatasetFacts(Facts):
 class PerImage(Facts):
     """Outcome of each evaluated image, in the order of the data set.
 
-    `broken_by[e][i]`: "ATTACK VIEW" that first broke image i at or below the e-th eps of the
-    report. None where it is robust there, and where `predicted[i] != label[i]`: an image
-    misclassified as it is counts as not robust at every eps and is not attacked.
+    Attributes:
+        broken_by: `broken_by[e][i]` is "ATTACK VIEW" that first broke image i at or below the e-th
+            eps of the report. None where it is robust there, and where `predicted[i] != label[i]`:
+            an image misclassified as it is counts as not robust at every eps and is not attacked.
     """
 
     label: list[int]
@@ -151,8 +161,13 @@ class PerImage(Facts):
 
 
 class LayerActivity(Facts):
-    """One spiking layer: neurons per image, mean spikes of a neuron over all timesteps, and the
-    same per timestep."""
+    """One spiking layer.
+
+    Attributes:
+        neurons: per image.
+        spikes_per_neuron: mean over all timesteps.
+        rate: the same per timestep.
+    """
 
     neurons: int
     spikes_per_neuron: float
@@ -160,8 +175,11 @@ class LayerActivity(Facts):
 
 
 class Activity(Facts):
-    """Spikes on the evaluated clean images. Means are over images and neurons; `spikes_per_image`
-    is the total of one inference."""
+    """Spikes on the evaluated clean images; means are over images and neurons.
+
+    Attributes:
+        spikes_per_image: the total of one inference.
+    """
 
     layers: dict[str, LayerActivity]
     neurons: int
@@ -170,13 +188,15 @@ class Activity(Facts):
 
 
 class EnergyEstimate(Facts):
-    """Operations of one inference and the energy they stand for: means per image, counted on the
-    first `images` evaluated.
+    """Operations of one inference and the energy they stand for, means per image.
 
-    `acs`, `macs`, `microjoules`: of this model. `ann_macs`, `ann_microjoules`: of the same
-    architecture with dense activations, None for an ANN. `dense_…`: with sums and means of spikes
-    multiplied, None without any. `picojoules`: what a MAC and an AC were taken to cost.
-    `evaluation.energy` says what is counted and what is left out.
+    `evaluation.energy` says what is counted and what is left out. `acs`, `macs` and `microjoules`
+    are of this model, `ann_…` of the same architecture with dense activations (None for an ANN),
+    `dense_…` with sums and means of spikes multiplied (None without any).
+
+    Attributes:
+        images: counted on the first so many of those evaluated.
+        picojoules: what a MAC and an AC were taken to cost.
     """
 
     images: int
@@ -204,7 +224,11 @@ class EnergyEstimate(Facts):
 
 
 class Settings(Facts):
-    """How the evaluation was made: `views` in the order of attack, `passes` counted in images."""
+    """How the evaluation was made.
+
+    Attributes:
+        views: in the order of attack.
+    """
 
     protocol: str | None = None
     norm: str = "linf"
@@ -223,8 +247,13 @@ class Settings(Facts):
 
 
 class Check(Facts):
-    """One look for signs that the robust accuracies are too high: `found` in words, `numbers`
-    behind them. "too few": there were not enough images to tell."""
+    """One look for signs that the robust accuracies are too high.
+
+    Attributes:
+        status: "too few": there were not enough images to tell.
+        found: in words.
+        numbers: behind these.
+    """
 
     name: str
     status: Status
@@ -255,9 +284,12 @@ class Changed(Facts):
 
 
 class Roughness(Facts):
-    """Rightly classified images that at least one of `points` uniform random points within eps (l∞)
-    changes, and the same of `others`, the models that were given to transfer from, on those of
-    these images that they get right themselves.
+    """Rightly classified images that random points change.
+
+    Attributes:
+        points: uniform ones within eps (l∞), at least one of which changes the image.
+        others: the same of the models that were given to transfer from, on those of these images
+            that they get right themselves.
     """
 
     points: int
@@ -290,8 +322,10 @@ class Measurement(Facts):
     versions: dict[str, str]
 
     def to_json(self) -> str:
-        """JSON with one line per field: the outcomes of thousands of images must not fill thousands
-        of lines."""
+        """JSON with one line per field.
+
+        The outcomes of thousands of images must not fill thousands of lines.
+        """
         fields = (
             f"  {json.dumps(name)}: {json.dumps(value)}"
             for name, value in self.model_dump(mode="json").items()
@@ -313,8 +347,10 @@ class Measurement(Facts):
 
 
 class Report(Measurement):
-    """The result of `sj_robust.evaluate`. Accuracies are fractions of the evaluated images;
-    intervals are Wilson 95 %."""
+    """The result of `sj_robust.evaluate`.
+
+    Accuracies are fractions of the evaluated images; intervals are Wilson 95 %.
+    """
 
     clean: Accuracy
     joint: list[JointResult]
@@ -332,8 +368,12 @@ class Report(Measurement):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Report:
-        """Raises SJRobustError if `text` is not a report, naming the first field that is wrong or
-        contradicts another one."""
+        """The report that `to_json` wrote.
+
+        Raises:
+            SJRobustError: `text` is no report; it names the first field that is wrong or
+                contradicts another one.
+        """
         try:
             report = cls.model_validate_json(text)
         except ValidationError as error:
@@ -344,8 +384,10 @@ class Report(Measurement):
         return report
 
     def summary(self) -> str:
-        """A text table: rows eps, columns the joint accuracy after each attack, then over all, then
-        the views that broke most."""
+        """A text table: rows eps, columns the joint accuracy after each attack, then over all.
+
+        Below it the views that broke most.
+        """
         return summary(self)
 
 

@@ -44,13 +44,14 @@ def evaluate(
     device: str | torch.device | None = None,
     show_progress: bool | None = None,
 ) -> Report:
-    """Clean accuracy, and robust accuracy in l∞ or l2 balls under an ensemble of attacks and
-    gradient views.
+    """Clean and robust accuracy under an ensemble of attacks and gradient views.
 
-    Every success is judged by the model's own forward pass in eval mode (of a spiking network the
-    true spikes), and every adversarial image is checked to be finite, within eps and in [0, 1].
-    Images that are wrong as they are count as not robust. An image broken at a smaller eps is
-    broken at a larger one: its adversarial image lies in that ball too.
+    Balls are l∞ or l2. Every success is judged by the model's own forward pass in eval mode (of a
+    spiking network the true spikes), and every adversarial image is checked to be finite, within
+    eps and in [0, 1]. Images that are wrong as they are count as not robust. An image broken at a
+    smaller eps is broken at a larger one: its adversarial image lies in that ball too. Source:
+    ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3; for the protocols see
+    `sj_robust.evaluation.protocol`.
 
     The energy of one inference is estimated on the first 64 images, as `measure_energy` does it.
 
@@ -99,10 +100,9 @@ def evaluate(
         device: the model is moved there; default: where it is.
         show_progress: None shows a bar on a terminal only.
 
-    Raises SJRobustError if data and model do not fit, on settings out of range or without effect,
-    if an attack leaves its ball, and if the report to extend is of another evaluation.
-    Source: ensemble of Özdenizci & Legenstein, TMLR 2024, section 4.3; for the protocols see
-    `sj_robust.evaluation.protocol`.
+    Raises:
+        SJRobustError: data and model do not fit, settings are out of range or without effect, an
+            attack leaves its ball, or the report to extend is of another evaluation.
     """
     options = Options(
         protocol=protocol,
