@@ -27,7 +27,7 @@ class Augmentation(Strict):
     Crop and flip as in He et al. 2016 (CIFAR-10). Pixels from outside the image and in the square
     are 0 (black).
 
-    Args:
+    Attributes:
         padding: shift by up to so many pixels.
         cutout: side of the square, whose centre is uniform over the image, clipped at its border
             (DeVries & Taylor 2017).
