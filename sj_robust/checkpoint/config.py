@@ -157,13 +157,17 @@ class TimmConfig(_Strict):
 
 
 class Config(_Strict):
-    """Everything needed to rebuild a model beside its weights. `kind` tells a spiking network
-    ("snn") from its source ("ann").
+    """Everything needed to rebuild a model beside its weights.
 
-    `architecture` is a timm name built with `model_args` and `num_classes`; it is null for a user's
-    own class, where `model` names the "module:function" that built it, for the reader's information
-    only. The settings of a network of SpikingJelly's nodes (`from_spikingjelly`) say what these
-    `nodes` are.
+    The settings of a network of SpikingJelly's nodes (`from_spikingjelly`) say what these `nodes`
+    are.
+
+    Attributes:
+        kind: tells a spiking network ("snn") from its source ("ann").
+        architecture: a timm name built with `model_args` and `num_classes`; None for a user's own
+            class.
+        model: the "module:function" that built a user's own class, for the reader's information
+            only.
     """
 
     format_version: Literal[1]
@@ -201,8 +205,10 @@ class Config(_Strict):
 
     @property
     def ann_sha256(self) -> str | None:
-        """The hash of the weights file of the ANN that a spiking network was converted from; None
-        where it was not recorded."""
+        """The hash of the weights file of the ANN that a spiking network was converted from.
+
+        None where it was not recorded.
+        """
         found = self.source.get("weights_sha256")
         named = isinstance(found, str) and re.fullmatch("[0-9a-f]{64}", found) is not None
         return found if self.kind == "snn" and named else None
@@ -274,8 +280,10 @@ class Config(_Strict):
 
     @property
     def layers_by_node(self) -> dict[str, list[str]]:
-        """{what a node is: the layers that are such nodes} of a network that was not converted;
-        else empty."""
+        """{what a node is: the layers that are such nodes} of a network that was not converted.
+
+        Else empty.
+        """
         found: dict[str, list[str]] = {}
         for layer, text in self.settings.get("nodes", {}).items():
             found.setdefault(text, []).append(layer)
@@ -283,8 +291,11 @@ class Config(_Strict):
 
 
 def read_config(folder: Path) -> Config:
-    """Read and validate config.json of a checkpoint folder. Raises SJRobustError naming the file
-    and the first thing wrong with it."""
+    """Read and validate config.json of a checkpoint folder.
+
+    Raises:
+        SJRobustError: names the file and the first thing wrong with it.
+    """
     path = folder / CONFIG
     content = parse_json(path, MAX_CONFIG_BYTES)
     version = content.get("format_version")

@@ -64,22 +64,32 @@ def save(
     license: str | None = None,
     base_model: str | None = None,
 ) -> Config:
-    """Write a model as a checkpoint folder, whole or not at all; an older checkpoint there is
-    replaced.
+    """Write a model as a checkpoint folder, whole or not at all.
 
-    model: a SpikingClassifier, one of `from_spikingjelly`, or the NormalizedClassifier of an ANN
-    (whose folder `timm.create_model("local-dir:...")` reads too).
-    recipe: what `sj-robust run` was given (text, path, mapping or pydantic model). report: the
-    `evaluate` Report of this very model; source_report: that of the ANN it came from. training: a
-    TrainResult or a mapping of facts. name: for the card, the folder's name when absent. classes:
-    names by label. input_size: [C,H,W], known for a timm network. builder: "module:function" that
-    made a user's own network, recorded for the reader. license, base_model ("owner/name" on the
-    Hub): for the card.
+    An older checkpoint there is replaced. Before anything is written the network is rebuilt from
+    its config and compared on one image; a network that timm cannot rebuild is saved with a
+    warning, and `load` then needs `model=`.
 
-    Returns the config as written. Before anything is written the network is rebuilt from that
-    config and compared on one image; a network that timm cannot rebuild is saved with a warning,
-    and `load` then needs `model=`. Raises SJRobustError where the folder holds anything that is not
-    a checkpoint of ours, the weights are not finite, or the report is of another model.
+    Args:
+        model: a SpikingClassifier, one of `from_spikingjelly`, or the NormalizedClassifier of an
+            ANN (whose folder `timm.create_model("local-dir:...")` reads too).
+        recipe: what `sj-robust run` was given (text, path, mapping or pydantic model).
+        report: the `evaluate` Report of this very model.
+        training: a TrainResult or a mapping of facts.
+        name: for the card, the folder's name when absent.
+        source_report: the Report of the ANN it came from.
+        classes: names by label.
+        input_size: [C,H,W], known for a timm network.
+        builder: "module:function" that made a user's own network, recorded for the reader.
+        license: for the card.
+        base_model: "owner/name" on the Hub, for the card.
+
+    Returns:
+        The config as written.
+
+    Raises:
+        SJRobustError: the folder holds anything that is not a checkpoint of ours, the weights are
+            not finite, or the report is of another model.
     """
     model = bare(expose(model))  # type: ignore[assignment]  # checked below
     if not isinstance(model, NormalizedClassifier):  # spiking ones are, too
@@ -128,14 +138,19 @@ def save(
 def record(
     folder: str | Path, *, report: Any = None, source_report: Any = None, recipe: Any = None
 ) -> list[Path]:
-    """Add what became known after `save` to a checkpoint folder: an evaluation, its source's, the
-    recipe. Weights stay as they are.
+    """Add what became known after `save` to a checkpoint folder; weights stay as they are.
 
-    An evaluation replaces that of the same protocol. evaluation.json is the strongest protocol's,
-    and the others lie beside it, as evaluation_PROTOCOL.json; that of 8-bit images,
-    evaluation_8bit.json, beside any of these. Returns the files written, the report's first. Raises
-    SJRobustError where the folder is no checkpoint, the report is of another model, or one of 8-bit
-    images has none to stand beside. The zoo's index is `Checkpoint.record`'s business.
+    That is an evaluation, its source's, the recipe. An evaluation replaces that of the same
+    protocol. evaluation.json is the strongest protocol's, and the others lie beside it, as
+    evaluation_PROTOCOL.json; that of 8-bit images, evaluation_8bit.json, beside any of these. The
+    zoo's index is `Checkpoint.record`'s business.
+
+    Returns:
+        The files written, the report's first.
+
+    Raises:
+        SJRobustError: the folder is no checkpoint, the report is of another model, or one of 8-bit
+            images has none to stand beside.
     """
     target, config = Path(folder), read_config(Path(folder))
     texts = _records(config, report, source_report, recipe, str(target))
@@ -154,8 +169,15 @@ def load_folder(
     *,
     model: nn.Module | Callable[[], nn.Module] | None = None,
 ) -> Classifier:
-    """The classifier saved in a folder, whose `config` may have been read already; see
-    `sj_robust.load`."""
+    """The classifier saved in a folder.
+
+    Args:
+        config: of the folder, where it has been read already.
+        model: as of `sj_robust.load`.
+
+    Raises:
+        SJRobustError: as of `sj_robust.load`.
+    """
     config = config or read_config(folder)
     tensors = _read_weights(folder / WEIGHTS, config)
     if model is not None:

@@ -84,13 +84,17 @@ class Entry(_Strict):
 
     @property
     def strongest(self) -> Results | None:
-        """The lowest accuracy that was found at each eps, mostly by the strongest protocol; None
-        where nothing was measured."""
+        """The lowest accuracy that was found at each eps, mostly by the strongest protocol.
+
+        None where nothing was measured.
+        """
         return headline(self.results) if self.results else None
 
     def kept_of(self, entries: Sequence[Entry]) -> dict[float, float]:
-        """The share of its ANN's robust accuracy that it keeps under the strongest protocol, by
-        eps; empty where none of `entries` is that ANN, measured alike."""
+        """The share of its ANN's robust accuracy that it keeps, by eps.
+
+        Under the strongest protocol; empty where none of `entries` is that ANN, measured alike.
+        """
         for ann in entries:
             if ann.kind == "ann" and ann.files[WEIGHTS].sha256 == self.ann_sha256:
                 return kept(self.results[0], ann.results[0]) if self.results and ann.results else {}
@@ -102,8 +106,11 @@ class Entry(_Strict):
         return root() / self.checkpoint
 
     def verify(self) -> None:
-        """Compare every file with its recorded size and hash. Raises SJRobustError for the first
-        that is missing or differs."""
+        """Compare every file with its recorded size and hash.
+
+        Raises:
+            SJRobustError: names the first that is missing or differs.
+        """
         for name, facts in self.files.items():
             path = self.folder / name
             if not path.is_file():
@@ -128,8 +135,11 @@ def holds(folder: Path) -> bool:
 
 
 def list_models() -> list[Entry]:
-    """Every model of the zoo, by name. Raises SJRobustError naming an index file that is
-    damaged."""
+    """Every model of the zoo, by name.
+
+    Raises:
+        SJRobustError: names an index file that is damaged.
+    """
     return [_read(path) for path in sorted(root().glob("*.yaml"))]
 
 
