@@ -52,14 +52,18 @@ KEPT = "kept of the source"
 
 
 def write_card(folder: str | Path) -> Path:
-    """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder;
-    returns the card's path.
+    """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder.
 
     Every statement comes from config.json, the evaluations, evaluation_source.json and recipe.yaml;
     what they do not hold is called "not recorded" or "not measured". The front matter is the Hub's
     metadata. A card that is there keeps what was written by hand around the generated part, and
-    further metadata. Raises SJRobustError where one of these files is damaged, or the evaluation is
-    not of these weights.
+    further metadata.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        SJRobustError: one of these files is damaged, or the evaluation is not of these weights.
     """
     target = Path(folder)
     config = read_config(target)
@@ -96,8 +100,16 @@ def columns(found: Sequence[Results]) -> dict[str, Results]:
 
 
 def collect_cards(folder: str | Path) -> list[Path]:
-    """Write the card of every zoo model, freshly generated, to `folder`/NAME.md, its plot linked in
-    the zoo; returns the paths."""
+    """Write the card of every zoo model, freshly generated, to `folder`/NAME.md.
+
+    Its plot is linked in the zoo.
+
+    Returns:
+        The paths.
+
+    Raises:
+        SJRobustError: as of `write_card`.
+    """
     target, written = Path(folder), []
     for entry in zoo.list_models():
         text = write_card(entry.folder).read_text(encoding="utf-8")
