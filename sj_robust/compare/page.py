@@ -34,7 +34,11 @@ TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
 def write_page(comparison: Comparison, path: str | Path) -> None:
-    """Write `to_html` to a file. Raises SJRobustError where that cannot be done."""
+    """Write `to_html` to a file.
+
+    Raises:
+        SJRobustError: that cannot be done.
+    """
     try:
         write_atomic(path, comparison.to_html())
     except OSError as error:

@@ -30,18 +30,20 @@ def compare(
     left_out: Callable[[str], None] = warnings.warn,
     protocol: str | None = None,
 ) -> Comparison:
-    """Compare checkpoint folders, zoo models, models on the Hub and reports by what was measured; a
-    model named twice counts once.
+    """Compare models by what was measured; a model named twice counts once.
 
-    names: one that ends in .json is a report of `evaluate`, for a network that is no checkpoint.
+    Args:
+        names: checkpoint folders, zoo models, models on the Hub; one that ends in .json is a report
+            of `evaluate`, for a network that is no checkpoint.
+        on_hub: owner/name of more models, of which only the evaluation is fetched.
+        left_out: called with one line on what is wrong with one of `on_hub`; the comparison goes on
+            without it.
+        protocol: such as "paper"; of models that have an evaluation under it, that one is taken,
+            else that of the strongest protocol they have.
 
-    on_hub: owner/name of more models, of which only the evaluation is fetched. What is wrong with
-    one of these is told to `left_out` in one line, and the comparison goes on without it. protocol:
-    such as "paper"; of models that have an evaluation under it, that one is taken, else that of the
-    strongest protocol they have.
-
-    Raises SJRobustError for an unknown protocol, one of `names` that is no model, a damaged file,
-    and an evaluation of other weights.
+    Raises:
+        SJRobustError: an unknown protocol, one of `names` that is no model, a damaged file, and an
+            evaluation of other weights.
     """
     if protocol not in (None, *STRONGEST_FIRST):
         raise SJRobustError(

@@ -108,9 +108,14 @@ class Marks(Strict):
 
 
 class Row(Strict):
-    """One model, `microjoules` the estimate for one image and `ann_microjoules` that of the ANN of
-    its shape. `rank` is None where its figures cannot stand beside the ranked ones; `setup` where
-    nothing was measured."""
+    """One model.
+
+    Attributes:
+        rank: None where its figures cannot stand beside the ranked ones.
+        setup: None where nothing was measured.
+        microjoules: the estimate for one image.
+        ann_microjoules: the estimate for the ANN of its shape.
+    """
 
     name: str
     kind: Literal["ann", "snn"]
@@ -140,13 +145,16 @@ class Row(Strict):
 
     @property
     def of_ann(self) -> float | None:
-        """Energy over that of the ANN of the same shape; None where that is less than one
-        operation."""
+        """Energy over that of the ANN of the same shape.
+
+        None where that is less than one operation.
+        """
         ann = self.ann_microjoules or 0.0
         return None if self.microjoules is None or ann < LEAST else self.microjoules / ann
 
 
 def percent(cell: Cell | None) -> str:
+    """The accuracy with its interval, in percent, or "not measured"."""
     return NOT_MEASURED if cell is None else interval_name(cell.value, cell.low, cell.high)
 
 

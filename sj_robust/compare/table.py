@@ -23,8 +23,12 @@ from sj_robust.settings import Strict
 
 
 class Comparison(Strict):
-    """The table: `setup` is what all ranked rows have in common, `ranked_by` the column that ranks
-    them (None: clean accuracy)."""
+    """Models side by side.
+
+    Attributes:
+        setup: what all ranked rows have in common.
+        ranked_by: the column that ranks them (None: clean accuracy).
+    """
 
     format: Literal[1] = 1
     setup: Setup | None
@@ -34,7 +38,7 @@ class Comparison(Strict):
     footnotes: list[str]
 
     def to_json(self) -> str:
-        """The same text for the same checkpoints."""
+        """The comparison as JSON: the same text for the same checkpoints."""
         return (
             json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
             + "\n"
@@ -116,8 +120,10 @@ class Comparison(Strict):
         )
 
     def to_html(self) -> str:
-        """One self-contained page: the table, sortable and filtered, two charts, footnotes and
-        verdicts."""
+        """One self-contained page.
+
+        The table, sortable and filtered, two charts, footnotes and verdicts.
+        """
         return render(self)
 
 
