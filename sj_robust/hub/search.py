@@ -71,8 +71,10 @@ Form = TypeVar("Form", bound=_Claimed)
 
 
 class HubModel(BaseModel):
-    """A model on the Hub. The figures are what its card says; only the evaluation in the repository
-    can be checked."""
+    """A model on the Hub.
+
+    The figures are what its card says; only the evaluation in the repository can be checked.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,8 +101,13 @@ def list_hub(
 ) -> list[HubModel]:
     """Every model on the Hub that is tagged sj-robust, by name.
 
-    dataset: a name of `load_dataset`, or a repository of the Hub; kind: "ann" or "snn"; author: an
-    account or organisation. Raises SJRobustError where the Hub cannot be asked.
+    Args:
+        dataset: a name of `load_dataset`, or a repository of the Hub.
+        kind: "ann" or "snn".
+        author: an account or organisation.
+
+    Raises:
+        SJRobustError: the Hub cannot be asked.
     """
     with explained(HubName("the list of models"), "listing", ASKING, MAX_PAGE):
         tags = [TAG, SPIKING_TAG] if kind == "snn" else [TAG]

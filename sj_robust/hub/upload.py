@@ -49,12 +49,13 @@ class Change:
 
 @dataclass(frozen=True)
 class PushResult:
-    """What a push did, or with dry_run would do. `commit` is the commit that holds the checkpoint,
-    None where none was made.
+    """What a push did, or with dry_run would do.
 
-    `tag` is "weights-" and the first 12 hex digits of the sha256 of model.safetensors. It stays on
-    the first commit that held these weights, so that `pull("owner/name@TAG")` gives them whatever
-    is pushed later.
+    Attributes:
+        commit: the one that holds the checkpoint, None where none was made.
+        tag: "weights-" and the first 12 hex digits of the sha256 of model.safetensors, on the first
+            commit that held these weights: `pull("owner/name@TAG")` gives them whatever is pushed
+            later.
     """
 
     repo: str
@@ -92,21 +93,25 @@ def push(
     *,
     base_model: str | None = None,
 ) -> PushResult:
-    """Put a checkpoint folder, or a zoo model, on the Hub as `repo` ("owner/name"), in one commit,
-    and tag the version.
+    """Put a checkpoint folder, or a zoo model, on the Hub in one commit, and tag the version.
 
     The model is loaded before, and its card and evaluation have to be of these weights; a missing
-    card is written. Only a checkpoint's own files go up. private: for a repository made by this
-    call. revision: the branch, main by default, made from main if missing.
-    dry_run: only tell what would go up; where the Hub cannot be reached it fails after the local
-    checks, and says that they passed.
-    base_model: "owner/name" of the ANN, recorded in config.json and card as sent.
+    card is written. Only a checkpoint's own files go up. An interrupted push is taken up by the
+    same call again: what arrived is not sent twice. An ANN's repository is one of timm's as well:
+    `timm.create_model("hf-hub:owner/name", pretrained=True)`.
 
-    Where the branch has moved since this folder was pulled from or pushed to it (`.sj_robust.json`
-    in the folder tells), it is refused unless `force`. An interrupted push is taken up by the same
-    call again: what arrived is not sent twice. An ANN's repository is one of timm's as well:
-    `timm.create_model("hf-hub:owner/name", pretrained=True)`. Raises SJRobustError for whatever is
-    wrong.
+    Args:
+        repo: "owner/name".
+        private: for a repository made by this call.
+        revision: the branch, main by default, made from main if missing.
+        dry_run: only tell what would go up; without the Hub it fails after the local checks, and
+            says that they passed.
+        force: also where the branch has moved since this folder was pulled from or pushed to it, as
+            its `.sj_robust.json` tells; else that is refused.
+        base_model: "owner/name" of the ANN, recorded in config.json and card as sent.
+
+    Raises:
+        SJRobustError: whatever is wrong.
     """
     name = parse_name(repo)
     if name is None or name.revision:
@@ -162,11 +167,12 @@ def push_all(
     force: bool = False,
     token: str | None = None,
 ) -> Iterator[PushResult]:
-    """Put every zoo model on the Hub as namespace/NAME, the ANNs first; each spiking network names
-    the ANN it came from as base_model.
+    """Put every zoo model on the Hub as namespace/NAME, one by one, the ANNs first.
 
-    Yields the results one by one. Raises as `push` does; those pushed before stay, and the same
-    call goes on from there.
+    Each spiking network names the ANN it came from as base_model.
+
+    Raises:
+        SJRobustError: as `push`; those pushed before stay, and the same call goes on from there.
     """
     entries = sorted(zoo.list_models(), key=lambda entry: (entry.kind != "ann", entry.name))
     anns = {
