@@ -22,11 +22,15 @@ from sj_robust.model.unwrap import bare
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written. `nodes`: how many of each kind its graph has. `input`: what it
-    takes; `output`: what it gives.
+    """A file that was written.
 
-    `dt`: the time step (in the file's unit of time) for which a NIR graph computes what the network
-    does; None for other formats. `not_included`: what the network does and the file does not.
+    Attributes:
+        nodes: how many of each kind its graph has.
+        dt: the time step (in the file's unit of time) for which a NIR graph computes what the
+            network does; None for other formats.
+        input: what it takes.
+        output: what it gives.
+        not_included: what the network does and the file does not.
     """
 
     file: str

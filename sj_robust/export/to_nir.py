@@ -38,23 +38,24 @@ def export_nir(
     input_size: Sequence[int] | None = None,
     dt: float = 1.0,
 ) -> Exported:
-    """Write one step of `snn`, in eval mode, as a NIR graph: images [C,H,W] in [0,1] at its input,
-    logits [K] of that step at its output.
+    """Write one step of `snn`, in eval mode, as a NIR graph.
 
-    To get `snn.forward_sequence(x)`, feed the same image at each of `snn.timesteps` steps of `dt`,
-    from rest; the mean over the steps is `snn(x)`. Batch norms are folded into the layer before
-    them, or become a 1×1 convolution of their own where there is none.
-    So does the normalisation of the images: the first layer's zero padding is that of normalised
-    images, so it cannot be folded.
+    Images [C,H,W] in [0,1] at its input, logits [K] of that step at its output. To get
+    `snn.forward_sequence(x)`, feed the same image at each of `snn.timesteps` steps of `dt`, from
+    rest; the mean over the steps is `snn(x)`. Batch norms are folded into the layer before them, or
+    become a 1×1 convolution of their own where there is none. So does the normalisation of the
+    images: the first layer's zero padding is that of normalised images, so it cannot be folded.
+    Values are written in the network's own precision.
 
     Args:
+        path: an existing file is replaced, whole or not at all.
         input_size: [C,H,W], known for a timm network.
-        dt: the time step that the importer will use, above 0; see the module. Values are written in
-            the network's own precision. An existing file is replaced, whole or not at all.
+        dt: the time step that the importer will use, above 0; see the module.
 
-    Raises SJRobustError, naming the layer, for what NIR cannot say: soft reset, max pooling, gates,
-    attention, upsampling; where the extra `nir` is not installed, the image size is not known, or
-    the file cannot be written.
+    Raises:
+        SJRobustError: names the layer with what NIR cannot say: soft reset, max pooling, gates,
+            attention, upsampling; or the extra `nir` is not installed, the image size is not known,
+            or the file cannot be written.
     """
     nir = needs("nir", "nir")
     network = classifier(snn)

@@ -27,20 +27,20 @@ def export_onnx(
     *,
     input_size: Sequence[int] | None = None,
 ) -> Exported:
-    """Write a classifier, spiking or not, as one ONNX file: `images` float32 [N,C,H,W] in [0,1] →
-    `logits` [N,K], any N.
+    """Write a classifier, spiking or not, as one ONNX file.
 
-    Normalisation, all T steps and the mean over them are inside, in eval mode. A runtime rounds
-    otherwise than torch (it fuses batch norms, orders sums differently), and a potential within
-    that rounding of its threshold then fires or does not: logits of such an image differ by what a
-    spike is worth.
+    `images` float32 [N,C,H,W] in [0,1] → `logits` [N,K], any N. Normalisation, all T steps and the
+    mean over them are inside, in eval mode. A runtime rounds otherwise than torch (it fuses batch
+    norms, orders sums differently), and a potential within that rounding of its threshold then
+    fires or does not: logits of such an image differ by what a spike is worth.
 
     Args:
-        input_size: [C,H,W], known for a timm network. An existing file is replaced, whole or not at
-            all.
+        path: an existing file is replaced, whole or not at all.
+        input_size: [C,H,W], known for a timm network.
 
-    Raises SJRobustError where the extra `export` is not installed, the network cannot be traced, or
-    the file cannot be written.
+    Raises:
+        SJRobustError: the extra `export` is not installed, the network cannot be traced, or the
+            file cannot be written.
     """
     onnx = needs("onnx", "export")
     needs("onnxscript", "export")
@@ -72,12 +72,13 @@ def export_torch(
     *,
     input_size: Sequence[int] | None = None,
 ) -> Exported:
-    """Write a classifier, spiking or not, with `torch.export.save`:
-    `torch.export.load(path).module()` maps images to logits.
+    """Write a classifier, spiking or not, with `torch.export.save`.
 
-    As `export_onnx`, but run by torch of about this version, without this package or SpikingJelly,
-    on the CPU. Raises SJRobustError where the network cannot be traced or the file cannot be
-    written.
+    `torch.export.load(path).module()` maps images to logits. As `export_onnx`, but run by torch of
+    about this version, without this package or SpikingJelly, on the CPU.
+
+    Raises:
+        SJRobustError: the network cannot be traced or the file cannot be written.
     """
     model = classifier(model)
     with writing(path) as temporary:
