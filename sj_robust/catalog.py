@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 class Checkpoint:
     """What a name led to when it was asked for: everything about it is read from one `folder`.
 
-    `config` is its validated config.json. `origin` is where on the Hub it lies, at which commit;
-    None for a folder or a model of the zoo.
+    Attributes:
+        config: its validated config.json.
+        origin: where on the Hub it lies, at which commit; None for a folder or a model of the zoo.
     """
 
     folder: Path
@@ -38,14 +39,24 @@ class Checkpoint:
     origin: Origin | None = None
 
     def load(self, model: nn.Module | Callable[[], nn.Module] | None = None) -> Classifier:
-        """The classifier; `model` and errors as of `load`."""
+        """The classifier.
+
+        Args:
+            model: as of `sj_robust.load`.
+
+        Raises:
+            SJRobustError: as of `sj_robust.load`.
+        """
         from sj_robust.checkpoint.folder import load_folder
 
         return load_folder(self.folder, self.config, model=model)
 
     def reports(self) -> list[Report]:
-        """What was measured, that of the strongest protocol first. Raises SJRobustError for a
-        damaged evaluation, or one of another network."""
+        """What was measured, that of the strongest protocol first.
+
+        Raises:
+            SJRobustError: a damaged evaluation, or one of another network.
+        """
         found = read_reports(self.folder)
         zoo.check_evaluations(found, self.config, str(self.folder))
         return found
@@ -61,12 +72,16 @@ class Checkpoint:
 
 
 def locate(name: str | Path, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """The checkpoint that `name` means: a folder first, then owner/name[@revision] on the Hub, then
-    the zoo.
+    """The checkpoint that `name` means.
 
     A zoo model's files are verified against the index, the Hub's against what the repository lists
-    (see `pull`). Raises SJRobustError where there is no such checkpoint, and for a revision of one
-    that is not on the Hub.
+    (see `pull`).
+
+    Args:
+        name: a folder first, then owner/name[@revision] on the Hub, then the zoo.
+
+    Raises:
+        SJRobustError: there is no such checkpoint, or a revision of one that is not on the Hub.
     """
     local = os.path.exists(name) or not isinstance(name, str)
     on_hub = None if local else parse_name(str(name), revision)
@@ -82,10 +97,13 @@ def locate(name: str | Path, revision: str | None = None, token: str | None = No
 
 
 def locate_evaluation(name: str, token: str | None = None) -> Checkpoint:
-    """What owner/name[@revision] on the Hub records of its evaluations, without its weights, which
-    stay where they are: for who only reads what was measured. A folder of that name is passed over.
+    """What owner/name[@revision] on the Hub records of its evaluations, without its weights.
 
-    Raises SJRobustError as `pull` does, and for a name of another form.
+    These stay where they are: for who only reads what was measured. A folder of that name is passed
+    over.
+
+    Raises:
+        SJRobustError: as `pull`, and a name of another form.
     """
     on_hub = parse_name(name)
     if on_hub is None:
@@ -105,14 +123,18 @@ def _fetched(name: HubName, token: str | None, *, weights: bool = True) -> Check
 def load(
     folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Module] | None = None
 ) -> Classifier:
-    """The classifier saved in a folder, the zoo model of that name, or `owner/name[@revision]` of
-    the Hub (see `pull`).
+    """The classifier that was saved under a name, with the same logits bit for bit.
 
-    It gives the same logits bit for bit, in eval mode, on the CPU.
-    model: for a user's own network, a freshly built backbone or a function that builds one; a timm
-    network is built by its name. Nothing is unpickled or imported on a checkpoint's word. Raises
-    SJRobustError, in one line, for anything missing, damaged, altered since it was written, newer
-    than this version, or not fitting the network.
+    That is so in eval mode, on the CPU. Nothing is unpickled or imported on a checkpoint's word.
+
+    Args:
+        folder_or_name: a folder, a zoo model, or `owner/name[@revision]` of the Hub (see `pull`).
+        model: for a user's own network, a freshly built backbone or a function that builds one; a
+            timm network is built by its name.
+
+    Raises:
+        SJRobustError: anything missing, damaged, altered since it was written, newer than this
+            version, or not fitting the network, in one line.
     """
     return locate(folder_or_name).load(model)
 
@@ -125,19 +147,26 @@ def pull(
 ) -> Path:
     """The verified checkpoint folder that `name` means, fetched from the Hub if need be.
 
-    name: `owner/name[@revision]` on the Hub, the name of a zoo model (which needs no network), or a
-    folder; a folder comes first.
-    to: a folder, or a link to one, to write the checkpoint to, whole or not at all; an older
-    checkpoint there is replaced. revision: a branch, tag or full commit hash, the main branch by
-    default. token: for a private or gated repository, by default $HF_TOKEN or the stored login.
+    What comes from the Hub is pinned to a commit: its hash is the name of the returned folder of
+    the Hub's cache, and stands in `.sj_robust.json` of `to`. Only a checkpoint's own files are
+    fetched, and the content of each, also of one found in the cache, is compared with the hash that
+    the repository lists; the weights with config.json, too. A file that differs is fetched once
+    more. With HF_HUB_OFFLINE=1, and with a warning where the Hub cannot be reached, what is in the
+    cache is used.
 
-    Returns `to`, or the folder the files lie in. What comes from the Hub is pinned to a commit: its
-    hash is the name of the returned folder of the Hub's cache, and stands in `.sj_robust.json` of
-    `to`. Only a checkpoint's own files are fetched, and the content of each, also of one found in
-    the cache, is compared with the hash that the repository lists; the weights with config.json,
-    too. A file that differs is fetched once more. With HF_HUB_OFFLINE=1, and with a warning where
-    the Hub cannot be reached, what is in the cache is used. Raises SJRobustError, in one line, for
-    whatever keeps a correct checkpoint from being returned.
+    Args:
+        name: `owner/name[@revision]` on the Hub, the name of a zoo model (which needs no network),
+            or a folder; a folder comes first.
+        to: a folder, or a link to one, to write the checkpoint to, whole or not at all; an older
+            checkpoint there is replaced.
+        revision: a branch, tag or full commit hash, the main branch by default.
+        token: for a private or gated repository, by default $HF_TOKEN or the stored login.
+
+    Returns:
+        `to`, or the folder the files lie in.
+
+    Raises:
+        SJRobustError: whatever keeps a correct checkpoint from being returned, in one line.
     """
     target = None if to is None else Path(to)
     if target is not None:
