@@ -56,8 +56,11 @@ _PATIENCE = timedelta(days=1)
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where the outcome lies, the reports, and which stages ran ("made") or were skipped
-    ("kept")."""
+    """Where the outcome lies, the reports, and the stages.
+
+    Attributes:
+        stages: which ran ("made") or were skipped ("kept").
+    """
 
     checkpoint: Path
     ann: Path
@@ -77,22 +80,26 @@ def run(
     show_progress: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunResult:
-    """Do all stages of `recipe` in `folder`, skipping those whose output is there and made from the
-    same settings and inputs.
+    """Do all stages of `recipe` in `folder`.
 
-    A run that was interrupted, however, goes on when called again: finished stages are kept,
-    training resumes from its last saved state. A stage whose settings changed is made again; what
-    was there before is kept once, as STAGE.previous.
+    Those whose output is there and made from the same settings and inputs are skipped. A run that
+    was interrupted, however, goes on when called again: finished stages are kept, training resumes
+    from its last saved state. A stage whose settings changed is made again; what was there before
+    is kept once, as STAGE.previous.
 
     Started by torchrun or accelerate, the processes share training and evaluation: the outcome is
     that of one process up to rounding, and a run may be resumed with another number of them. All
     have to see `folder`, which the first one writes, and each returns the result.
 
-    data: name or path that takes the place of `recipe.dataset`. say: called with one line per
-    stage, in the first process.
-    model: consent to the code that the recipe names as `ann.model`, by the same "module:function";
-    without it nothing of it is imported. Raises SJRobustError as the stages do, where the recipe
-    names code without that consent, and where `folder` holds files of these names that no run made.
+    Args:
+        data: name or path that takes the place of `recipe.dataset`.
+        model: consent to the code that the recipe names as `ann.model`, by the same
+            "module:function"; without it nothing of it is imported.
+        say: called with one line per stage, in the first process.
+
+    Raises:
+        SJRobustError: as the stages do; the recipe names code without that consent; `folder` holds
+            files of these names that no run made.
     """
     check_consent(recipe.ann.model, model)
     if recipe.name in _RESERVED:
@@ -337,8 +344,13 @@ class _Run:
 
 
 def check_consent(named: str | None, model: str | None) -> None:
-    """A recipe may be a stranger's: code runs on the word of whoever runs it, not on the
-    recipe's."""
+    """Let code run on the word of whoever runs a recipe, not on that of the recipe.
+
+    It may be a stranger's.
+
+    Raises:
+        SJRobustError: `model` is not the code that is `named`.
+    """
     if named == model:
         return
     if named is None:

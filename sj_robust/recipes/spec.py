@@ -44,18 +44,23 @@ def _training(kind: Kind) -> BeforeValidator:
 
 
 class AnnSettings(Strict):
-    """The source network: exactly one of `architecture` (a timm name), `model` (module:function)
-    and `checkpoint` (a folder, a zoo name or owner/name[@revision] on the Hub); the checkpoint of a
-    network that timm cannot build needs the `model` that builds it. `args` go to architecture or
-    model. timm's `hf-hub:owner/name[@revision]` and `local-dir:PATH` are architectures that bring
-    their weights.
+    """The source network: exactly one of `architecture`, `model` and `checkpoint`.
 
-    `weights` are loaded before any training; `mean` and `std` are those stored in them, else
-    default to the data set's where it is a named one, else (for random weights) to those of the
-    network's pretrained_cfg; pretrained weights bring theirs. `train` is a preset and what it
-    changes (a network of other classes than the data's then gets a fresh classifier layer); without
-    it the network is taken as it is. `scratch`: keep the random weights of an architecture, for a
-    spiking network trained from end to end.
+    Attributes:
+        architecture: a timm name; timm's `hf-hub:owner/name[@revision]` and `local-dir:PATH` bring
+            their weights.
+        model: module:function; also beside the checkpoint of a network that timm cannot build.
+        checkpoint: a folder, a zoo name or owner/name[@revision] on the Hub.
+        args: of architecture or model.
+        weights: loaded before any training.
+        scratch: keep the random weights of an architecture, for a spiking network trained from end
+            to end.
+        mean: as stored in the weights, else by default the data set's where it is a named one, else
+            (for random weights) that of the network's pretrained_cfg; pretrained weights bring
+            theirs.
+        std: as `mean`.
+        train: a preset and what it changes (a network of other classes than the data's then gets a
+            fresh classifier layer); without it the network is taken as it is.
     """
 
     name: str | None = Field(
@@ -116,8 +121,10 @@ class AnnSettings(Strict):
 
 
 class CalibratedConversion(ConversionSettings):
-    """How a recipe or the command line converts: calibration images are `batches` × `batch_size`
-    training images drawn by the seed."""
+    """How a recipe or the command line converts.
+
+    Calibration images are `batches` × `batch_size` training images drawn by the seed.
+    """
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -126,12 +133,16 @@ class CalibratedConversion(ConversionSettings):
 
 
 class Measurements(EvaluationSettings):
-    """How both networks of a recipe are measured: the ANN on the same images and eps as the spiking
-    one, which a protocol also attacks with the gradients of its ANN.
+    """How both networks of a recipe are measured.
 
-    `further`: protocols that both are measured under besides; their reports lie beside the first in
-    the checkpoints. `converted`: measure the network as converted too, which tells what finetuning
-    is worth (without checks).
+    The ANN is measured on the same images and eps as the spiking one, which a protocol also attacks
+    with the gradients of its ANN.
+
+    Attributes:
+        further: protocols that both are measured under besides; their reports lie beside the first
+            in the checkpoints.
+        converted: measure the network as converted too, which tells what finetuning is worth
+            (without checks).
     """
 
     attacks: list[str] = Field(["fgsm", "pgd10"])
@@ -147,8 +158,10 @@ class Measurements(EvaluationSettings):
 
 
 class Recipe(Strict):
-    """One model from source to measured checkpoint. Paths in it are relative to the working
-    directory."""
+    """One model from source to measured checkpoint.
+
+    Paths in it are relative to the working directory.
+    """
 
     name: str = Field(pattern=_NAME, description="ARCH-snn-tT.DATASET_THREAT_METHOD")
     license: str | None = Field(
@@ -178,16 +191,21 @@ class Recipe(Strict):
         return fields
 
     def to_yaml(self) -> str:
-        """The recipe with every default and preset written out, so that it stays what it was when
-        those change."""
+        """The recipe with every default and preset written out.
+
+        So it stays what it was when those change.
+        """
         return yaml.safe_dump(
             self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
         )
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
-    """Read and validate a YAML recipe. Raises SJRobustError naming the file and the first thing
-    wrong with it."""
+    """Read and validate a YAML recipe.
+
+    Raises:
+        SJRobustError: names the file and the first thing wrong with it.
+    """
     origin = f"recipe {path}"
     try:
         text = read_text(path, MAX_RECIPE_BYTES)
@@ -197,6 +215,9 @@ def read_recipe(path: str | os.PathLike[str]) -> Recipe:
 
 
 def make_recipe(fields: Any, origin: str = "recipe") -> Recipe:
-    """A Recipe from plain fields. Raises SJRobustError naming `origin` and the first thing wrong
-    with them."""
+    """A Recipe from plain fields.
+
+    Raises:
+        SJRobustError: names `origin` and the first thing wrong with them.
+    """
     return checked(Recipe, fields, f"{origin}: ")
