@@ -11,7 +11,11 @@ from sj_robust.settings import Strict
 
 
 class BenchSettings(Strict):
-    """What is measured. `threads` 0: torch's own choice."""
+    """What is measured.
+
+    Attributes:
+        threads: 0 is torch's own choice.
+    """
 
     architecture: str = "cifar_resnet20"
     timesteps: int = Field(8, ge=1, le=1024)
@@ -28,8 +32,12 @@ class BenchSettings(Strict):
 
 
 class Measurement(Strict):
-    """One side on one task. `peak_bytes`: the most memory during the task above what the idle
-    process held, worst of the repeats."""
+    """One side on one task.
+
+    Attributes:
+        peak_bytes: the most memory during the task above what the idle process held, worst of the
+            repeats.
+    """
 
     side: str
     task: str
@@ -42,6 +50,7 @@ class Measurement(Strict):
 
     @property
     def median(self) -> float:
+        """Median of `seconds`."""
         return median(self.seconds)
 
     @property
@@ -62,14 +71,18 @@ class BenchReport(Strict):
     versions: dict[str, str]
 
     def to_json(self) -> str:
+        """All of it, as JSON."""
         return self.model_dump_json(indent=2) + "\n"
 
     def get(self, side: str, task: str) -> Measurement | None:
+        """That measurement, None where it was not made."""
         return next((m for m in self.measurements if (m.side, m.task) == (side, task)), None)
 
     def rows(self) -> list[list[str]]:
-        """Table cells: task, side, median, spread, images/s, × (T × ANN), × faster than the loop,
-        peak memory."""
+        """Table cells, a row for each measurement.
+
+        Task, side, median, spread, images/s, × (T × ANN), × faster than the loop, peak memory.
+        """
         table = []
         for m in self.measurements:
             loop = self.get("loop", m.task)

@@ -38,14 +38,16 @@ def bench(
     so_far: Callable[[BenchReport], object] = lambda report: None,
     **settings: Any,
 ) -> BenchReport:
-    """Time every task on every side, `repeats` times in turn after one untimed round; see
-    BenchSettings for the keywords.
+    """Time every task on every side, `repeats` times in turn after one untimed round.
 
-    say: called with a line on how long it will take, by the first round, and with one for each side
-    whenever a task is done.
-    so_far: called with all that is known after each timed step, for whoever may be stopped.
+    Args:
+        say: called with a line on how long it will take, by the first round, and with one for each
+            side whenever a task is done.
+        so_far: called with all that is known after each timed step, for whoever may be stopped.
+        **settings: see BenchSettings.
 
-    Raises SJRobustError for unknown sides, tasks or settings, and when a side fails.
+    Raises:
+        SJRobustError: unknown sides, tasks or settings, or a side that fails.
     """
     started = time.monotonic()
     chosen = _settings(settings)
