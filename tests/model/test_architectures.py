@@ -62,6 +62,7 @@ CASES = {
     "cifar_resnet18": ({}, 32, 10, 11_173_962, 17),
     "cifar_wrn16_4": ({}, 32, 10, wide_resnet_parameters(16, 4, 10), 13),
     "cifar_wrn28_4": ({}, 32, 10, wide_resnet_parameters(28, 4, 10), 25),
+    "cifar_vgg6": ({}, 32, 10, vgg_parameters((64, 128, 128, 256, 256), (256, 10)), 5),
     "cifar_vgg5": ({}, 32, 10, vgg_parameters((48, 96, 192, 192), (192, 10)), 4),
     "cifar_vgg11": (
         {},
