@@ -1,4 +1,4 @@
-"""VGG-11 and the shallow, wide VGG-5 and VGG-6, with batch norm and average pooling, registered with timm
+"""VGG-11 and the shallow, wide VGG-5 and VGG-6, with batch norm and average pooling, for timm
 (Simonyan & Zisserman 2015)."""
 
 from __future__ import annotations
