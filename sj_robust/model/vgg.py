@@ -26,6 +26,8 @@ class VGG(Classifier):
 
     Args:
         layers: output channels of each 3×3 convolution, "A" for a pool.
+        pool_first: whether a pool comes before the ReLU of the convolution in front of it, so that
+            a spiking node gets averages and is not averaged itself.
         hidden: widths of the hidden linear layers; none where the classifier reads the features.
         pooled: average the last feature map over its pixels, so that any image size will do; else
             all of it goes to the linear layers.
@@ -46,11 +48,17 @@ class VGG(Classifier):
         hidden: Sequence[int],
         *,
         pooled: bool = False,
+        pool_first: bool = False,
         img_size: int | tuple[int, int] = 32,
         num_classes: int = 10,
         in_chans: int = 3,
         drop_rate: float = 0.0,
     ) -> None:
+        if not _are_layers(layers):
+            raise SJRobustError(
+                f'layers is {layers!r}: expected channels of convolutions and "A" for a pool,'
+                " beginning with channels"
+            )
         super().__init__(
             num_classes,
             in_chans,
@@ -70,7 +78,7 @@ class VGG(Classifier):
         head.append(nn.Flatten())
         for before, after in pairwise((self.num_features * pixels, *hidden)):
             head += [nn.Linear(before, after), nn.ReLU(inplace=True), nn.Dropout(drop_rate)]
-        self.features = nn.Sequential(*_features(layers, in_chans))
+        self.features = nn.Sequential(*_features(layers, in_chans, pool_first))
         self.classifier = nn.Sequential(
             *head, linear_or_identity(self.head_hidden_size, num_classes)
         )
@@ -98,11 +106,18 @@ class VGG(Classifier):
         return self.classifier[:-1](x) if pre_logits else self.classifier(x)
 
 
-def _features(layers: Sequence[int | str], in_channels: int) -> list[nn.Module]:
+def _are_layers(layers: object) -> bool:
+    if not isinstance(layers, Sequence) or not layers or layers[0] == "A":
+        return False
+    return all(layer == "A" or (type(layer) is int and layer > 0) for layer in layers)
+
+
+def _features(layers: Sequence[int | str], in_channels: int, pool_first: bool) -> list[nn.Module]:
     modules: list[nn.Module] = []
     for layer in layers:
         if isinstance(layer, str):
-            modules.append(nn.AvgPool2d(2))
+            first = pool_first and isinstance(modules[-1], nn.ReLU)
+            modules.insert(len(modules) - first, nn.AvgPool2d(2))
             continue
         convolution = nn.Conv2d(in_channels, layer, 3, padding=1, bias=False)
         modules += [convolution, nn.BatchNorm2d(layer), nn.ReLU(inplace=True)]
@@ -112,6 +127,7 @@ def _features(layers: Sequence[int | str], in_channels: int) -> list[nn.Module]:
 
 default_cfgs = generate_default_cfgs(
     {
+        "cifar_vgg": config(32, first_conv="features.0", classifier="classifier.2"),
         "cifar_vgg5": config(32, first_conv="features.0", classifier="classifier.2"),
         "cifar_vgg6": config(32, first_conv="features.0", classifier="classifier.2"),
         "cifar_vgg11": config(
@@ -122,6 +138,17 @@ default_cfgs = generate_default_cfgs(
         ),
     }
 )
+
+
+@register_model
+def cifar_vgg(
+    pretrained: bool = False, layers: Sequence[int | str] = SHALLOW_LAYERS, **options: Any
+) -> nn.Module:
+    """A VGG of any depth and width for 32×32 images, with a global average pool: `layers` and
+    `pool_first` as of `VGG`; without them VGG-5."""
+    return build_model_with_cfg(
+        VGG, "cifar_vgg", pretrained, layers=layers, hidden=(), pooled=True, **options
+    )
 
 
 @register_model

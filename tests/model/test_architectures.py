@@ -62,6 +62,13 @@ CASES = {
     "cifar_resnet18": ({}, 32, 10, 11_173_962, 17),
     "cifar_wrn16_4": ({}, 32, 10, wide_resnet_parameters(16, 4, 10), 13),
     "cifar_wrn28_4": ({}, 32, 10, wide_resnet_parameters(28, 4, 10), 25),
+    "cifar_vgg-pool_first": (
+        {"layers": [24, "A", 48, 96, "A"], "pool_first": True},
+        32,
+        10,
+        vgg_parameters((24, 48, 96), (96, 10)),
+        3,
+    ),
     "cifar_vgg6": ({}, 32, 10, vgg_parameters((64, 128, 128, 256, 256), (256, 10)), 5),
     "cifar_vgg5": ({}, 32, 10, vgg_parameters((48, 96, 192, 192), (192, 10)), 4),
     "cifar_vgg11": (
@@ -265,3 +272,33 @@ def test_impossible_normalisation(mean, std):
 def test_images_of_the_wrong_shape(shape):
     with pytest.raises(SJRobustError, match=r"expected \[N,3,H,W\]"):
         NormalizedClassifier(nn.Flatten(), (0.5,) * 3, (0.5,) * 3)(torch.rand(shape))
+
+
+def test_a_pool_may_come_before_the_node_it_would_average() -> None:
+    kinds = {
+        first: [
+            type(module).__name__
+            for module in timm.create_model(
+                "cifar_vgg", layers=[8, "A", 16, 16, "A"], pool_first=first
+            ).features
+        ]
+        for first in (False, True)
+    }
+    block = ["Conv2d", "BatchNorm2d"]
+    assert kinds[False] == [
+        *block,
+        "ReLU",
+        "AvgPool2d",
+        *block,
+        "ReLU",
+        *block,
+        "ReLU",
+        "AvgPool2d",
+    ]
+    assert kinds[True] == [*block, "AvgPool2d", "ReLU", *block, "ReLU", *block, "AvgPool2d", "ReLU"]
+
+
+@pytest.mark.parametrize("layers", [[], ["A", 8], [8, "B"], [8, 0], [8, -1], [8.5], "A", 8, [True]])
+def test_layers_that_are_none_are_refused(layers: object) -> None:
+    with pytest.raises(SJRobustError, match=r"layers is .*expected channels of convolutions"):
+        create_ann("cifar_vgg", 10, layers=layers)
