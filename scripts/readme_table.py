@@ -1,13 +1,17 @@
-"""Write the zoo's models and what was measured of them into README.md, between its two marker
-lines.
+"""Write the zoo's models and what was measured of them into README.md and docs/models.md, between
+the two marker lines of each.
 
-python scripts/readme_table.py            # rewrite the table
-python scripts/readme_table.py --check    # change nothing; fail where the table is out of date
+python scripts/readme_table.py            # rewrite the tables
+python scripts/readme_table.py --check    # change nothing; fail where a table is out of date
+
+<!-- zoo table --> is followed by a table of all models, <!-- zoo table: NAME NAME --> by one of
+those named; <!-- /zoo table --> ends both.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -20,23 +24,32 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import PROTOCOLS
 from sj_robust.files import write_atomic
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ROOT / "README.md", ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- zoo table -->", "<!-- /zoo table -->"
+_BEGIN = re.compile(r"<!-- zoo table(?:: ([^>]+))? -->")
 
 
-def table(entries: Sequence[Entry]) -> str:
+def table(entries: Sequence[Entry], names: Sequence[str] = ()) -> str:
     """One row per model: clean and robust accuracy under each protocol, with Wilson 95 % intervals,
     the shares of its ANN's robust accuracy and energy, and the images they were measured on.
 
     Protocols that a model was measured under on other images have a row of their own. By data set,
     the ANNs before the spiking networks. Figures of a version that is not run any more, because
-    others broke it, are left out.
+    others broke it, are left out. With `names` the table is of these models alone.
     """
-    entries = sorted(entries, key=lambda entry: (entry.dataset or "", entry.kind, entry.name))
+    if unknown := set(names) - {entry.name for entry in entries}:
+        raise SJRobustError(
+            f"the zoo has no {', '.join(sorted(unknown))}: expected names that sj-robust list shows"
+        )
+    shown = sorted(
+        (entry for entry in entries if not names or entry.name in names),
+        key=lambda entry: (entry.dataset or "", entry.kind, entry.name),
+    )
     columns = sorted(
         {
             _column(results, point)
-            for entry in entries
+            for entry in shown
             for results in entry.results
             for point in _standing(results)
         }
@@ -52,7 +65,7 @@ def table(entries: Sequence[Entry]) -> str:
         ]
     ]
     rows.append(["---"] * len(rows[0]))
-    for entry in entries:
+    for entry in shown:
         name = f"`{entry.name}` ({f'T={entry.timesteps}' if entry.kind == 'snn' else 'ANN'})"
         if not entry.results:
             rows.append([name, *["–"] * (len(columns) + 1), "", "", ""])
@@ -104,14 +117,16 @@ def _column(results: Results, point: Point) -> tuple[float, int, str]:
 
 def rewritten(text: str, entries: Sequence[Entry]) -> str:
     """`text` with the table in place of what stands between the markers. Raises SJRobustError
-    unless each stands there once, in order."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not (begin and end) or text.count(BEGIN) > 1 or text.count(END) > 1:
+    unless each stands there once, in order, and for a name that is no model's."""
+    found = _BEGIN.findall(text)
+    head, end, tail = text.partition(END)
+    begin = _BEGIN.search(head)
+    if not (begin and end) or len(found) > 1 or text.count(END) > 1:
         raise SJRobustError(
             f"expected one line {BEGIN} and one line {END} below it, around the place of the table"
         )
-    return f"{head}{BEGIN}\n{table(entries)}\n{END}{tail}"
+    names = (begin[1] or "").split()
+    return f"{head[: begin.end()]}\n{table(entries, names)}\n{END}{tail}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -119,26 +134,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "readme", nargs="?", type=Path, default=README, help="default: README.md of this repository"
+        "pages",
+        nargs="*",
+        type=Path,
+        default=PAGES,
+        help="default: README.md and docs/models.md of this repository",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="fail where the file is out of date, and leave it alone",
+        help="fail where a file is out of date, and leave it alone",
     )
     options = parser.parse_args(arguments)
-    try:
-        before = options.readme.read_text(encoding="utf-8")
-        after = rewritten(before, list_models())
-    except (OSError, SJRobustError) as error:
-        sys.exit(f"{options.readme}: {error}")
-    if options.check and before != after:
-        sys.exit(
-            f"{options.readme}: its table is not what the zoo says: run python"
-            " scripts/readme_table.py"
-        )
-    if before != after:
-        write_atomic(options.readme, after)
+    for page in options.pages:
+        try:
+            before = page.read_text(encoding="utf-8")
+            after = rewritten(before, list_models())
+        except (OSError, SJRobustError) as error:
+            sys.exit(f"{page}: {error}")
+        if options.check and before != after:
+            sys.exit(
+                f"{page}: its table is not what the zoo says: run python scripts/readme_table.py"
+            )
+        if before != after:
+            write_atomic(page, after)
 
 
 if __name__ == "__main__":

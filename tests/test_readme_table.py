@@ -1,5 +1,5 @@
-"""The table of models in README.md is what the zoo's index says, and the script that writes it
-touches nothing else."""
+"""The tables of models in README.md and docs/models.md are what the zoo's index says, and the
+script that writes them touches nothing else."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def readme(script: Any, tmp_path: Path) -> Path:
     return path
 
 
-def test_the_readme_of_this_repository_is_up_to_date(script: Any) -> None:
+def test_the_pages_of_this_repository_are_up_to_date(script: Any) -> None:
     script.main(["--check"])
 
 
@@ -53,6 +53,26 @@ def test_each_model_has_a_row_with_its_figures(script: Any, readme: Path) -> Non
                     in row
                 )
     script.main([str(readme), "--check"])
+
+
+def test_a_selection_has_these_models_alone(script: Any, tmp_path: Path) -> None:
+    names = "resnet20-snn-t4.cifar10_linf_pgd", "resnet20.cifar10_none_natural"
+    marker, path = f"<!-- zoo table: {' '.join(names)} -->", tmp_path / "selection.md"
+    path.write_text(f"{marker}\n{script.END}\n")
+    script.main([str(path)])
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith(f"{marker}\n| model |")
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == [names[1], names[0]]  # the ANN first
+    assert "| 2/255: " in rows[1]  # of its ANN, which is not among them
+    script.main([str(path), "--check"])
+
+
+def test_a_selection_of_unknown_models_is_refused(script: Any, tmp_path: Path) -> None:
+    path = tmp_path / "selection.md"
+    path.write_text(f"<!-- zoo table: resnet20.nowhere -->\n{script.END}\n")
+    with pytest.raises(SystemExit, match=r"the zoo has no resnet20\.nowhere"):
+        script.main([str(path)])
 
 
 def test_a_table_that_is_out_of_date_fails_the_check_and_stays(script: Any, readme: Path) -> None:
@@ -120,6 +140,7 @@ def test_a_spiking_network_stands_beside_its_ann(script: Any) -> None:
         "<!-- zoo table -->\n",
         "<!-- /zoo table -->\n<!-- zoo table -->\n",
         "<!-- zoo table -->\n<!-- zoo table -->\n<!-- /zoo table -->\n",
+        "<!-- zoo table: a b -->\n<!-- zoo table -->\n<!-- /zoo table -->\n",
     ],
 )
 def test_missing_markers_are_named(script: Any, tmp_path: Path, text: str) -> None:
