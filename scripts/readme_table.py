@@ -5,7 +5,7 @@ python scripts/readme_table.py            # rewrite the tables
 python scripts/readme_table.py --check    # change nothing; fail where a table is out of date
 
 <!-- zoo table --> is followed by a table of all models, <!-- zoo table: NAME NAME --> by one of
-those named; <!-- /zoo table --> ends both.
+those named, on one line or several; <!-- /zoo table --> ends both.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sj_robust.files import write_atomic
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "README.md", ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- zoo table -->", "<!-- /zoo table -->"
-_BEGIN = re.compile(r"<!-- zoo table(?:: ([^>]+))? -->")
+_BEGIN = re.compile(r"<!-- zoo table(?::\s([^>]+))?\s-->")
 
 
 def table(entries: Sequence[Entry], names: Sequence[str] = ()) -> str:
