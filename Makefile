@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 test: OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test lint clean distclean
+.PHONY: demo test lint docs clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
@@ -25,6 +25,9 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The stamp is written last, so that an interrupted installation is taken up again.
 $(INSTALLED): pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
@@ -37,7 +40,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
 	find sj_robust tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

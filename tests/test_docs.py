@@ -22,7 +22,9 @@ import yaml
 from sj_robust.checkpoint import list_models
 from sj_robust.cli.app import app
 from sj_robust.evaluation import PROTOCOLS
+from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.recipes.spec import make_recipe
+from sj_robust.training import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -67,6 +69,7 @@ def test_each_block_is_of_a_kind_that_is_checked_here(page: Path) -> None:
     assert languages <= {"python", "sh", "yaml", "text"}  # text: formulas
 
 
+@pytest.mark.slow
 def test_the_python_of_all_pages_runs(tmp_path: Path) -> None:
     """In one process, a page after the other, each with names of its own. A traceback has the lines
     of the page."""
@@ -205,7 +208,7 @@ def test_names_and_files_in_the_prose_exist(page: Path) -> None:
             if importlib.util.find_spec(span) is None:
                 assert hasattr(importlib.import_module(home), last), span
         folder = span.partition("/")[0]
-        if folder in ("sj_robust", "scripts", "tests", "docs", "zoo", "evaluations", "model_cards"):
+        if folder in ("sj_robust", "scripts", "tests", "docs", "zoo", "model_cards"):
             path = re.sub(r"/NAME\b.*", "", span)
             assert (ROOT / path).exists() or " " in path, span
 
@@ -226,19 +229,33 @@ def test_the_checks_are_those_of_this_version() -> None:
     )
 
 
-def test_the_page_on_the_command_line_has_every_option() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "command_line_page", ROOT / "scripts" / "command_line_page.py"
-    )
+@pytest.fixture(scope="module")
+def generated() -> Any:
+    """The script that writes pages when the site is built."""
+    spec = importlib.util.spec_from_file_location("docs_pages", ROOT / "scripts" / "docs_pages.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    sections = dict(section.split("\n", 1) for section in module.page().split("\n## ")[1:])
+    return module
+
+
+def test_the_page_on_the_command_line_has_every_option(generated: Any) -> None:
+    sections = dict(part.split("\n", 1) for part in generated.command_line().split("\n## ")[1:])
     assert list(sections) == list(COMMANDS.commands)
     for name, command in COMMANDS.commands.items():
         for parameter in command.params:
             for option in parameter.opts if parameter.param_type_name == "option" else ():
                 assert re.search(rf"^\| `[^`]*{option}\b", sections[name], re.MULTILINE), option
+
+
+def test_the_page_on_settings_has_every_field_by_preset(generated: Any) -> None:
+    text = generated.settings()
+    fields = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    assert {*TrainConfig.model_fields, *EvaluationSettings.model_fields} < set(fields)
+    presets = "train-ann, paper | train-ann, default | finetune, paper | finetune, default"
+    assert f"| setting | {presets} | meaning |" in text
+    assert "| `eps` | 2/255 | 4/255 | 2/255 | 4/255 |" in text
+    assert "| `eps` | 2/255, 4/255, 8/255 |" in text
 
 
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:

@@ -71,7 +71,7 @@ class NormalizedClassifier(nn.Module):
         return (checked_images(x, self.mean.shape[0], self.mean) - self.mean) / self.std
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images in [0,1] [N,C,H,W] to logits [N,K]."""
+        """Images [N,C,H,W] in [0,1] to logits [N,K]."""
         return self.backbone(self.normalize(x))  # type: ignore[no-any-return]
 
 

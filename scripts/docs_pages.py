@@ -1,0 +1,98 @@
+"""The documentation's pages on commands and settings, made from the commands and settings
+themselves: a hook of mkdocs, which asks for them whenever the site is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+from pydantic import BaseModel
+
+from sj_robust.cli.app import app
+from sj_robust.evaluation.report import eps_name
+from sj_robust.evaluation.settings import EvaluationSettings
+from sj_robust.recipes.spec import CalibratedConversion
+from sj_robust.training.config import PRESETS, TrainConfig
+
+RADII = ("eps", "alpha", "step_size")
+
+
+def command_line() -> str:
+    """Every command with its arguments and options, as Markdown."""
+    group: Any = typer.main.get_command(app)
+    root = group.make_context(group.name, [], resilient_parsing=True)
+    parts = ["# Command line", group.help, group.epilog]
+    for name, command in group.commands.items():
+        context = command.make_context(name, [], parent=root, resilient_parsing=True)
+        usage = f"{context.command_path} {' '.join(command.collect_usage_pieces(context))}"
+        records = [parameter.get_help_record(context) for parameter in command.get_params(context)]
+        parts += [
+            f"## {name}",
+            command.help,
+            f"```\n{usage}\n```",
+            _table(["option", "meaning"], [[f"`{names}`", _cell(text)] for names, text in records]),
+            f"Example: `{command.epilog.removeprefix('Example: ')}`",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def settings() -> str:
+    """The fields of conversions, trainings and evaluations with their defaults, as Markdown."""
+    presets = {
+        f"{'train-ann' if kind == 'ann' else kind}, {name}": config
+        for kind, named in PRESETS.items()
+        for name, config in named.items()
+    }
+    parts = [
+        "# Settings",
+        "What a [recipe](train.md#all-stages-from-one-file) holds, an argument in Python, and, with"
+        " dashes, an option on the [command line](command-line.md). – stands for none.",
+        "## convert",
+        _fields(CalibratedConversion, {"default": CalibratedConversion()}),
+        "## train-ann and finetune",
+        "By preset, which the other settings change.",
+        _fields(TrainConfig, presets),
+        "## evaluate",
+        _fields(EvaluationSettings, {"default": EvaluationSettings()}),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _fields(model: type[BaseModel], values: Mapping[str, BaseModel]) -> str:
+    rows = [
+        [
+            f"`{name}`",
+            *(_value(name, getattr(chosen, name)) for chosen in values.values()),
+            _cell(field.description or ""),
+        ]
+        for name, field in model.model_fields.items()
+    ]
+    return _table(["setting", *values, "meaning"], rows)
+
+
+def _value(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(_value(name, one) for one in value)
+    if value is None:
+        return "–"
+    return eps_name(value) if name in RADII else _cell(str(value))
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
+
+
+def _cell(text: str) -> str:
+    for sign in "|<*_":
+        text = text.replace(sign, f"&#{ord(sign)};")
+    return text
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """mkdocs calls this with the files of the site, before it reads them."""
+    from mkdocs.structure.files import File
+
+    for name, page in {"command-line.md": command_line, "settings.md": settings}.items():
+        files.append(File.generated(config, name, content=page()))
+    return files
