@@ -21,6 +21,7 @@ from sj_robust.cli import (
     hub,
     models,
     run,
+    show,
     train,
 )
 
@@ -66,6 +67,7 @@ for _group in (
     energy,
     certify,
     corruptions,
+    show,
     export,
     run,
     bench,

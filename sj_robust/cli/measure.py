@@ -53,6 +53,20 @@ Out = Annotated[
 ]
 
 
+def load_one(checkpoint: str | Checkpoint | None, model: str | None, arg: list[str] | None) -> Any:
+    """The classifier of a checkpoint, or what the user's function returns."""
+    from sj_robust.catalog import locate
+    from sj_robust.model import expose
+    from sj_robust.recipes.network import call_builder
+
+    one_of(checkpoint, model)
+    if arg and not model:
+        usage("--arg is for the function of --model, and there is none: leave it out")
+    built = call_builder(model, arguments(arg)) if model else None
+    found = locate(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    return expose(found.load(built) if found else built)
+
+
 def load_both(
     checkpoint: str | Checkpoint | None,
     data: str,
@@ -64,18 +78,11 @@ def load_both(
     same_classes: bool = False,
 ) -> tuple[Any, Any]:
     """The classifier and the data set: of a checkpoint, or what the user's function returns."""
-    from sj_robust.catalog import locate
     from sj_robust.data import load_dataset
-    from sj_robust.model import NormalizedClassifier, expose
-    from sj_robust.recipes.network import call_builder
+    from sj_robust.model import NormalizedClassifier
     from sj_robust.recipes.normalisation import look_at
 
-    one_of(checkpoint, model)
-    if arg and not model:
-        usage("--arg is for the function of --model, and there is none: leave it out")
-    built = call_builder(model, arguments(arg)) if model else None
-    found = locate(checkpoint) if isinstance(checkpoint, str) else checkpoint
-    classifier = expose(found.load(built) if found else built)
+    classifier = load_one(checkpoint, model, arg)
     dataset = load_dataset(data, split, image_size=image_size, resize=resize)  # type: ignore[arg-type]
     dataset = under_its_names(dataset, classifier, same_classes)
     if isinstance(classifier, NormalizedClassifier):

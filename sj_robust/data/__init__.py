@@ -4,6 +4,7 @@ from sj_robust.data.augment import Augmentation
 from sj_robust.data.classes import in_order_of
 from sj_robust.data.datasets import MEAN_STD, NAMES, ImageDataset, load_dataset
 from sj_robust.data.foreign import as_dataset
+from sj_robust.data.image import load_image
 from sj_robust.data.loader import batches, calibration_batches, calibration_indices, steps_per_epoch
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "calibration_indices",
     "in_order_of",
     "load_dataset",
+    "load_image",
     "steps_per_epoch",
 ]

@@ -13,7 +13,7 @@ from torch import nn
 from sj_robust.data.datasets import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.model.unwrap import unwrap
-from sj_robust.phrases import few
+from sj_robust.phrases import did_you_mean, few
 
 
 def in_order_of(model: nn.Module, dataset: ImageDataset) -> ImageDataset:
@@ -59,6 +59,23 @@ def same_classes(one: nn.Module, other: nn.Module) -> bool:
     """Whether two networks have the same classes in the same order, as far as both name theirs."""
     names = [[_plain(name) for name in _known(model)] for model in (one, other)]
     return not all(names) or names[0] == names[1]
+
+
+def label_of(names: Sequence[str], label: int | str) -> int:
+    """The label of a class given by its name, whatever its case, hyphens and underscores, or by its
+    number from 0. Raises SJRobustError where `names`, one for each label, has no such class."""
+    plain = [_plain(name) for name in names]
+    if isinstance(label, str) and _plain(label) in plain:
+        return names.index(label) if label in names else plain.index(_plain(label))
+    digits = isinstance(label, int) or (label.isdecimal() and len(label) < 10)
+    number = int(label) if digits else -1
+    if not 0 <= number < len(names):
+        near = did_you_mean(str(label), names) or f"the classes are {few(names, most=10)}"
+        raise SJRobustError(
+            f"the network has no class {label!r}: expected a name, or a number from 0 to"
+            f" {len(names) - 1}; {near}"
+        )
+    return number
 
 
 def nothing_in_common(model: nn.Module, dataset: ImageDataset) -> bool:

@@ -212,14 +212,7 @@ def load_dataset(
         raise SJRobustError(f"unknown split {split!r}: expected 'train' or 'test'")
     if channels not in (1, 3):
         raise SJRobustError(f"channels={channels!r}: expected 1 (grey) or 3 (RGB)")
-    if image_size is not None and image_size < 1:
-        raise SJRobustError(f"image_size={image_size}: expected a number of pixels, 1 or more")
-    if resize is not None and (image_size is None or resize < image_size):
-        raise SJRobustError(
-            f"resize={resize}: expected image_size beside it, and at least as many pixels"
-            f" (image_size={image_size})"
-        )
-    square = None if image_size is None else Square(image_size, resize or image_size)
+    square = Square.of(image_size, resize)
     name = known_name(str(name_or_path)) if isinstance(name_or_path, str) else None
     if name:
         source = _named(name, split)

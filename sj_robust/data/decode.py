@@ -53,6 +53,19 @@ class Square(NamedTuple):
     size: int
     short: int
 
+    @classmethod
+    def of(cls, image_size: int | None, resize: int | None = None) -> Square | None:
+        """From the options of those names; None where images stay as large as they are. Raises
+        SJRobustError where they say nothing that can be done."""
+        if image_size is not None and image_size < 1:
+            raise SJRobustError(f"image_size={image_size}: expected a number of pixels, 1 or more")
+        if resize is not None and (image_size is None or resize < image_size):
+            raise SJRobustError(
+                f"resize={resize}: expected image_size beside it, and at least as many pixels"
+                f" (image_size={image_size})"
+            )
+        return None if image_size is None else cls(image_size, resize or image_size)
+
 
 def decode_images(
     items: Iterable[Encoded],

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from sj_robust.evaluation.report import eps_name as eps_name
     from sj_robust.evaluation.report import wilson as wilson
     from sj_robust.evaluation.run import evaluate as evaluate
+    from sj_robust.evaluation.shown import Shown as Shown
+    from sj_robust.evaluation.shown import show as show
 
 _HOME = {
     "certificate": ("Certificate", "certify"),
@@ -54,6 +56,7 @@ _HOME = {
         "wilson",
     ),
     "run": ("evaluate",),
+    "shown": ("Shown", "show"),
 }
 
 __all__ = [
@@ -71,6 +74,7 @@ __all__ = [
     "Protocol",
     "Report",
     "RobustResult",
+    "Shown",
     "Stage",
     "ViewResult",
     "certify",
@@ -79,6 +83,7 @@ __all__ = [
     "evaluate_corruptions",
     "measure_energy",
     "measure_latency",
+    "show",
     "wilson",
 ]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sj_robust.evaluation.report import Activity, LayerActivity
@@ -62,3 +63,29 @@ def count_spikes(snn: SpikingModel) -> Iterator[SpikeCount]:
     handles = [node.register_forward_hook(watch(name)) for name, node in snn.nodes().items()]
     with hooked(handles):
         yield count
+
+
+@torch.no_grad()
+def spike_trains(snn: SpikingModel, image: Tensor) -> dict[str, Tensor]:
+    """Which neurons of each node spike at which step for one image [1, C, H, W]: bool [T, neurons]
+    on the CPU, by node in the order of the forward pass.
+
+    Of a node that stands at several places the neurons of each place follow one another.
+    """
+    calls: dict[str, list[Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(node: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            # one step [1, *] or all of them [T, 1, *]
+            calls.setdefault(name, []).append((output != 0).flatten(1).cpu())
+
+        return hook
+
+    nodes = snn.nodes()
+    with hooked([node.register_forward_hook(watch(name)) for name, node in nodes.items()]):
+        snn(image)
+    for name, parts in calls.items():
+        if getattr(nodes[name], "step_mode", "m") == "s":
+            places = max(1, len(parts) // snn.timesteps)
+            parts[:] = [torch.cat(parts[place::places]) for place in range(places)]
+    return {name: torch.cat(parts, dim=1) for name, parts in calls.items()}

@@ -88,7 +88,7 @@ class Protocol:
         return f"{self.name}@{self.version}"
 
 
-_TURNS = ("PCW:1", "ASSG", "PCW:2", TRANSFER, "ASSG", "rate-temporal", "PCW:1", "rate")
+TURNS = ("PCW:1", "ASSG", "PCW:2", TRANSFER, "ASSG", "rate-temporal", "PCW:1", "rate")
 _FEW = ("PCW:1", "PCW:2", "ASSG", "activation")
 
 PROTOCOLS = {
@@ -115,9 +115,9 @@ PROTOCOLS = {
             2,
             (
                 Stage("pgd10", ("PCW:1", "ASSG")),
-                Stage("rotating50", _TURNS, start="best"),
+                Stage("rotating50", TURNS, start="best"),
                 Stage("square1000", (), start="best"),
-                Stage("rotating30+square250", _TURNS, start="anew", restarts=6, only="spiking"),
+                Stage("rotating30+square250", TURNS, start="anew", restarts=6, only="spiking"),
                 Stage("square2500", (), start="best", only="spiking"),
                 Stage("apgd100-t3", (EXACT,), only="exact"),
             ),

@@ -55,6 +55,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "latency": ("latency", SNN, *FEW, "--out"),
     "certify": ("certify", SNN, *FEW, "--sigma", "0.25", "--n0", "2", "--n", "2", "--out"),
     "corruptions": ("corruptions", SNN, *FEW, "--names", "fog", "--severities", "1", "--out"),
+    "show": ("show", SNN, "--out"),
     "convert": ("convert", ANN, "--data", "sample", "--out"),
     "train-ann": ("train-ann", "cifar_resnet20", "--data", "sample", "--epochs", "0.1", "--out"),
     "finetune": ("finetune", SNN, "--data", "sample", "--epochs", "0.1", "--out"),

@@ -30,6 +30,7 @@ COMMANDS = [
     "corruptions",
     "energy",
     "latency",
+    "show",
     "export",
     "run",
     "bench",
