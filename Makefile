@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml
 
 clean:
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache
-	find sj_robust tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+	find sj_robust tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV)

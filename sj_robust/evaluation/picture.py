@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Numbers = npt.NDArray[Any]
 
-_WIDTH, _DPI = 8.0, 200  # inches: 800 pixels at the size of a screen, 1,600 in the file
+_WIDTH = 8.0  # inches: 800 pixels of a screen
 _IMAGES, _SPIKES = 2.5, 4.6  # inches high: the row of images, the rows of spikes
 _TITLE, _LABEL, _TICK = 9, 8, 7  # points
 _BEFORE, _AFTER = "C0", "C1"  # of the image and the adversarial one, wherever both stand
@@ -37,7 +37,7 @@ def draw(shown: Shown, title: str, neurons: int) -> Any:
     from matplotlib.figure import Figure
 
     height = _IMAGES + (_SPIKES if shown.spikes else 0)
-    figure: Any = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout="constrained")
+    figure: Any = Figure(figsize=(_WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(visible(title, 110), fontsize=_TITLE, parse_math=False)
@@ -50,12 +50,12 @@ def draw(shown: Shown, title: str, neurons: int) -> Any:
     return figure
 
 
-def png(figure: Any) -> bytes:
-    """The file."""
+def encode(figure: Any, dpi: int) -> bytes:
+    """A PNG of the figure."""
     file = io.BytesIO()
     with warnings.catch_warnings():  # names may have signs that the font lacks
         warnings.filterwarnings("ignore", message="Glyph")
-        figure.savefig(file, format="png", metadata={"Software": None})
+        figure.savefig(file, format="png", dpi=dpi, metadata={"Software": None})
     return file.getvalue()
 
 

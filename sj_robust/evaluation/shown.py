@@ -31,7 +31,7 @@ from sj_robust.evaluation.protocol import (
     view_names,
 )
 from sj_robust.evaluation.words import eps_name
-from sj_robust.files import atomic_path
+from sj_robust.files import write_atomic
 from sj_robust.model import SpikingModel, expose
 from sj_robust.neuron import View
 from sj_robust.text import visible
@@ -39,7 +39,7 @@ from sj_robust.text import visible
 ATTACK, EPS = "rotating50", "8/255"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Shown:
     """What `show` found. Tensors are on the CPU; where two things lie in one, the first is of the
     image and the second of the adversarial one.
@@ -120,16 +120,22 @@ class Shown:
 
         return draw(self, title, neurons)
 
+    def png(self, title: str = "", dpi: int = 200) -> bytes:
+        """The picture as a file, 8 inches wide."""
+        from sj_robust.evaluation.picture import encode
+
+        return encode(self.figure(title), dpi)
+
     def save(self, path: str | os.PathLike[str], title: str = "") -> Path:
         """Write the picture as a PNG, whole or not at all."""
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(self._repr_png_(title))
+        write_atomic(path, self.png(title))
         return Path(path)
 
-    def _repr_png_(self, title: str = "") -> bytes:  # the name is IPython's
-        from sj_robust.evaluation.picture import png
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:  # asked for by notebooks
+        return self.png(dpi=150), {"width": 800}
 
-        return png(self.figure(title))
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.summary()}>"
 
 
 def show(

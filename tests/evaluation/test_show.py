@@ -148,7 +148,7 @@ def test_an_image_that_is_wrong_as_it_is_is_left_alone(
     assert (shown.right, shown.broken, shown.distance) == (False, False, 0)
     assert shown.margins[0] < 0 and other in shown.summary()
     assert "wrong as it is, not attacked" in shown.summary()
-    png(shown._repr_png_())
+    png(shown.png())
 
 
 def test_an_ann_has_no_spikes(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
@@ -156,8 +156,10 @@ def test_an_ann_has_no_spikes(ann: NormalizedClassifier, dataset: ImageDataset) 
     assert dataset.labels[index] == 2
     shown = show(ann, dataset.floats([index])[0], 2, eps=EPS, attack="pgd5", index=index)
     assert (shown.spikes, shown.rates(), shown.views) == ({}, {}, ("exact",))
-    small, tall = png(shown._repr_png_()), shown.figure()
-    assert small.size == tuple(round(200 * side) for side in tall.get_size_inches())
+    width, height = shown.figure().get_size_inches()
+    assert png(shown.png()).size == (200 * width, 200 * height)
+    content, shown_at = shown._repr_png_()
+    assert png(content).width == 1.5 * shown_at["width"]
 
 
 def test_names_of_others_do_nothing_to_the_picture(tmp_path: Path) -> None:
