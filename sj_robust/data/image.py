@@ -23,8 +23,12 @@ def load_image(
 ) -> Tensor:
     """The image in `path` (PNG, JPEG, WebP and the like): float32 [`channels`, H, W] in [0, 1].
 
-    `image_size`, `resize` and `channels` are those of `load_dataset`; without a size it stays as
-    large as it is. Raises SJRobustError where there is no such file, or no image in it.
+    Args:
+        image_size: as of `load_dataset`, with `resize` and `channels`; without a size the image
+            stays as large as it is.
+
+    Raises:
+        SJRobustError: there is no such file, or no image in it.
     """
     square, file = Square.of(image_size, resize), Path(path)
     # a pipe may never end

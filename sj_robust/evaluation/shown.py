@@ -41,13 +41,20 @@ ATTACK, EPS = "rotating50", "8/255"
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Shown:
-    """What `show` found. Tensors are on the CPU; where two things lie in one, the first is of the
-    image and the second of the adversarial one.
+    """What `show` found; in a notebook it is its picture.
 
-    `image`, `adversarial`: float32 [C, H, W] in [0, 1]. `logits`: [2, K], of `classes` by label;
-    `label` is the true class, or the one attacked away from. `spikes`: for each node, in the order
-    of the forward pass, which of its neurons spike at which step, bool [2, T, neurons]; empty for
-    an ANN. `attack` ran through the gradients of `views`. In a notebook it is its picture.
+    Tensors are on the CPU. Where two things lie in one, the first is of the image and the second of
+    the adversarial one.
+
+    Attributes:
+        image: float32 [C, H, W] in [0, 1].
+        adversarial: the same.
+        label: the true class, or the one attacked away from.
+        classes: names by label.
+        logits: [2, K].
+        attack: the name of what ran, through the gradients of `views`.
+        spikes: for each node, in the order of the forward pass, which of its neurons spike at which
+            step, bool [2, T, neurons]; empty for an ANN.
     """
 
     image: Tensor
@@ -69,8 +76,10 @@ class Shown:
 
     @property
     def margins(self) -> tuple[float, float]:
-        """How far the logit of `label` is above the best other one: below 0 where the class is
-        another."""
+        """How far the logit of `label` is above the best other one.
+
+        Below 0 where the class is another.
+        """
         before, after = margin(self.logits, torch.tensor([self.label] * 2)).tolist()
         return before, after
 
@@ -114,8 +123,11 @@ class Shown:
         return visible(self.classes[label], 60)
 
     def figure(self, title: str = "", neurons: int = 40) -> Any:
-        """The picture, a matplotlib Figure: both images, what differs, and the logits; of a spiking
-        network also the spikes of so many `neurons` of each node, and all rates."""
+        """The picture, a matplotlib Figure.
+
+        Both images, what differs, and the logits; of a spiking network also the spikes of so many
+        `neurons` of each node, and all rates.
+        """
         from sj_robust.evaluation.picture import draw  # and with it matplotlib, which is slow
 
         return draw(self, title, neurons)
@@ -170,8 +182,8 @@ def show(
         classes: names by label, where the network knows none.
         device: the model is moved there; default: where it is.
 
-    Raises SJRobustError if image and model do not fit, on unknown names, and on settings out of
-    range.
+    Raises:
+        SJRobustError: image and model do not fit, a name is unknown, or a setting out of range.
     """
     model = expose(model)
     where = device_of(model, device)
@@ -211,7 +223,8 @@ def show(
 def first_right(model: nn.Module, dataset: ImageDataset, label: int | str | None = None) -> int:
     """The first image of `dataset` that the network classifies rightly, or the first of that class.
 
-    Raises SJRobustError where there is none.
+    Raises:
+        SJRobustError: there is none.
     """
     model = expose(model)
     dataset = fitted(dataset, model)
