@@ -57,7 +57,7 @@ def test_load_and_attack(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_convert_your_own(tmp_path: Path) -> None:
-    out = run(tmp_path, EXAMPLES / "convert_your_own.py", "--epochs", 0.5, "--images", 16)
+    out = run(tmp_path, EXAMPLES / "convert_your_own.py", "--epochs", 0.1, "--images", 8)
     assert [line[:22].strip() for line in out.splitlines()] == [
         "the ANN",
         "spiking, as converted",
@@ -68,7 +68,7 @@ def test_convert_your_own(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_measure_spikingjelly(tmp_path: Path) -> None:
-    out = run(tmp_path, EXAMPLES / "measure_spikingjelly.py", "--epochs", 2, "--images", 32)
+    out = run(tmp_path, EXAMPLES / "measure_spikingjelly.py", "--epochs", 2, "--images", 16)
     found = percentages(out)
     assert len(found) == 5
     assert found == sorted(found, reverse=True)  # the same images, more and more attacks
