@@ -98,7 +98,10 @@ def measured(path: Path, images: ImageDataset, model: Any, ann: Any = None) -> R
 
 def table(found: dict[str, dict[int, Results]]) -> str:
     """One row for each ANN (T = 0) and spiking network."""
-    lines = ["| network | T | clean | 2/255 | 8/255 | kept of the ANN | energy, µJ |", "|---" * 7]
+    lines = [
+        "| network | T | clean | 2/255 | 8/255 | kept of the ANN | energy, µJ |",
+        "|---" * 7 + "|",
+    ]
     for name, by_timesteps in found.items():
         for timesteps, one in by_timesteps.items():
             shares = kept(one, by_timesteps[0]) if timesteps else {}
@@ -108,7 +111,7 @@ def table(found: dict[str, dict[int, Results]]) -> str:
             lines.append(
                 f"| {name} | {steps} | {one.clean} | {robust} | {share} | {one.microjoules:.1f} |"
             )
-    return "\n".join(f"{line}|" if line.endswith("---") else line for line in lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def draw(found: dict[str, dict[int, Results]], path: Path) -> None:

@@ -14,11 +14,11 @@ from sj_robust.cli.common import usage
 from sj_robust.files import legible
 from sj_robust.masking import masked
 
-Preset = Literal["default", "paper"]
 RESUME = "the same command with --resume goes on from the last saved state"
 
 PresetOption = Annotated[
-    Preset, typer.Option("--preset", help="Settings that the other options change.")
+    Literal["default", "paper"],
+    typer.Option("--preset", help="Settings that the other options change."),
 ]
 Resume = Annotated[
     bool,

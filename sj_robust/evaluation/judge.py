@@ -204,28 +204,34 @@ def _callers_level() -> int:
     return level
 
 
+def first_logits(model: nn.Module, x: Tensor, what: str) -> Tensor:
+    """Logits [1, K] of one image x [1, C, H, W], which is `what`. Raises SJRobustError where the
+    model does not take it, returns anything else, or hides a spiking network."""
+    try:
+        with torch.no_grad(), showing_hidden() as hidden:
+            logits = model(x)
+    except (RuntimeError, ValueError, AssertionError, SJRobustError) as error:
+        raise SJRobustError(
+            f"the model cannot take the {what}, {list(x.shape[1:])}: {first_line(error)}"
+        ) from error
+    if hidden and not isinstance(model, SpikingModel):
+        if any(isinstance(module, SPIKING) for module in hidden):
+            raise taken_for_ann(model)
+        # of which `warn_of_state` knows
+        if not any(isinstance(module, MemoryModule) for module in model.modules()):
+            _warn_of_nodes(model)
+    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")
+    return logits
+
+
 def check_fit(judge: Judge, total: int) -> int:
     """K, after one image has shown that the model takes the images and has a logit for every
     label."""
     data = judge.dataset
     _, x, _ = next(judge.batches(torch.arange(1)))
-    try:
-        with torch.no_grad(), showing_hidden() as hidden:
-            logits = judge.model(x)
-    except (RuntimeError, ValueError, AssertionError, SJRobustError) as error:
-        reason = first_line(error)
-        raise SJRobustError(
-            f"the model cannot take the images of {data.name}, {list(x.shape[1:])}: {reason}"
-        ) from error
-    if hidden and not isinstance(judge.model, SpikingModel):
-        if any(isinstance(module, SPIKING) for module in hidden):
-            raise taken_for_ann(judge.model)
-        # of which `warn_of_state` knows
-        if not any(isinstance(module, MemoryModule) for module in judge.model.modules()):
-            _warn_of_nodes(judge.model)
-    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise SJRobustError(f"the model returns {shape} for one image: expected logits [1, K]")
+    logits = first_logits(judge.model, x, f"images of {data.name}")
     num_classes, highest = logits.shape[1], int(data.labels[:total].max())
     if num_classes < 2:
         raise SJRobustError(

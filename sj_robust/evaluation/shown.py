@@ -17,10 +17,17 @@ from sj_robust.attack.loss import margin
 from sj_robust.budget import Radius, radius
 from sj_robust.data import ImageDataset
 from sj_robust.data.classes import label_of
-from sj_robust.errors import SJRobustError, first_line
+from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.activity import spike_trains
 from sj_robust.evaluation.ensemble import noise_seed
-from sj_robust.evaluation.judge import check_ball, device_of, fitted, true_forward, warn_of_state
+from sj_robust.evaluation.judge import (
+    check_ball,
+    device_of,
+    first_logits,
+    fitted,
+    true_forward,
+    warn_of_state,
+)
 from sj_robust.evaluation.protocol import (
     TURNS,
     AttackMaker,
@@ -261,18 +268,9 @@ def _batch(image: Tensor) -> Tensor:
     return image.detach()
 
 
-@torch.no_grad()
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """[1, K], by the true forward pass. Raises SJRobustError where there are none."""
-    try:
-        logits = model(x)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise SJRobustError(
-            f"the model cannot take the image, {list(x.shape[1:])}: {first_line(error)}"
-        ) from error
-    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == 1):
-        found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise SJRobustError(f"the model returns {found} for one image: expected logits [1, K]")
+    logits = first_logits(model, x, "image")
     if not torch.isfinite(logits).all():
         raise SJRobustError(
             "the model gives logits that are not finite: its weights or thresholds are broken"
