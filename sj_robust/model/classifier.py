@@ -58,16 +58,19 @@ class SpikingActivation(nn.Module):
                 if self.folded
                 else activation
             )
+        spikes: Tensor = self.node(self._unfolded(x)).flatten(0, 1)
+        return spikes if self.worth == 1 else spikes * self.worth
+
+    def _unfolded(self, x: Tensor) -> Tensor:
+        """Merged inputs as a sequence [T, N, *]; a repeated input is T views of one memory."""
         if self.repeats:
-            x = _repeat(x, self.timesteps)
+            return x.expand(self.timesteps, *x.shape)
         if x.shape[0] % self.timesteps:
             raise SJRobustError(
                 f"batch of {x.shape[0]} is no multiple of {self.timesteps} time steps: call the"
                 " SpikingClassifier, not its backbone"
             )
-        sequence = x.view(self.timesteps, x.shape[0] // self.timesteps, *x.shape[1:])
-        spikes: Tensor = self.node(sequence).flatten(0, 1)
-        return spikes if self.worth == 1 else spikes * self.worth
+        return x.view(self.timesteps, x.shape[0] // self.timesteps, *x.shape[1:])
 
 
 class SpikingClassifier(SpikingModel):
