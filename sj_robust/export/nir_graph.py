@@ -98,6 +98,16 @@ class Graph:
             name, self.nir.Affine(weight=self.array(matrix), bias=self.array(shift)), sources
         )
 
+    def flatten(
+        self, operation: fx.Node, sources: Sequence[str], size: Sequence[int]
+    ) -> tuple[str, ...]:
+        # counted from the end, the dimensions are the same for importers that add one for the batch
+        # and for those that do not
+        node = self.nir.Flatten(
+            input_type={"input": np.array(size)}, start_dim=-len(size), end_dim=-1
+        )
+        return self.add(f"{place_of(operation)}.flatten", node, sources)
+
     def array(self, tensor: Tensor) -> np.ndarray:
         return np.ascontiguousarray(tensor.detach().to("cpu", self.snn.mean.dtype).numpy())
 

@@ -24,11 +24,18 @@ import math
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from sj_robust.errors import SJRobustError
+from sj_robust.export import nir_layers, nir_pools, nir_shapes
 from sj_robust.export.files import Exported, classifier, described, image_size, needs, writing
-from sj_robust.export.nir_operations import Builder
+from sj_robust.export.nir_graph import INPUT, OUTPUT, Graph, name_of, place_of, shape_of
 from sj_robust.model import SpikingClassifier
+
+NORMALISATION = "normalize"
+HANDLERS = nir_layers.HANDLERS | nir_pools.HANDLERS | nir_shapes.HANDLERS
 
 
 def export_nir(
@@ -69,7 +76,7 @@ def export_nir(
     snn = network
     size = image_size(snn, input_size)
     with writing(path) as temporary:
-        graph = Builder(nir, snn, size, dt).build()
+        graph = _build(Graph(nir, snn, size, dt))
         nir.write(temporary, graph)
     kinds = Counter(type(node).__name__ for node in graph.nodes.values())
     return described(
@@ -82,3 +89,33 @@ def export_nir(
         output=f"logits of each step [{snn.num_classes}]",
         not_included=(f"the mean of the logits over {snn.timesteps} steps", "surrogate gradients"),
     )
+
+
+def _build(graph: Graph) -> Any:
+    """The NIRGraph of what `graph` reads, operation by operation."""
+    mean, std = graph.snn.mean.double().cpu().flatten(), graph.snn.std.double().cpu().flatten()
+    graph.values[graph.step.images] = graph.mix(
+        NORMALISATION, (INPUT,), (1 / std).diag(), -mean / std, graph.size
+    )
+    for operation in graph.step.operations:
+        name = name_of(operation)
+        handler = HANDLERS.get(name)
+        if handler is None:
+            instead = "convert with pooling='average', or " if "max_pool" in name else ""
+            raise SJRobustError(
+                f"NIR cannot say {name} ({place_of(operation)}); {instead}export the network as"
+                " onnx or torch"
+            )
+        graph.values[operation] = handler(graph, operation)
+    graph.nodes[OUTPUT] = graph.nir.Output(
+        output_type={"output": np.array(shape_of(graph.step.logits))}
+    )
+    graph.edges += [(source, OUTPUT) for source in graph.values[graph.step.logits]]
+    facts = {
+        "made_by": "sj-robust",
+        "timesteps": graph.snn.timesteps,
+        "dt": graph.dt,
+        "input": "the image, in [0,1], at every step",
+        "output": "logits of the step; their mean over all steps classifies",
+    }
+    return graph.nir.NIRGraph(graph.nodes, graph.edges, metadata=facts)
