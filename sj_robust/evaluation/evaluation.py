@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from sj_robust.evaluation.energy import estimate_energy
 from sj_robust.evaluation.ensemble import attack_ensemble, searcher
 from sj_robust.evaluation.extend import taken_over
 from sj_robust.evaluation.grid import LIMIT, grid_radii, on_grid
+from sj_robust.evaluation.identity import of_evaluation
 from sj_robust.evaluation.journal import Journal
 from sj_robust.evaluation.judge import (
     Judge,
@@ -155,29 +155,18 @@ class Evaluation:
         }
         path = None if options.journal is None else Path(options.journal)
         hands_on = any(run.from_best for runs in self.plan for run in runs)
+        identity = of_evaluation(
+            options, self.described, self.data, self.plan, self.transfer, self.predicted
+        )
         self.journal = Journal.open(
             path,
-            self._identity(),
+            identity,
             team.rank if team.count > 1 else None,
             Starts(options.norm) if hands_on else None,
         )
         team.gather(None)  # nobody writes before all have read
         if options.extend is not None:
-            self.journal.merge(taken_over(options.extend, self.plan, self._identity(), self.total))
-
-    def _identity(self) -> dict[str, Any]:
-        """All that decides the outcome."""
-        return {
-            "weights": self.described.weights_sha256,
-            "settings": self.described.settings,
-            "images": self.data.fingerprint,
-            "predicted": self.predicted.tolist(),
-            "plan": [[[run.settings, list(run.seen)] for run in runs] for runs in self.plan],
-            "transfer": self.transfer,
-            "survivors_only": self.options.survivors_only,
-            "seed": self.options.seed,
-            "grid": self.options.grid,
-        }
+            self.journal.merge(taken_over(options.extend, self.plan, identity, self.total))
 
     def _attack(self, team: Team) -> None:
         """Every process its share of the images; afterwards each knows the outcome of all."""

@@ -11,20 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.identity import NAMED, of_report
 from sj_robust.evaluation.journal import Unit, UnitKey, Units
 from sj_robust.evaluation.protocol import Run
 from sj_robust.evaluation.report import Report, attempt, eps_name
-
-# what of an evaluation's identity a report names too, and what to call it
-_NAMED = {
-    "weights": "the model's weights",
-    "settings": "the model's settings",
-    "images": "the images",
-    "seed": "seed",
-    "grid": "grid",
-    "plan": "attacks",
-    "transfer": "the models to transfer from",
-}
 
 
 def taken_over(
@@ -39,9 +29,9 @@ def taken_over(
     data, attacks, views and seed are those of the report; where it was stopped, or gave every view
     all images, so that it does not say who attacked what; and where it has more images than these.
     """
-    theirs = _identity(report)
+    theirs = of_report(report)
     ours = {**identity, "plan": [run for runs in identity["plan"] for run in runs]}
-    differing = [_NAMED[key] for key, value in theirs.items() if _plain(ours[key]) != _plain(value)]
+    differing = [NAMED[key] for key, value in theirs.items() if _plain(ours[key]) != _plain(value)]
     if differing:
         raise SJRobustError(
             f"the report to extend is of another evaluation ({', '.join(differing)} differ): leave"
@@ -87,21 +77,6 @@ def taken_over(
                 )
                 standing = [image for image in standing if broken_by[image] != by]
     return units
-
-
-def _identity(report: Report) -> dict[str, Any]:
-    """What decided the outcome of the evaluation that made `report`, as far as it says so."""
-    settings = report.settings
-    found = {
-        "weights": report.model.weights_sha256,
-        "settings": report.model.settings,
-        "images": report.dataset.fingerprint,
-        "seed": settings.seed,
-        "grid": settings.grid,
-        "plan": [[result.settings, list(result.per_view)] for result in report.robust],
-    }
-    # it was not always noted
-    return found if settings.transfer is None else {**found, "transfer": settings.transfer}
 
 
 def _plain(value: object) -> object:

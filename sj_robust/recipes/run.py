@@ -36,6 +36,7 @@ from sj_robust.data.loader import calibration_indices
 from sj_robust.distributed import Team, own_device, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import Report, evaluate
+from sj_robust.evaluation.identity import of_request
 from sj_robust.evaluation.journal import remove_journal
 from sj_robust.evaluation.judge import image_count
 from sj_robust.evaluation.protocol import find_protocol, stages_of
@@ -292,20 +293,14 @@ class _Run:
                 write_atomic(path, report.to_json())
                 remove_journal(journal)
 
-        protocol = find_protocol(named) if named else None
-        made_from = {
-            # of a protocol that was changed: what an earlier version left is measured again
-            "settings": (
-                {**settings, "protocol": str(protocol)}
-                if protocol and protocol.version > 1
-                else settings
-            ),
-            "views": views,
-            "seed": self.recipe.seed,
-            "model": _identity(checkpoint),
-            "source": source and _identity(source),
-            "test": self.test.fingerprint,
-        }
+        made_from = of_request(
+            settings,
+            views=views,
+            seed=self.recipe.seed,
+            model=_identity(checkpoint),
+            source=_identity(source) if source else None,
+            images=self.test.fingerprint,
+        )
         self.ledger.stage(f"evaluated/{path.name}", made_from, work, shared=True)
         return Report.from_json(path.read_text(encoding="utf-8"))
 

@@ -1,0 +1,98 @@
+"""What decides an evaluation's outcome, in one place: for its journal, which goes on only with the
+same; for a report to extend, as far as it says so; and for a stage of a recipe, which is kept while
+the same is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sj_robust.evaluation.options import Options
+from sj_robust.evaluation.protocol import Run, find_protocol
+from sj_robust.evaluation.report import DatasetFacts, ModelFacts, Report
+
+# what a report names too, and what to call it
+NAMED = {
+    "weights": "the model's weights",
+    "settings": "the model's settings",
+    "images": "the images",
+    "seed": "seed",
+    "grid": "grid",
+    "plan": "attacks",
+    "transfer": "the models to transfer from",
+}
+
+
+def of_evaluation(
+    options: Options,
+    model: ModelFacts,
+    data: DatasetFacts,
+    plan: Sequence[Sequence[Run]],
+    transfer: Mapping[str, str],
+    predicted: Tensor,
+) -> dict[str, Any]:
+    """All of it, once the model has seen the images.
+
+    Args:
+        plan: the runs at each eps.
+        transfer: the hash of each other model's weights.
+        predicted: classes int64 [n], which another processor may round otherwise.
+    """
+    return {
+        "weights": model.weights_sha256,
+        "settings": model.settings,
+        "images": data.fingerprint,
+        "predicted": predicted.tolist(),
+        "plan": [[[run.settings, list(run.seen)] for run in runs] for runs in plan],
+        "transfer": dict(transfer),
+        "survivors_only": options.survivors_only,
+        "seed": options.seed,
+        "grid": options.grid,
+    }
+
+
+def of_report(report: Report) -> dict[str, Any]:
+    """As far as the report of that evaluation says it; `plan` is of all eps in one list."""
+    settings = report.settings
+    found = {
+        "weights": report.model.weights_sha256,
+        "settings": report.model.settings,
+        "images": report.dataset.fingerprint,
+        "seed": settings.seed,
+        "grid": settings.grid,
+        "plan": [[result.settings, list(result.per_view)] for result in report.robust],
+    }
+    # it was not always noted
+    return found if settings.transfer is None else {**found, "transfer": settings.transfer}
+
+
+def of_request(
+    settings: Mapping[str, Any],
+    *,
+    views: Sequence[str] | None,
+    seed: int,
+    model: Mapping[str, Any],
+    source: Mapping[str, Any] | None,
+    images: str,
+) -> dict[str, Any]:
+    """Before anything is loaded: what was asked for, of which checkpoint.
+
+    Args:
+        settings: of `EvaluationSettings`, without views.
+        model: weights and settings of the checkpoint.
+        source: the same of the ANN whose gradients a protocol may try.
+        images: the fingerprint of the data.
+    """
+    protocol = find_protocol(settings["protocol"]) if settings["protocol"] else None
+    # of a protocol that was changed: what an earlier version left is measured again
+    changed = {"protocol": str(protocol)} if protocol and protocol.version > 1 else {}
+    return {
+        "settings": {**settings, **changed},
+        "views": views,
+        "seed": seed,
+        "model": model,
+        "source": source,
+        "test": images,
+    }
