@@ -7,21 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sj_robust.catalog import Checkpoint, locate, locate_evaluation
-from sj_robust.checkpoint.config import (
-    STRONGEST_FIRST,
-)
+from sj_robust.checkpoint.config import STRONGEST_FIRST
 from sj_robust.compare.entry import Entry, read_checkpoint, read_report
 from sj_robust.compare.recorded import plain
 from sj_robust.compare.rows import Eps, Marks, Row, Setup, Share, same_eps
 from sj_robust.compare.table import Comparison
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.words import gradient_views
-
-if TYPE_CHECKING:
-    pass
 
 
 def compare(
