@@ -2,7 +2,7 @@
 so that it can be stopped at any time.
 
     python scripts/train_zoo.py --data PATH_OF_CIFAR10                 # every recipe in zoo/recipes
-    python scripts/train_zoo.py --data PATH_OF_CIFAR10 resnet20-snn-t4.cifar10_none_natural
+    python scripts/train_zoo.py --data PATH_OF_CIFAR10 resnet20-snn-t4.cifar10_linf_pgd
 
 The finished ones enter the zoo with their cards (scripts/add_to_zoo.py). Recipes of another data
 set than --data are passed over, and on a CPU those that finetune for more than ten epochs, unless

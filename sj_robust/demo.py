@@ -13,8 +13,8 @@ from sj_robust.evaluation import Report, eps_name
 from sj_robust.recipes.run import RunResult, run
 from sj_robust.recipes.spec import Recipe, make_recipe
 
-ANN = "resnet20.cifar10_linf_pgd"
-NAME = "resnet20-snn-t4.sample_linf_pgd"
+ANN = "vgg5.cifar10_linf_pgd_eps8"
+NAME = "vgg5-snn-t4.sample_linf_pgd_eps8"
 
 
 def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:
@@ -28,11 +28,22 @@ def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:
             "ann": {"checkpoint": ann},
             "convert": {
                 "timesteps": 4,
+                "reset": "soft",
+                "scale": 0.5,
                 "calibration_timesteps": 32,
                 "batches": 4,
                 "batch_size": 32,
             },
-            "finetune": {"preset": "default", "epochs": 1, "validation": 100, "validate_every": 1},
+            "finetune": {
+                "preset": "default",
+                "eps": "8/255",
+                "attack_steps": 1,
+                "lr": 0.01,
+                "schedule": "onecycle",
+                "epochs": 1,
+                "validation": 100,
+                "validate_every": 1,
+            },
             "evaluate": {
                 "eps": ["2/255", "4/255", "8/255"],
                 "attacks": ["fgsm", "pgd10"],
