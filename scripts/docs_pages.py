@@ -1,9 +1,13 @@
-"""The documentation's pages on commands and settings, made from the commands and settings
-themselves: a hook of mkdocs, which asks for them whenever the site is built."""
+"""The documentation's pages on commands, settings and examples, made from the commands, settings
+and examples themselves: a hook of mkdocs, which asks for them whenever the site is built."""
 
 from __future__ import annotations
 
+import ast
+import base64
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -15,6 +19,7 @@ from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.recipes.spec import CalibratedConversion
 from sj_robust.training.config import PRESETS, TrainConfig
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
 RADII = ("eps", "alpha", "step_size")
 
 
@@ -59,6 +64,40 @@ def settings() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def examples() -> str:
+    """The scripts of examples/ under what each says of itself, as Markdown."""
+    parts = [
+        "# Examples",
+        "Each runs by itself on the embedded images: `python examples/NAME.py`. With pictures:"
+        " [the story](story.md), a notebook.",
+    ]
+    for path in sorted(EXAMPLES.glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        title = path.stem.replace("_", " ").capitalize()
+        about = ast.get_docstring(ast.parse(source)) or ""
+        code = source.split('"""', 2)[2].strip()
+        parts += [f"## {title}", about, f"```python\n{code}\n```"]
+    return "\n\n".join(parts) + "\n"
+
+
+def story() -> tuple[str, dict[str, bytes]]:
+    """The notebook with what it printed, as Markdown, and its pictures by their file names."""
+    cells = json.loads((EXAMPLES / "story.ipynb").read_text(encoding="utf-8"))["cells"]
+    parts, pictures = [], {}
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"story-{len(pictures) + 1}.png"
+                pictures[name] = base64.b64decode("".join(data["image/png"]))
+                parts.append(f"![]({name})")
+            elif printed := "".join(output.get("text", data.get("text/plain", ""))).strip():
+                parts.append(f"```text\n{printed}\n```")
+    return "\n\n".join(parts) + "\n", pictures
+
+
 def _fields(model: type[BaseModel], values: Mapping[str, BaseModel]) -> str:
     rows = [
         [
@@ -93,6 +132,14 @@ def on_files(files: Any, config: Any) -> Any:
     """mkdocs calls this with the files of the site, before it reads them."""
     from mkdocs.structure.files import File
 
-    for name, page in {"command-line.md": command_line, "settings.md": settings}.items():
-        files.append(File.generated(config, name, content=page()))
+    text, pictures = story()
+    pages = {
+        "command-line.md": command_line(),
+        "settings.md": settings(),
+        "examples.md": examples(),
+        "story.md": text,
+        **pictures,
+    }
+    for name, content in pages.items():
+        files.append(File.generated(config, name, content=content))
     return files

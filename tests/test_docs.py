@@ -258,6 +258,17 @@ def test_the_page_on_settings_has_every_field_by_preset(generated: Any) -> None:
     assert "| `eps` | 2/255, 4/255, 8/255 |" in text
 
 
+def test_the_pages_on_examples_have_them_all(generated: Any) -> None:
+    text = generated.examples()
+    for path in (ROOT / "examples").glob("*.py"):
+        assert path.read_text(encoding="utf-8").split('"""', 2)[2].strip() in text, path.name
+    story, pictures = generated.story()
+    assert pictures
+    for name, content in pictures.items():
+        assert f"![]({name})" in story
+        assert content.startswith(b"\x89PNG")
+
+
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     head, _, rest = text.partition("| model |")  # the table is generated, and as wide as it is
