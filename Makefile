@@ -6,19 +6,25 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest
 
 # One thread for a test's many tiny tensors: more of them only wait for each other. Override: make test OMP_NUM_THREADS=4 WORKERS=1
-test: OMP_NUM_THREADS ?= 1
+test test-lowest: OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
+TEST = -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-.PHONY: demo test lint docs clean distclean
+.PHONY: demo test test-lowest lint docs clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(INSTALLED)
 	$(BIN)/sj-robust demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python $(TEST)
+
+# The same with the oldest versions that pyproject.toml permits.
+test-lowest: $(LOWEST)/.installed
+	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(LOWEST)/bin/python $(TEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -28,15 +34,24 @@ lint: $(INSTALLED)
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+$(INSTALLED): WHAT := '.[dev]'
+$(LOWEST)/.installed: WHAT := '.[test]' --constraint $(LOWEST)/lowest.txt
+$(LOWEST)/%: PYTHON := python3.11
+$(LOWEST)/.installed: $(LOWEST)/lowest.txt
+
+$(LOWEST)/lowest.txt: pyproject.toml scripts/lowest.py
+	@mkdir -p $(@D)
+	@$(PYTHON) scripts/lowest.py >$@ || { rm $@; exit 1; }
+
 # The stamp is written last, so that an interrupted installation is taken up again.
-$(INSTALLED): pyproject.toml
+$(INSTALLED) $(LOWEST)/.installed: pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "sj-robust needs Python 3.11 or newer and found none; name one: make PYTHON=/path/to/python3" >&2; exit 1; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "sj-robust needs Python 3.11 or newer; $(PYTHON) is not. Name another: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || { \
+	@$(@D)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(@D) || { \
 		echo "$(PYTHON) -m venv failed; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -e $(WHAT)
 	@touch $@
 
 clean:
@@ -44,4 +59,4 @@ clean:
 	find sj_robust tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import requires, version
+from pathlib import Path
 
 import pytest
 
@@ -39,3 +41,14 @@ def test_an_unknown_name_is_an_attribute_error_that_lists_the_known_ones() -> No
 
 def test_version_is_that_of_the_distribution() -> None:
     assert sj_robust.__version__ == version("sj-robust")
+
+
+def test_the_lowest_versions_are_those_of_every_dependency() -> None:
+    script = Path(__file__).resolve().parents[1] / "scripts" / "lowest.py"
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    lowest = [line.split("==")[0] for line in done.stdout.splitlines()]
+    needed = [text for text in requires("sj-robust") or [] if "extra ==" not in text]
+    names = [re.split("[<>=]", text)[0] for text in needed]
+    assert sorted(name.replace("_", "-") for name in names) == sorted(
+        name.replace("_", "-") for name in lowest
+    )
