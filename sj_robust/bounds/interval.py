@@ -302,7 +302,7 @@ def _batch_norm(
     scale = scale if weight is None else scale * weight.to(x.dtype)
     shift = torch.zeros_like(mean) if bias is None else bias.to(x.dtype)
     scale, shift, mean = (value.view(-1, *(1,) * (x.dim() - 2)) for value in (scale, shift, mean))
-    # 16: root, quotient and products, as (x - mean)·scale + bias or as x·scale + (bias - mean·scale)
+    # 16: root, quotient and products, as (x − mean)·scale + bias or x·scale + (bias − mean·scale)
     return x.affine(
         lambda value: value * scale,
         lambda value: value * scale.abs(),

@@ -13,10 +13,15 @@ from sj_robust.lazy import imported_on_use
 if TYPE_CHECKING:
     from sj_robust.evaluation.certificate import Certificate as Certificate
     from sj_robust.evaluation.certificate import certify as certify
+    from sj_robust.evaluation.certified import Certified as Certified
     from sj_robust.evaluation.corrupted import CorruptionReport as CorruptionReport
     from sj_robust.evaluation.corrupted import evaluate_corruptions as evaluate_corruptions
     from sj_robust.evaluation.energy import Energy as Energy
     from sj_robust.evaluation.energy import measure_energy as measure_energy
+    from sj_robust.evaluation.interval_certificate import (
+        IntervalCertificate as IntervalCertificate,
+    )
+    from sj_robust.evaluation.interval_certificate import certify_intervals as certify_intervals
     from sj_robust.evaluation.latency import Latency as Latency
     from sj_robust.evaluation.latency import measure_latency as measure_latency
     from sj_robust.evaluation.protocol import DEFAULT_VIEWS as DEFAULT_VIEWS
@@ -39,8 +44,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certificate": ("Certificate", "certify"),
+    "certified": ("Certified",),
     "corrupted": ("CorruptionReport", "evaluate_corruptions"),
     "energy": ("Energy", "measure_energy"),
+    "interval_certificate": ("IntervalCertificate", "certify_intervals"),
     "latency": ("Latency", "measure_latency"),
     "protocol": ("DEFAULT_VIEWS", "PROTOCOLS", "Protocol", "Stage"),
     "report": (
@@ -65,10 +72,12 @@ __all__ = [
     "Accuracy",
     "Activity",
     "Certificate",
+    "Certified",
     "Check",
     "CorruptionReport",
     "Energy",
     "EnergyEstimate",
+    "IntervalCertificate",
     "JointResult",
     "Latency",
     "Protocol",
@@ -78,6 +87,7 @@ __all__ = [
     "Stage",
     "ViewResult",
     "certify",
+    "certify_intervals",
     "eps_name",
     "evaluate",
     "evaluate_corruptions",

@@ -21,6 +21,7 @@ from sj_robust.attack.noise import normal_like
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import facts
+from sj_robust.evaluation.certified import Certified, CertifiedAt
 from sj_robust.evaluation.judge import (
     Judge,
     check_fit,
@@ -102,6 +103,17 @@ class Certificate(Measurement):
     per_image: CertifiedImages
     settings: CertificateSettings
     forward_images: int
+
+    def certified(self) -> Certified:
+        """For the model's report."""
+        settings = self.settings
+        return Certified(
+            method="randomised smoothing",
+            norm="l2",
+            images=self.dataset.evaluated,
+            settings={"sigma": settings.sigma, "n": settings.n, "alpha": settings.alpha},
+            points=[CertifiedAt(eps=at.radius, accuracy=at.accuracy) for at in self.curve],
+        )
 
     def summary(self) -> str:
         """A text table: certified accuracy over l2 radius.

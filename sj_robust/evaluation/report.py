@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.accuracy import Accuracy as Accuracy
+from sj_robust.evaluation.accuracy import Facts as Facts
+from sj_robust.evaluation.accuracy import wilson as wilson
+from sj_robust.evaluation.certified import Certified as Certified
 from sj_robust.evaluation.consistency import check_figures
 from sj_robust.evaluation.table import summary
 from sj_robust.evaluation.words import Status
@@ -17,55 +20,8 @@ from sj_robust.evaluation.words import attempt_view as attempt_view
 from sj_robust.evaluation.words import energy_name as energy_name
 from sj_robust.evaluation.words import eps_name as eps_name
 from sj_robust.evaluation.words import interval_name as interval_name
-from sj_robust.settings import Strict, first_error
+from sj_robust.settings import first_error
 from sj_robust.text import visible
-
-Z_95 = 1.959963984540054  # 97.5 % quantile of the standard normal
-
-
-class Facts(Strict):
-    """Immutable; unknown fields are an error, so that a report of another version is not
-    misread."""
-
-
-class Accuracy(Facts):
-    """`correct` of `total` images, as a fraction with its Wilson 95 % interval."""
-
-    correct: int
-    total: int
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, correct: int, total: int) -> Accuracy:
-        """With its fraction and interval."""
-        low, high = wilson(correct, total)
-        return cls(correct=correct, total=total, value=correct / total, low=low, high=high)
-
-    def __str__(self) -> str:
-        return interval_name(self.value, self.low, self.high)
-
-
-def wilson(correct: int, total: int, z: float = Z_95) -> tuple[float, float]:
-    """Score interval for a proportion (Wilson, JASA 22, 1927), as fractions.
-
-    Args:
-        z: 1.96 gives 95 %.
-
-    Raises:
-        SJRobustError: not 0 ≤ correct ≤ total, or total < 1.
-    """
-    if not (total >= 1 and 0 <= correct <= total):
-        raise SJRobustError(
-            f"{correct} correct of {total} images: expected at least one image and 0 ≤ correct ≤"
-            " total"
-        )
-    p, spread = correct / total, z * z / total
-    centre = (p + spread / 2) / (1 + spread)
-    half = z * math.sqrt(p * (1 - p) / total + spread / total / 4) / (1 + spread)
-    # At 0 and at `total` correct the bounds are 0 and 1 exactly; rounding must not say otherwise.
-    return (0.0 if correct == 0 else centre - half), (1.0 if correct == total else centre + half)
 
 
 class ViewResult(Facts):
@@ -359,6 +315,7 @@ class Report(Measurement):
     activity: Activity | None
     energy: EnergyEstimate | None = None
     roughness: Roughness | None = None
+    certified: list[Certified] = Field([])
     checks: list[Check] = Field([])
     verdict: str | None = None
     stopped: str | None = None

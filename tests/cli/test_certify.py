@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from sj_robust.catalog import locate
+from sj_robust.checkpoint.results import read_reports
 from sj_robust.evaluation.certificate import Certificate
+from sj_robust.evaluation.interval_certificate import IntervalCertificate
 
 MODEL = "resnet20.cifar10_linf_pgd"
-FEW = ("--data", "sample", "--n0", 5, "--n", 20, "--max-images", 2, "--device", "cpu")
+DATA = ("--data", "sample", "--max-images", 2, "--device", "cpu")
+FEW = (*DATA, "--n0", 5, "--n", 20)
 HELP_WITHOUT_TORCH = """
 import sys
 sys.modules["torch"] = sys.modules["scipy"] = None  # importing them is now an error
@@ -85,11 +90,47 @@ def test_a_failure_is_one_line(cli: Cli, wrong: tuple[object, ...], message: str
     assert message in done.stderr
 
 
+def test_interval_bounds_are_recorded_and_in_the_card(cli: Cli, tmp_path: Path) -> None:
+    folder, file = tmp_path / "ann", tmp_path / "certificate.json"
+    shutil.copytree(locate(MODEL).folder, folder, ignore=shutil.ignore_patterns("evaluation*"))
+    data = ("--data", "sample", "--device", "cpu", "--max-images")
+    measured = ("--attacks", "fgsm", "--check-images", 0, "--eps", "1/255", "--record")
+    done = cli("evaluate", folder, *data, 8, *measured)
+    assert done.returncode == 0, done.stderr
+    bounds = ("--method", "ibp", "--eps", "0.00001", "--attempts", 2, "--out", file, "--record")
+    done = cli("certify", folder, *data, 4, *bounds)
+    assert done.returncode == 0, done.stderr
+    assert "ANN) on sample test, first 4 of" in done.stdout and "interval bounds" in done.stdout
+    found = IntervalCertificate.model_validate_json(file.read_text())
+    done = cli("certify", folder, *FEW, "--sigma", 0.05, "--record")
+    assert done.returncode == 0, done.stderr
+    (report,) = (one for one in read_reports(folder) if one.certified)
+    assert [one.method for one in report.certified] == ["interval bounds", "randomised smoothing"]
+    assert report.certified[0] == found.certified()
+    assert cli("card", folder).returncode == 0
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "### Certified accuracy" in card
+    row = f"| interval bounds | 4 | l∞ 1e-05 | {found.results[0].certified} |"
+    assert row in card
+    assert "| randomised smoothing, sigma 0.05 | 2 | l2 0 |" in card
+
+
 @pytest.mark.parametrize(
-    "wrong", [(), ("--sigma", "little"), ("--sigma", 0.25, "--n", 0), ("--sigma", 0.25, "--n0", 0)]
+    "wrong",
+    [
+        (),
+        ("--sigma", "little"),
+        ("--sigma", 0.25, "--n", 0),
+        ("--sigma", 0.25, "--n0", 0),
+        ("--sigma", 0.25, "--eps", "2/255"),
+        ("--method", "ibp"),
+        ("--method", "ibp", "--sigma", 0.25),
+        ("--method", "ibp", "--eps", 2),
+        ("--method", "hope", "--sigma", 0.25),
+    ],
 )
 def test_wrong_usage_is_2(cli: Cli, wrong: tuple[object, ...]) -> None:
-    done = cli("certify", MODEL, *FEW, *wrong)
+    done = cli("certify", MODEL, *DATA, *wrong)
     assert (done.returncode, done.stdout) == (2, "")
 
 
