@@ -70,6 +70,15 @@ def margin_bounds(model: nn.Module, images: Tensor, labels: Tensor, eps: Radius)
         return margins(found, checked_labels(labels, len(images), found.shape[-1]))
 
 
+def training_margins(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, statistics: Mapping[int, Bounds]
+) -> Tensor:
+    """`margin_bounds` as they are trained: in the network's own precision and with gradients, 0 at
+    the label itself. A batch norm in training mode has its `statistics` (`recorded_statistics`)."""
+    found = propagated(model, ball(x, eps, x.dtype), Arithmetic(statistics=statistics))
+    return margins(found, y).scatter(1, y[:, None], 0)
+
+
 def ball(images: Tensor, eps: float, dtype: torch.dtype = torch.float64) -> Bounds:
     """The images within `eps` that lie in [0, 1]."""
     x = images.to(dtype)

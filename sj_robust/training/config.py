@@ -13,7 +13,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.settings import Strict, checked
 
 Kind = Literal["ann", "finetune"]
-Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart"]
+Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart", "ibp"]
 
 
 class TrainConfig(Strict):
@@ -30,7 +30,8 @@ class TrainConfig(Strict):
             " (Madry et al. 2018; with attack_steps=1 one-step training as in Wong et al. 2020);"
             " trades: CE + beta*KL with PGD on the KL (Zhang et al. 2019); trades-rfgsm: the same"
             " with RFGSM (Özdenizci & Legenstein 2024); mart: boosted CE on PGD images +"
-            " beta*KL weighted by 1 - p_y (Wang et al. 2020)"
+            " beta*KL weighted by 1 - p_y (Wang et al. 2020); ibp: cross-entropy of clean logits"
+            " and of the worst ones that interval bounds leave open (Gowal et al. 2018), of ANNs"
         ),
     )
     epochs: float = Field(
@@ -103,6 +104,24 @@ class TrainConfig(Strict):
             "weight of the divergence of each "
             "time step's prediction from that of all steps (spiking networks only)"
         ),
+    )
+    kappa: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="weight of the clean cross-entropy of ibp at the end; without it 0.5",
+    )
+    warmup: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="part of the steps of ibp at eps 0 and kappa 1; without it 0.05",
+    )
+    ramp: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="part of the steps after it in which both move to their end; without it 0.5",
     )
     augmentation: Literal["none", "crop-flip", "crop-flip-cutout", "resized-crop-flip"] = Field(
         default="crop-flip",
@@ -177,6 +196,11 @@ class TrainConfig(Strict):
                 f"crop_scale is of the augmentation resized-crop-flip, not {self.augmentation}:"
                 " leave one of them out"
             )
+        late = [name for name in ("kappa", "warmup", "ramp") if getattr(self, name) is not None]
+        if late and self.method != "ibp":
+            raise ValueError(f"{late[0]} is of the method ibp, not {self.method}: leave it out")
+        if self.method == "ibp" and self.checkpointing:
+            raise ValueError("the method ibp does not go with checkpointing: leave one of them out")
         # its pass is in eval mode, and would be recomputed in training mode
         if self.gradient_penalty and self.checkpointing:
             raise ValueError(
@@ -280,6 +304,20 @@ def validated(fields: dict[str, Any]) -> TrainConfig:
         SJRobustError: names, in one line, the first thing that is wrong with them.
     """
     return checked(TrainConfig, fields, "training setting ")
+
+
+def scheduled(config: TrainConfig, step: int, total: int) -> TrainConfig:
+    """The settings of `step`: with ibp, eps rises from 0 and kappa falls from 1 (Gowal et al. 2018,
+    section 4), linearly between the warm-up and the end of the ramp. Bounds of an untrained network
+    are so wide that the whole eps at once teaches it to answer the same for every image."""
+    if config.method != "ibp":
+        return config
+    kappa = 0.5 if config.kappa is None else config.kappa
+    warmup = 0.05 if config.warmup is None else config.warmup
+    ramp = 0.5 if config.ramp is None else config.ramp
+    done = step / total - warmup
+    part = min(1.0, max(0.0, done / ramp if ramp else float(done >= 0)))
+    return config.model_copy(update={"eps": part * config.eps, "kappa": 1 - part * (1 - kappa)})
 
 
 def learning_rate(config: TrainConfig, step: int, total: int) -> float:

@@ -18,7 +18,7 @@ from sj_robust.model.images import values_known
 from sj_robust.model.layout import layout_of, settle_layout
 from sj_robust.signals import deferred_signals
 from sj_robust.training import average
-from sj_robust.training.config import Kind, TrainConfig, learning_rate
+from sj_robust.training.config import Kind, TrainConfig, learning_rate, scheduled
 from sj_robust.training.loss import training_loss
 from sj_robust.training.memory import checkpointed_blocks
 from sj_robust.training.optimizer import (
@@ -79,7 +79,12 @@ def fit(
 
 
 def check_shares(config: TrainConfig) -> None:
-    """Raise SJRobustError where the processes there are cannot share a batch equally."""
+    """Raise SJRobustError where the processes there are cannot share a batch equally, or the
+    method does not share its statistics."""
+    if config.method == "ibp" and process_count() > 1:
+        raise SJRobustError(
+            "method ibp trains in one process: its bounds know the batch norms of its own images"
+        )
     if config.batch_size % process_count():
         raise SJRobustError(
             f"batch_size={config.batch_size} cannot be shared equally by {process_count()}"
@@ -169,7 +174,7 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, step, plan.total)
     with autocast(model, config, device):
-        loss = training_loss(model, x, y, ids, config, seed)
+        loss = training_loss(model, x, y, ids, scheduled(config, step, plan.total), seed)
     optimizer.zero_grad(set_to_none=True)
     scaler.scale(loss.total).backward()  # type: ignore[no-untyped-call]
     team.average(

@@ -1,4 +1,5 @@
-"""The losses: natural, PGD adversarial training, TRADES and MART, each a function of one batch."""
+"""The losses: natural, PGD adversarial training, TRADES, MART and interval bounds, each a function
+of one batch."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sj_robust.attack import PGD, RFGSM, Attack
+from sj_robust.bounds.network import recorded_statistics, training_margins
 from sj_robust.training.config import TrainConfig
 from sj_robust.training.regularizer import inconsistency, input_gradient_norm, recorded_steps
 
@@ -125,12 +127,42 @@ def mart_loss(
     )
 
 
+def ibp_loss(
+    model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, config: TrainConfig, seed: int
+) -> Loss:
+    """kappa·CE(f(x), y) + (1 − kappa)·CE(ẑ, y) with the worst logits ẑ that interval bounds of the
+    ball leave open (Gowal et al. 2018, eq. 12).
+
+    ẑ_k is the largest z_k − z_y there may be, bounded through the last layer at once. Batch norms
+    are in these bounds what they are for the clean batch, statistics and all (Shi et al., "Fast
+    Certified Robust Training with Short Warmup", 2021, section 4.2). eps and kappa are those of the
+    step, see `scheduled`.
+    """
+    kappa = 0.5 if config.kappa is None else config.kappa
+    with recorded_statistics(model) as statistics:
+        clean = model(x)
+    margin = training_margins(model, x, y, config.eps, statistics)
+    ce, worst = F.cross_entropy(clean, y), F.cross_entropy(-margin, y)
+    total = kappa * ce + (1 - kappa) * worst
+    return Loss(
+        total,
+        {
+            "loss": total.detach(),
+            "ce": ce.detach(),
+            "bound": worst.detach(),
+            "clean": accuracy(clean, y),
+            "robust": (margin.topk(2, 1, largest=False)[0][:, 1] > 0).float().mean(),
+        },
+    )
+
+
 LOSSES: dict[str, Callable[[nn.Module, Tensor, Tensor, Tensor, TrainConfig, int], Loss]] = {
     "natural": natural_loss,
     "pgd": pgd_loss,
     "trades": trades_loss,
     "trades-rfgsm": trades_loss,
     "mart": mart_loss,
+    "ibp": ibp_loss,
 }
 
 

@@ -58,7 +58,7 @@ def train_ann(
     device: str | torch.device = "cpu",
     show_progress: bool | None = None,
 ) -> TrainResult:
-    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training.
+    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training, or interval bounds.
 
     Started by torchrun or accelerate, the processes share every batch (`config.batch_size` is that
     of all together), gradients and batch norm statistics are those of the whole batch, and so the
@@ -154,6 +154,11 @@ def _train(
     if config.consistency and kind == "ann":
         raise SJRobustError(
             "consistency compares the time steps of a spiking network: leave it out for an ANN"
+        )
+    if config.method == "ibp" and kind == "finetune":
+        raise SJRobustError(
+            "method ibp trains ANNs, as spikes have no gradient through their bounds: train the ANN"
+            " with it and convert that"
         )
     if isinstance(model, SpikingJellyClassifier) and (config.consistency or config.checkpointing):
         raise SJRobustError(

@@ -25,7 +25,7 @@ class Validation(BaseModel):
     """Accuracies on the held-out training images after `step` steps.
 
     Attributes:
-        robust: under PGD at the training eps (None: not attacked).
+        robust: under PGD at the training eps (None: not attacked); certified there, with ibp.
     """
 
     step: int

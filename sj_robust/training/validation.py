@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.attack import PGD, evaluation_mode
+from sj_robust.bounds import margin_bounds
 from sj_robust.data import ImageDataset
 from sj_robust.distributed import ALONE, Team
 from sj_robust.model.layout import layout_of
@@ -24,8 +25,9 @@ def validate(
     team: Team = ALONE,
 ) -> Validation | None:
     """Clean accuracy, and (unless the method is natural) accuracy that survives a short PGD at the
-    training eps through the model's own gradient. The noise is that of the images, the same at
-    every validation. The team shares the images. None where `interrupted` says stop."""
+    training eps through the model's own gradient; with ibp, accuracy that interval bounds certify
+    there. The noise is that of the images, the same at every validation. The team shares the
+    images. None where `interrupted` says stop."""
     attack = PGD(eps=config.eps, steps=config.validation_steps)
     device, layout = next(model.parameters()).device, layout_of(model)
     clean = robust = stop = 0.0
@@ -41,7 +43,10 @@ def validate(
             )
             right = _right(model, x, y)
             clean += int(right.sum())
-            if config.method != "natural":
+            if config.method == "ibp":
+                margins = margin_bounds(model, x, y, config.eps)
+                robust += int((right & (margins.amin(1) > 0)).sum())
+            elif config.method != "natural":
                 robust += int(
                     (
                         right

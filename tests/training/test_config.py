@@ -6,6 +6,7 @@ from pydantic import ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.training import PRESETS, TrainConfig, learning_rate, preset, validated
+from sj_robust.training.config import scheduled
 
 
 def test_presets_hold_the_papers_settings():
@@ -131,3 +132,26 @@ def test_options_that_are_off_leave_no_trace():
         not {"gradient_penalty", "consistency", "precision"}
         & TrainConfig().model_dump(exclude_none=True).keys()
     )
+
+
+def test_interval_bounds_begin_with_no_ball_and_clean_images():
+    config = TrainConfig(method="ibp", eps="8/255", kappa=0.25, warmup=0.1, ramp=0.4)
+    at = [scheduled(config, step, 100) for step in (0, 10, 30, 50, 99)]
+    assert [one.eps * 255 for one in at] == pytest.approx([0, 0, 4, 8, 8])
+    assert [one.kappa for one in at] == pytest.approx([1, 1, 0.625, 0.25, 0.25])
+    assert scheduled(TrainConfig(method="ibp", warmup=0, ramp=0), 0, 9).kappa == 0.5
+    assert scheduled(preset("ann"), 3, 9) == preset("ann")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"method": "pgd", "kappa": 0.5}, "kappa is of the method ibp"),
+        ({"method": "natural", "warmup": 0.1}, "warmup is of the method ibp"),
+        ({"method": "ibp", "checkpointing": True}, "does not go with checkpointing"),
+        ({"method": "ibp", "ramp": 1.5}, "ramp"),
+    ],
+)
+def test_settings_of_interval_bounds_have_to_fit(fields, message):
+    with pytest.raises(SJRobustError, match=message):
+        validated(fields)

@@ -164,3 +164,40 @@ def test_one_step_training_steps_beyond_the_ball(toy):
     assert step_size(toy.config(eps=0.1, attack_steps=1)) == pytest.approx(0.125)
     assert step_size(toy.config(eps=0.1, attack_steps=5)) == pytest.approx(0.05)
     assert step_size(toy.config(eps=0.1, attack_steps=5, step_size=0.02)) == 0.02
+
+
+def test_interval_bounds_of_a_linear_network_follow_the_formula(toy):
+    """There the worst logits are known: z_k − z_y + eps·|w_k − w_y|₁, for images inside [0, 1]."""
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 3)
+    model, (x, y, ids) = nn.Sequential(nn.Flatten(), layer), batch()
+    x = 0.2 + 0.6 * x
+    config = toy.config(method="ibp", eps=0.1, kappa=0.3)
+    loss = LOSSES["ibp"](model, x, y, ids, config, 7)
+    loss.total.backward()
+    weight = layer.weight.detach().double().requires_grad_()
+    z = x.flatten(1).double() @ weight.T + layer.bias.detach().double()
+    worst = z - z.gather(1, y[:, None]) + 0.1 * (weight - weight[y][:, None]).abs().sum(2)
+    expected = 0.3 * nn.functional.cross_entropy(z, y) + 0.7 * nn.functional.cross_entropy(worst, y)
+    expected.backward()
+    assert loss.total.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.allclose(layer.weight.grad.double(), weight.grad, atol=1e-5)
+    assert loss.facts["robust"] == (worst.argmax(1) == y).float().mean()
+
+
+def test_without_a_ball_the_bounds_are_the_clean_logits(toy):
+    """Batch norms in training mode have the statistics of the clean batch in them, and keep those
+    that one pass leaves."""
+    x, y = toy.patterns(16).floats(), toy.patterns(16).labels
+    grads, norms = [], []
+    for kappa, method in ((1, "ibp"), (0, "ibp"), (None, "natural")):
+        model = toy.ann(dropout=0).train()
+        config = toy.config(method=method, kappa=kappa).model_copy(update={"eps": 0.0})
+        loss = LOSSES[method](model, x, y, torch.arange(16), config, 0)
+        loss.total.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        norms.append(model.backbone[1].running_var.clone())
+        assert not any(module._forward_pre_hooks for module in model.modules())
+    assert torch.allclose(grads[0], grads[2], atol=1e-6)
+    assert torch.allclose(grads[1], grads[2], atol=1e-5)
+    assert torch.equal(norms[0], norms[2]) and torch.equal(norms[1], norms[2])

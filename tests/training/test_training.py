@@ -9,6 +9,7 @@ from torch import nn
 from sj_robust.attack import PGD
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation import certify_intervals
 from sj_robust.model import NormalizedClassifier
 from sj_robust.training import finetune, train_ann
 from sj_robust.training.plan import Plan
@@ -40,6 +41,26 @@ def test_an_snn_learns(toy, tmp_path, method):
         model, toy.patterns(), toy.config("finetune", method=method, epochs=6, lr=0.05), tmp_path
     )
     assert accuracy(model, toy.patterns(seed=5)) > 0.8
+
+
+def test_interval_bounds_certify_what_they_trained(toy, tmp_path):
+    model = toy.ann(dropout=0)
+    config = toy.config(method="ibp", eps="4/255", epochs=12, lr=0.1)
+    result = train_ann(model, toy.patterns(), config, tmp_path / "ibp")
+    assert accuracy(model, toy.patterns(seed=5)) > 0.9
+    other = toy.ann(dropout=0)
+    train_ann(other, toy.patterns(), toy.config(method="natural", epochs=12), tmp_path / "other")
+    held_out = toy.patterns(100, seed=5)
+    certified = [
+        certify_intervals(each, held_out, eps="4/255", attempts=5).results[0].certified.value
+        for each in (model, other)
+    ]
+    assert certified[0] > 0.8 > certified[1] + 0.2
+    assert result.best.robust > 0.8  # certified: what selects the step
+    with pytest.raises(SJRobustError, match="method ibp trains ANNs"):
+        finetune(toy.snn(), toy.patterns(), toy.config("finetune", method="ibp"), tmp_path / "snn")
+    with pytest.raises(SJRobustError, match="dropout in training mode"):
+        train_ann(toy.ann(), toy.patterns(), config, tmp_path / "dropout")
 
 
 class Flatten(nn.Module):
