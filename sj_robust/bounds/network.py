@@ -93,6 +93,8 @@ def propagated(model: nn.Module, box: Bounds, arithmetic: Arithmetic) -> Interva
         refuse(f"a {type(model).__name__}")
     if not isinstance(model, NormalizedClassifier):
         return _checked(model(x))
+    if any(isinstance(part, NormalizedClassifier) for part in model.backbone.modules()):
+        refuse("a classifier inside another, as behind a purifier")
     if type(model).forward not in (NormalizedClassifier.forward, SpikingModel.forward):
         refuse(f"a {type(model).__name__}")
     mean, scale = (value.to(x.dtype) for value in (model.mean, 1 / model.std.to(x.dtype)))

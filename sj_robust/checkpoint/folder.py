@@ -43,7 +43,7 @@ from sj_robust.checkpoint.results import check_belongs, protocol_of, read_report
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.facts import state_sha256
 from sj_robust.files import atomic_folder, write_atomic
-from sj_robust.model import NormalizedClassifier, SpikingModel, expose
+from sj_robust.model import NormalizedClassifier, PurifiedSNN, SpikingModel, expose
 from sj_robust.model.unwrap import bare, unwrap
 from sj_robust.phrases import few
 from sj_robust.reading import MAX_RECIPE_BYTES, read_text
@@ -92,6 +92,11 @@ def save(
             not finite, or the report is of another model.
     """
     model = bare(expose(model))  # type: ignore[assignment]  # checked below
+    if isinstance(model, PurifiedSNN):
+        raise SJRobustError(
+            "save takes a network without its purifier: save the purifier with save_purifier, and"
+            " the network by itself"
+        )
     if not isinstance(model, NormalizedClassifier):  # spiking ones are, too
         raise SJRobustError(
             f"save got a {type(model).__name__}, expected what convert or from_spikingjelly"

@@ -4,6 +4,13 @@ and weights from files."""
 from sj_robust.model import resnet as resnet
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.model.normalized import NormalizedClassifier
+from sj_robust.model.purified import (
+    PurifiedSNN,
+    Purifier,
+    load_purifier,
+    purified,
+    save_purifier,
+)
 from sj_robust.model.spiking import SpikingModel
 from sj_robust.model.spikingjelly import SpikingJellyClassifier, from_spikingjelly
 from sj_robust.model.unwrap import expose, unwrap
@@ -11,6 +18,8 @@ from sj_robust.model.weights import create_ann, load_weights, read_state_dict
 
 __all__ = [
     "NormalizedClassifier",
+    "PurifiedSNN",
+    "Purifier",
     "SpikingActivation",
     "SpikingClassifier",
     "SpikingJellyClassifier",
@@ -18,7 +27,10 @@ __all__ = [
     "create_ann",
     "expose",
     "from_spikingjelly",
+    "load_purifier",
     "load_weights",
+    "purified",
     "read_state_dict",
+    "save_purifier",
     "unwrap",
 ]

@@ -140,6 +140,7 @@ default_cfgs = generate_default_cfgs(
         "cifar_resnet20": config(pool_size=(8, 8)),
         "cifar_resnet32": config(pool_size=(8, 8)),
         "cifar_resnet56": config(pool_size=(8, 8)),
+        "cifar_resnet110": config(pool_size=(8, 8)),
         "cifar_resnet18": config(pool_size=(4, 4)),
     }
 )
@@ -170,6 +171,12 @@ def cifar_resnet32(pretrained: bool = False, **options: Any) -> nn.Module:
 def cifar_resnet56(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-56 for CIFAR, 0.85 M parameters."""
     return _resnet("cifar_resnet56", pretrained, (9, 9, 9), (16, 32, 64), **options)
+
+
+@register_model
+def cifar_resnet110(pretrained: bool = False, **options: Any) -> nn.Module:
+    """ResNet-110 for CIFAR, 1.73 M parameters."""
+    return _resnet("cifar_resnet110", pretrained, (18, 18, 18), (16, 32, 64), **options)
 
 
 @register_model

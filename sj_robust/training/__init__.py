@@ -1,5 +1,5 @@
-"""Training: natural, PGD, TRADES and MART for ANNs and SNNs, resumable to the bit, on one process
-or several."""
+"""Training: natural, PGD, TRADES and MART for ANNs and SNNs, interval bounds for ANNs, purifiers;
+resumable to the bit, on one process or several."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sj_robust.training.config import learning_rate as learning_rate
     from sj_robust.training.config import preset as preset
     from sj_robust.training.config import validated as validated
+    from sj_robust.training.purifier import train_purifier as train_purifier
     from sj_robust.training.run import TrainResult as TrainResult
     from sj_robust.training.run import finetune as finetune
     from sj_robust.training.run import train_ann as train_ann
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "config": ("PRESETS", "TrainConfig", "learning_rate", "preset", "validated"),
+    "purifier": ("train_purifier",),
     "run": ("TrainResult", "finetune", "train_ann"),
     "state": ("Validation",),
 }
@@ -33,6 +35,7 @@ __all__ = [
     "learning_rate",
     "preset",
     "train_ann",
+    "train_purifier",
     "validated",
 ]
 

@@ -58,6 +58,7 @@ CASES = {
     "cifar_resnet32": ({}, 32, 10, resnet_parameters(5, NARROW, 10, True), 31),
     "cifar_resnet32-identity": ({"shortcut": "identity"}, 32, 10, 464_154, 31),
     "cifar_resnet56": ({}, 32, 10, resnet_parameters(9, NARROW, 10, True), 55),
+    "cifar_resnet110": ({}, 32, 10, resnet_parameters(18, NARROW, 10, True), 109),
     "cifar_resnet56-identity": ({"shortcut": "identity"}, 32, 10, 853_018, 55),
     "cifar_resnet18": ({}, 32, 10, 11_173_962, 17),
     "cifar_wrn16_4": ({}, 32, 10, wide_resnet_parameters(16, 4, 10), 13),
