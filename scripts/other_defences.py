@@ -69,12 +69,14 @@ def ann_of(folder: Path, method: str, train: ImageDataset, epochs: float) -> Any
 
 
 def snn_of(
-    folder: Path, method: str, ann: Any, train: ImageDataset, steps: int, epochs: float
+    folder: Path, method: str, ann: Any, train: ImageDataset, options: argparse.Namespace
 ) -> Any:
     """Its spiking network, from OUT where it is done."""
+    steps, epochs = options.timesteps, options.finetune_epochs
     target = folder / f"t{steps}"
     if not target.exists():
-        fields = {"timesteps": steps, "reset": "soft", "scale": "auto", "batches": 4}
+        fields = {"timesteps": steps, "reset": "soft", "scale": "auto"}
+        fields["batches"] = options.batches
         snn = convert_with(ann, train, checked(CalibratedConversion, fields))
         if method != "ibp" and epochs:
             config = preset("finetune", epochs=epochs, method=method, eps=TRAINED, attack_steps=1)
@@ -131,7 +133,7 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[list[str], list[str]]]:
     for method in options.only or METHODS:
         folder = options.out / method
         ann = ann_of(folder, method, train, options.epochs)
-        snn = snn_of(folder, method, ann, train, options.timesteps, options.finetune_epochs)
+        snn = snn_of(folder, method, ann, train, options)
         for name, model in (("ann", ann), (f"t{options.timesteps}", snn)):
             kind = "ANN" if model is ann else f"T={options.timesteps}"
             source = None if model is ann else ann
@@ -187,6 +189,7 @@ def main() -> None:
     parser.add_argument("--timesteps", type=int, default=4)
     parser.add_argument("--epochs", type=float, default=8, help="of each ANN, of ibp twice as many")
     parser.add_argument("--finetune-epochs", type=float, default=0.3)
+    parser.add_argument("--batches", type=int, default=4, help="of 64 images, for the thresholds")
     parser.add_argument("--purifier-epochs", type=int, default=2)
     parser.add_argument("--samples", type=int, default=200, help="of smoothing, at least 60")
     parser.add_argument("--images", type=int, default=500, help="test images")

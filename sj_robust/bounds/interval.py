@@ -151,8 +151,11 @@ class Interval:
         )
 
     def convex(self, function: Function) -> Interval:
-        """After a ReLU or a maximum: monotone, convex, exact, and f(a·x) = a·f(x) for a ≥ 0, so
-        that its value at a sum is at most the sum of its values."""
+        """After a ReLU or a maximum.
+
+        Such a function is monotone, computed exactly, convex, and f(a·x) = a·f(x) for a ≥ 0, so
+        that its value at a sum is at most the sum of its values.
+        """
         found = Interval(
             function(self.lower), function(self.upper), self.arithmetic, self.timesteps
         )

@@ -66,7 +66,11 @@ class Purifier(nn.Module):
         nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [N, C, H, W] to images."""
+        """Images [N, C, H, W] to images.
+
+        Raises:
+            SJRobustError: an odd side.
+        """
         if x.shape[-1] % 2 or x.shape[-2] % 2:
             raise SJRobustError(
                 f"images of {list(x.shape[-2:])} pixels: the purifier takes even sides"
