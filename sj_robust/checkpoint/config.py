@@ -36,6 +36,7 @@ CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION = (
     "evaluation_source.json",
 )
 CARD, RECIPE, FIGURES = "README.md", "recipe.yaml", "figures"
+THREATS = "threats.json"  # what was measured of backdoors
 ORIGIN = ".sj_robust.json"  # where a folder was pulled from or pushed to; never on the Hub itself
 # evaluation.json is that of the strongest protocol, as spiking networks were measured under them;
 # the others lie beside it
@@ -45,7 +46,9 @@ GRID = "8bit"
 STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom", GRID)
 BESIDE = {protocol: f"evaluation_{protocol}.json" for protocol in STRONGEST_FIRST}
 EVALUATIONS = (EVALUATION, *BESIDE.values())
-FILES = frozenset({CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, CARD, RECIPE, FIGURES, ORIGIN})
+FILES = frozenset(
+    {CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, THREATS, CARD, RECIPE, FIGURES, ORIGIN}
+)
 LARGEST_SIDE = 4096  # pixels, of the images a network takes
 MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20  # evaluation.json carries one outcome per image, eps and view

@@ -33,6 +33,7 @@ from sj_robust.checkpoint.config import (
     RECIPE,
     SOURCE_EVALUATION,
     STRONGEST_FIRST,
+    THREATS,
     WEIGHTS,
     Config,
     read_config,
@@ -141,11 +142,16 @@ def save(
 
 
 def record(
-    folder: str | Path, *, report: Any = None, source_report: Any = None, recipe: Any = None
+    folder: str | Path,
+    *,
+    report: Any = None,
+    source_report: Any = None,
+    threats: Any = None,
+    recipe: Any = None,
 ) -> list[Path]:
     """Add what became known after `save` to a checkpoint folder; weights stay as they are.
 
-    That is an evaluation, its source's, the recipe. An evaluation replaces that of the same
+    That is an evaluation, its source's, what `measure_threats` found, the recipe. An evaluation replaces that of the same
     protocol. evaluation.json is the strongest protocol's, and the others lie beside it, as
     evaluation_PROTOCOL.json; that of 8-bit images, evaluation_8bit.json, beside any of these. The
     zoo's index is `Checkpoint.record`'s business.
@@ -159,6 +165,9 @@ def record(
     """
     target, config = Path(folder), read_config(Path(folder))
     texts = _records(config, report, source_report, recipe, str(target))
+    if threats is not None:
+        check_belongs(threats, config, str(target))
+        texts[THREATS] = threats.to_json()
     if report is not None:
         texts = _beside_others(target, config, report) | {
             file: text for file, text in texts.items() if file != EVALUATION

@@ -16,14 +16,16 @@ from sj_robust.checkpoint.config import (
     EVALUATIONS,
     GRID,
     MAX_TEXT_BYTES,
+    THREATS,
     Config,
     read_bounded,
 )
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluation.report import Accuracy, Report, interval_name  # no torch
+from sj_robust.evaluation.report import Accuracy, Measurement, Report, interval_name  # no torch
 from sj_robust.evaluation.words import gradient_views
 from sj_robust.settings import first_error
 from sj_robust.text import visible
+from sj_robust.threats.report import ThreatReport  # no torch
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Microjoules = Annotated[float, Field(ge=0, le=1e12)]
@@ -122,6 +124,20 @@ def read_reports(folder: Path) -> list[Report]:
             " evaluate it without --grid"
         )
     return [report for _, report in found]
+
+
+def read_threats(folder: Path, config: Config) -> ThreatReport | None:
+    """What was measured of backdoors, None where nothing was. Raises SJRobustError where it is
+    damaged, or of another network."""
+    path = folder / THREATS
+    if not path.exists():
+        return None
+    try:
+        found = ThreatReport.from_json(read_bounded(path, MAX_TEXT_BYTES))
+    except SJRobustError as error:
+        raise SJRobustError(f"{path}: {error}; run sj-robust threats --record again") from None
+    check_belongs(found, config, str(folder))
+    return found
 
 
 def check_grid(report: Any, path: Path) -> None:
@@ -232,7 +248,7 @@ def read_results(folder: Path) -> list[Results]:
     return [results(report) for report in read_reports(folder)]
 
 
-def check_belongs(report: Report, config: Config, where: str) -> None:
+def check_belongs(report: Measurement, config: Config, where: str) -> None:
     """Raise SJRobustError unless `report` was made with these very weights, time steps and
     settings, as far as it names them."""
     found, weights = report.model, config.weights

@@ -20,6 +20,7 @@ from sj_robust.checkpoint.config import (
     ORIGIN,
     RECIPE,
     SOURCE_EVALUATION,
+    THREATS,
     WEIGHTS,
     Config,
     Name,
@@ -38,7 +39,7 @@ from sj_robust.settings import first_error
 from sj_robust.text import visible
 
 # the card and its figures are derived from these
-VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, RECIPE)
+VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, THREATS, RECIPE)
 
 
 class _Strict(BaseModel):

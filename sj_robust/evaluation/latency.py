@@ -165,8 +165,8 @@ def measure_latency(
     with keep_large_blocks(), evaluation_mode(snn), true_forward(snn):
         num_classes = check_fit(judge, total)
         check_classes(attacks, num_classes)
-        _check_truncation(judge, snn)
-        answers = _answers(judge, snn, total, show_progress)
+        check_truncation(judge, snn)
+        answers = answers_by_step(judge, snn, total, show_progress)
         correct = answers == dataset.labels[:total].cpu()
         work = len(attacks) * sum(
             t * int(right[:attacked].sum()) for t, right in enumerate(correct, start=1)
@@ -207,7 +207,7 @@ def truncated(snn: SpikingModel, timesteps: int) -> Iterator[None]:
         snn.timesteps = before
 
 
-def _check_truncation(judge: Judge, snn: SpikingModel) -> None:
+def check_truncation(judge: Judge, snn: SpikingModel) -> None:
     """Raise SJRobustError unless fewer steps are the first ones of all steps; ours are by
     construction."""
     if not isinstance(snn, SpikingJellyClassifier) or snn.timesteps == 1:
@@ -239,7 +239,9 @@ def _check_truncation(judge: Judge, snn: SpikingModel) -> None:
                 )
 
 
-def _answers(judge: Judge, snn: SpikingModel, total: int, show_progress: bool | None) -> Tensor:
+def answers_by_step(
+    judge: Judge, snn: SpikingModel, total: int, show_progress: bool | None
+) -> Tensor:
     """Classes int64 [T, total] after each step, on the CPU."""
     found = []
     with bar("clean", total, show=show_progress) as progress, torch.no_grad():

@@ -234,6 +234,8 @@ def facts_of(config: Config) -> dict[str, Any]:
         "weights_sha256": config.weights.sha256,
         "trained_on": training.get("dataset"),
         "epochs": training.get("epochs"),
-        **{key: settings.get(key) for key in ("method", "eps", "attack_steps")},
+        **{key: settings.get(key) for key in ("method", "eps", "attack_steps", "poison")},
     }
+    if settings.get("poison"):
+        found["poison_seed"] = settings.get("seed")
     return {key: value for key, value in found.items() if value is not None}

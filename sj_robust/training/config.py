@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sj_robust.budget import Budget
 from sj_robust.errors import SJRobustError
@@ -163,6 +163,14 @@ class TrainConfig(Strict):
     validate_every: float = Field(
         default=1, gt=0, le=10_000, description="epochs between validations"
     )
+    poison: str | None = Field(
+        default=None,
+        description=(
+            "of the training set: a trigger or flip, then rate=, target= and labels=dirty or clean,"
+            " such as patch:3:rate=0.05:target=0 (triggers: patch:SIZE, blended:ALPHA,"
+            " sine:FREQUENCY:AMPLITUDE); drawn by the seed"
+        ),
+    )
     seed: int = Field(default=0, ge=0, lt=2**31)
     checkpoint_minutes: float = Field(
         default=10, gt=0, le=1e6, description="minutes between saved states (and one every epoch)"
@@ -181,6 +189,15 @@ class TrainConfig(Strict):
     log_every: int = Field(
         default=20, ge=1, le=1_000_000, description="steps per line of log.jsonl"
     )
+
+    @field_validator("poison")
+    @classmethod
+    def _known_poison(cls, poison: str | None) -> str | None:
+        if poison is None:
+            return None
+        from sj_robust.threats.poison import parse_poison  # and with it torch
+
+        return str(parse_poison(poison))
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

@@ -15,6 +15,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.files import check_within
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.model.normalized import count_logits
+from sj_robust.threats.poison import PoisonFacts, poisoned
 from sj_robust.training.config import PRESETS, Kind, TrainConfig
 from sj_robust.training.loop import fit
 from sj_robust.training.optimizer import THRESHOLD
@@ -25,13 +26,15 @@ from sj_robust.training.state import Progress, Validation
 class TrainResult(BaseModel):
     """The facts of a finished run, for recipes and cards.
 
-    Times are seconds over all resumptions of the run.
+    Times are seconds over all resumptions of the run. Images and fingerprint are those of the
+    poisoned training set, where `poison` records one.
     """
 
     model_config = ConfigDict(frozen=True)
 
     kind: Kind
     config: TrainConfig
+    poison: PoisonFacts | None = None
     dataset: str
     split: str
     fingerprint: str
@@ -184,6 +187,10 @@ def _train(
         )
     device = own_device(torch.device(device))
     check_within(folder)
+    poison = None
+    if config.poison:
+        made = poisoned(dataset, config.poison, seed=config.seed)
+        dataset, poison = made.dataset, made.facts
     progress, plan = fit(
         model,
         dataset,
@@ -196,7 +203,7 @@ def _train(
     )
     if isinstance(model, NormalizedClassifier) and classes == len(dataset.classes):
         model.classes = model.classes or dataset.classes  # known names stay: data may have none
-    return _result(progress, plan, dataset, device)
+    return _result(progress, plan, dataset, poison, device)
 
 
 def _check_trainable(model: torch.nn.Module, config: TrainConfig) -> None:
@@ -228,12 +235,17 @@ def _check_trainable(model: torch.nn.Module, config: TrainConfig) -> None:
 
 
 def _result(
-    progress: Progress, plan: Plan, dataset: ImageDataset, device: torch.device
+    progress: Progress,
+    plan: Plan,
+    dataset: ImageDataset,
+    poison: PoisonFacts | None,
+    device: torch.device,
 ) -> TrainResult:
     assert progress.best is not None  # the last step is always validated
     return TrainResult(
         kind=progress.kind,
         config=progress.config,
+        poison=poison,
         dataset=dataset.name,
         split=dataset.split,
         fingerprint=dataset.fingerprint,

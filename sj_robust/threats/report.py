@@ -1,0 +1,296 @@
+"""What was measured of a backdoor: facts only, as JSON and as text. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+
+from pydantic import ValidationError
+
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.report import Accuracy, Facts, Measurement
+from sj_robust.phrases import few, ruled
+from sj_robust.settings import first_error
+
+MAD = 1.4826  # makes the median absolute deviation that of a normal distribution
+ANOMALOUS = 2.0  # an index above it has a probability below 5 % there
+SMALL, SEPARATE = 0.35, 0.1  # a cluster's share at most, and the silhouette at least, of poisons
+
+
+class Rates(Facts):
+    """What a network does with and without the trigger.
+
+    Attributes:
+        timesteps: after which it is read; None of an ANN.
+        clean: accuracy on the images as they are.
+        success: images of other classes, triggered, that are taken for the target's; None where
+            there is no trigger.
+        before: the same images without the trigger, taken for the target's all the same.
+    """
+
+    timesteps: int | None
+    clean: Accuracy
+    success: Accuracy | None
+    before: Accuracy | None
+
+
+class ReversedTrigger(Facts):
+    """The smallest trigger found that leads to one class.
+
+    Attributes:
+        norm: l1 norm of its mask: pixels, where each counts as far as it is replaced.
+        success: images that it leads there.
+        index: how far the norm lies below the median of all classes, in median absolute deviations
+            × 1.4826.
+    """
+
+    label: int
+    norm: float
+    success: Accuracy
+    index: float
+
+
+class Cleanse(Facts):
+    """What Neural Cleanse found (Wang et al., S&P 2019).
+
+    Attributes:
+        view: the gradients it took.
+        images: clean ones, that the defender has.
+        flagged: classes whose index is above 2.
+    """
+
+    view: str
+    steps: int
+    images: int
+    classes: list[ReversedTrigger]
+    flagged: list[int]
+
+    @classmethod
+    def of(cls, view: str, steps: int, images: int, found: Sequence[tuple[float, int]]) -> Cleanse:
+        """With indices and flags, from the (norm, successes) of each class."""
+        indices = anomaly_indices([norm for norm, _ in found])
+        return cls(
+            view=view,
+            steps=steps,
+            images=images,
+            classes=[
+                ReversedTrigger(
+                    label=label, norm=norm, success=Accuracy.of(hits, images), index=index
+                )
+                for label, ((norm, hits), index) in enumerate(zip(found, indices, strict=True))
+            ],
+            flagged=[label for label, index in enumerate(indices) if index > ANOMALOUS],
+        )
+
+
+def anomaly_indices(norms: Sequence[float]) -> list[float]:
+    """How far each norm lies below the median: (median − norm) / (1.4826 · MAD).
+
+    Below 0 above the median. Source: Wang et al., S&P 2019, section V.B, who take the absolute
+    value and look at the small norms alone.
+    """
+    middle = median(norms)
+    spread = MAD * median(abs(norm - middle) for norm in norms)
+    return [(middle - norm) / max(spread, 1e-6 * middle, 1e-12) for norm in norms]
+
+
+class ClassClusters(Facts):
+    """The training images of one label, in two clusters of their activations.
+
+    Attributes:
+        smaller: the smaller cluster's share of them.
+        silhouette: mean silhouette width of the two, −1 to 1.
+        poisoned: how many are poisoned.
+        found: how many of these lie in the smaller cluster.
+    """
+
+    label: int
+    images: int
+    smaller: float
+    silhouette: float
+    poisoned: int
+    found: int
+
+    @property
+    def flagged(self) -> bool:
+        """Whether the clusters look like poisons beside clean images: small, and well apart."""
+        return self.smaller <= SMALL and self.silhouette >= SEPARATE
+
+
+class Clustering(Facts):
+    """What activation clustering found (Chen et al., arXiv 1811.03728).
+
+    Attributes:
+        images: training images looked at.
+        components: principal components that the activations were brought to.
+        flagged: labels whose smaller cluster looks poisoned.
+    """
+
+    images: int
+    components: int
+    classes: list[ClassClusters]
+    flagged: list[int]
+
+
+class Pruning(Facts):
+    """What fine-pruning does (Liu, Dolan-Gavitt & Garg, RAID 2018), before any finetuning.
+
+    Attributes:
+        images: clean ones, that the defender has.
+        neurons: of the last hidden layer.
+        pruned: of these, those least active on the clean images.
+        most_lost: of the accuracy on them, as a fraction.
+        kept: accuracy on them, before and after.
+        rates: of the pruned network, on the test images.
+    """
+
+    images: int
+    neurons: int
+    pruned: int
+    most_lost: float
+    kept: tuple[Accuracy, Accuracy]
+    rates: Rates
+
+
+class ThreatSettings(Facts):
+    """How it was measured.
+
+    Attributes:
+        poison: as `parse_poison` reads it.
+        training: the record of the training set that was clustered.
+    """
+
+    poison: str
+    training: dict[str, Any] | None
+    batch_size: int
+    seed: int
+    device: str
+
+
+class ThreatReport(Measurement):
+    """The result of `measure_threats`. Intervals are Wilson 95 %.
+
+    Attributes:
+        rates: after each time step, of an ANN one.
+    """
+
+    rates: list[Rates]
+    cleanse: Cleanse | None = None
+    clustering: Clustering | None = None
+    pruning: Pruning | None = None
+    settings: ThreatSettings
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ThreatReport:
+        """The report that `to_json` wrote.
+
+        Raises:
+            SJRobustError: `text` is no such report, or a figure contradicts another one.
+        """
+        try:
+            report = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise SJRobustError(
+                f"not a report on threats of this version: {first_error(error)}"
+            ) from None
+        _check(report)
+        return report
+
+    @property
+    def last(self) -> Rates:
+        """Those of all time steps."""
+        return self.rates[-1]
+
+    def summary(self) -> str:
+        """A text table of rates by time step, and what each detector says."""
+        rows = [
+            [
+                "ANN" if one.timesteps is None else f"t={one.timesteps}",
+                *(str(value or "–") for value in (one.clean, one.success, one.before)),
+            ]
+            for one in self.rates
+        ]
+        return "\n".join(
+            [
+                f"{self.heading()}, poison {self.settings.poison}",
+                "",
+                *ruled([["", "clean accuracy", "attack success", "without trigger"], *rows]),
+                "",
+                *(f"{name}: {text}" for name, text in self.findings()),
+                "",
+                *self.limits,
+            ]
+        )
+
+    def findings(self) -> Iterator[tuple[str, str]]:
+        """(detector or defence, what it found) of each that ran, in words."""
+        if found := self.cleanse:
+            top = max(found.classes, key=lambda one: one.index)
+            yield (
+                "Neural Cleanse",
+                f"{_flags(found.flagged)}; the largest index is {top.index:.1f}, of class"
+                f" {top.label}, whose trigger covers {top.norm:.1f} pixels and leads"
+                f" {top.success} of {found.images} images there (view {found.view},"
+                f" {found.steps} steps)",
+            )
+        if clusters := self.clustering:
+            poisons = sum(one.poisoned for one in clusters.classes)
+            apart = sum(one.found for one in clusters.classes)
+            yield (
+                "activation clustering",
+                f"{_flags(clusters.flagged)}; {apart} of the {poisons} poisons among"
+                f" {clusters.images} training images lie in the smaller cluster of their label",
+            )
+        if pruning := self.pruning:
+            before, after = pruning.kept
+            yield (
+                "pruning",
+                f"{pruning.pruned} of {pruning.neurons} neurons off for"
+                f" {100 * (before.value - after.value):.1f} points of accuracy on"
+                f" {pruning.images} clean images; test accuracy {pruning.rates.clean}, attack"
+                f" success {pruning.rates.success or '–'}",
+            )
+
+
+def _flags(labels: Sequence[int]) -> str:
+    return f"flags class {few([*map(str, labels)], 5)}" if labels else "flags no class"
+
+
+def _check(report: ThreatReport) -> None:
+    """Raise SJRobustError where a figure does not follow from its counts."""
+    steps = [one.timesteps for one in report.rates]
+    if not steps or steps[-1] != report.model.timesteps:
+        _refuse(f"the rates are after the time steps {steps[:9]}, T is {report.model.timesteps}")
+    for found in _accuracies(report):
+        if not 0 <= found.correct <= found.total or found.total < 1:
+            _refuse(f"{found.correct} of {found.total} images")
+        right = Accuracy.of(found.correct, found.total)
+        for one, other in zip(found, right, strict=True):
+            if abs(one[1] - other[1]) > 1e-9:
+                _refuse(f"{found} is not {found.correct} of {found.total} images")
+    if (cleanse := report.cleanse) is not None:
+        hits = [(one.norm, one.success.correct) for one in cleanse.classes]
+        made = Cleanse.of(cleanse.view, cleanse.steps, cleanse.images, hits)
+        if made.flagged != cleanse.flagged:
+            _refuse(f"classes {cleanse.flagged} are flagged, the norms say {made.flagged}")
+    if (clusters := report.clustering) is not None:
+        flagged = [one.label for one in clusters.classes if one.flagged]
+        if flagged != clusters.flagged:
+            _refuse(f"classes {clusters.flagged} are flagged, the clusters say {flagged}")
+
+
+def _accuracies(facts: Any) -> Iterator[Accuracy]:
+    """All of them, wherever they are."""
+    if isinstance(facts, Accuracy):
+        yield facts
+    elif isinstance(facts, Facts):
+        for _, value in facts:
+            yield from _accuracies(value)
+    elif isinstance(facts, list | tuple):
+        for value in facts:
+            yield from _accuracies(value)
+
+
+def _refuse(why: str) -> None:
+    raise SJRobustError(f"the report on threats contradicts itself: {why}")
