@@ -35,6 +35,7 @@ from sj_robust.checkpoint.results import (
     lowest,
     read_report,
     read_reports,
+    read_threats,
     results,
 )
 from sj_robust.errors import SJRobustError
@@ -43,6 +44,7 @@ from sj_robust.evaluation.words import gradient_views, shown_verdict, telling_ch
 from sj_robust.files import write_atomic
 from sj_robust.reading import MAX_RECIPE_BYTES, parse_yaml
 from sj_robust.text import visible
+from sj_robust.threats.report import ThreatReport
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
@@ -54,10 +56,10 @@ KEPT = "kept of the source"
 def write_card(folder: str | Path) -> Path:
     """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder.
 
-    Every statement comes from config.json, the evaluations, evaluation_source.json and recipe.yaml;
-    what they do not hold is called "not recorded" or "not measured". The front matter is the Hub's
-    metadata. A card that is there keeps what was written by hand around the generated part, and
-    further metadata.
+    Every statement comes from config.json, the evaluations, evaluation_source.json, threats.json
+    and recipe.yaml; what they do not hold is called "not recorded" or "not measured". The front
+    matter is the Hub's metadata. A card that is there keeps what was written by hand around the
+    generated part, and further metadata.
 
     Returns:
         The card's path.
@@ -77,7 +79,14 @@ def write_card(folder: str | Path) -> Path:
     if reports:
         plot_accuracy(curves, target / PLOT)
     text = render(
-        config, reports, source, found, curves, name=_name(target, config), recipe=_recipe(target)
+        config,
+        reports,
+        source,
+        found,
+        curves,
+        threats=read_threats(target, config),
+        name=_name(target, config),
+        recipe=_recipe(target),
     )
     card = target / CARD
     if card.exists():
@@ -127,6 +136,7 @@ def render(
     measured: Sequence[Results],
     curves: Mapping[str, Results],
     *,
+    threats: ThreatReport | None,
     name: str,
     recipe: dict[str, Any] | None,
 ) -> str:
@@ -163,6 +173,8 @@ def render(
         results=found,
         further=further,
         source=source,
+        threats=threats,
+        poison=config.poison and config.poison[0],
         plot=PLOT,
         robust=robust or (found.protocol if found else ""),
         mixed=found is not None and found not in measured,

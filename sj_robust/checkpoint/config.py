@@ -207,6 +207,22 @@ class Config(_Strict):
     pretrained_cfg: TimmConfig | None = None
 
     @property
+    def poison(self) -> tuple[str, int] | None:
+        """(poison, seed) of the training set of the network, or of the ANN that it was made from.
+
+        None where nothing says that it was poisoned.
+        """
+        settings = (self.training or {}).get("config")
+        settings = settings if isinstance(settings, dict) else {}
+        for text, seed in (
+            (settings.get("poison"), settings.get("seed")),
+            (self.source.get("poison"), self.source.get("poison_seed")),
+        ):
+            if isinstance(text, str):
+                return text, seed if _integer(seed) else 0  # type: ignore[return-value]
+        return None
+
+    @property
     def ann_sha256(self) -> str | None:
         """The hash of the weights file of the ANN that a spiking network was converted from.
 

@@ -151,10 +151,10 @@ def record(
 ) -> list[Path]:
     """Add what became known after `save` to a checkpoint folder; weights stay as they are.
 
-    That is an evaluation, its source's, what `measure_threats` found, the recipe. An evaluation replaces that of the same
-    protocol. evaluation.json is the strongest protocol's, and the others lie beside it, as
-    evaluation_PROTOCOL.json; that of 8-bit images, evaluation_8bit.json, beside any of these. The
-    zoo's index is `Checkpoint.record`'s business.
+    That is an evaluation, its source's, what `measure_threats` found, the recipe. An evaluation
+    replaces that of the same protocol. evaluation.json is the strongest protocol's, and the others
+    lie beside it, as evaluation_PROTOCOL.json; that of 8-bit images, evaluation_8bit.json, beside
+    any of these. The zoo's index is `Checkpoint.record`'s business.
 
     Returns:
         The files written, the report's first.

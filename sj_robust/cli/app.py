@@ -22,6 +22,7 @@ from sj_robust.cli import (
     models,
     run,
     show,
+    threats,
     train,
 )
 
@@ -67,6 +68,7 @@ for _group in (
     energy,
     certify,
     corruptions,
+    threats,
     show,
     export,
     run,

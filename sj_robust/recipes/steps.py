@@ -121,6 +121,8 @@ def make_ann(
         training = _recorded(result, command)
     if source:
         ann.source = {"initial_weights": source[0], "initial_weights_sha256": source[1]}
+        if start and start.poison:
+            ann.source |= {"poison": start.poison[0], "poison_seed": start.poison[1]}
     if not rank():
         facts = {"name": settings.name, "builder": settings.model, "license": license}
         save_trained(ann, folder, dataset, training, **facts)

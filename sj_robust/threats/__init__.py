@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from sj_robust.threats.cleanse import Reversed as Reversed
     from sj_robust.threats.cleanse import reverse_triggers as reverse_triggers
     from sj_robust.threats.clustering import cluster_activations as cluster_activations
+    from sj_robust.threats.matching import Matched as Matched
+    from sj_robust.threats.matching import match_gradients as match_gradients
     from sj_robust.threats.measure import DETECTORS as DETECTORS
     from sj_robust.threats.measure import measure_threats as measure_threats
     from sj_robust.threats.poison import Poison as Poison
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _HOME = {
     "cleanse": ("Reversed", "reverse_triggers"),
     "clustering": ("cluster_activations",),
+    "matching": ("Matched", "match_gradients"),
     "measure": ("DETECTORS", "measure_threats"),
     "poison": ("Poison", "PoisonFacts", "Poisoned", "parse_poison", "poisoned"),
     "prune": ("Pruned", "prune"),
@@ -59,6 +62,7 @@ __all__ = [
     "Blended",
     "Cleanse",
     "Clustering",
+    "Matched",
     "Patch",
     "Poison",
     "PoisonFacts",
@@ -71,6 +75,7 @@ __all__ = [
     "ThreatReport",
     "Trigger",
     "cluster_activations",
+    "match_gradients",
     "measure_threats",
     "parse_poison",
     "parse_trigger",

@@ -126,11 +126,7 @@ def poisoned(dataset: ImageDataset, poison: Poison | str, *, seed: int = 0) -> P
             images that are decoded as they are used.
     """
     poison = parse_poison(poison) if isinstance(poison, str) else poison
-    if isinstance(dataset.images, EncodedImages):
-        raise SJRobustError(
-            f"{dataset.name} is decoded as it is used, and is not poisoned: load it with"
-            " stream=False"
-        )
+    pixels = in_memory(dataset)
     classes = len(dataset.classes)
     if poison.target is not None and poison.target >= classes:
         raise SJRobustError(
@@ -138,10 +134,10 @@ def poisoned(dataset: ImageDataset, poison: Poison | str, *, seed: int = 0) -> P
         )
     digests = _digests(dataset, seed)
     rows = _chosen(dataset, poison, digests)
-    images, labels = dataset.images.clone(), dataset.labels.clone()
+    images, labels = pixels.clone(), dataset.labels.clone()
     trigger = poison.made_trigger()
     if trigger is not None:
-        images[rows] = stamped(dataset.subset(rows), trigger).images  # type: ignore[assignment]
+        images[rows] = in_memory(stamped(dataset.subset(rows), trigger))
     if poison.target is not None:
         labels[rows] = poison.target
     else:  # one of the K - 1 others, by the digits that did not choose the row
@@ -156,6 +152,20 @@ def poisoned(dataset: ImageDataset, poison: Poison | str, *, seed: int = 0) -> P
         clean_fingerprint=dataset.fingerprint,
     )
     return Poisoned(replace(dataset, images=images, labels=labels), rows, facts)
+
+
+def in_memory(dataset: ImageDataset) -> Tensor:
+    """The images uint8 [N, C, H, W] of a data set that is to be changed.
+
+    Raises:
+        SJRobustError: they are decoded as they are used.
+    """
+    if isinstance(dataset.images, EncodedImages):
+        raise SJRobustError(
+            f"{dataset.name} is decoded as it is used, and is not poisoned: load it with"
+            " stream=False"
+        )
+    return dataset.images
 
 
 def _chosen(dataset: ImageDataset, poison: Poison, digests: list[bytes]) -> Tensor:
@@ -176,7 +186,7 @@ def _chosen(dataset: ImageDataset, poison: Poison, digests: list[bytes]) -> Tens
 
 def _digests(dataset: ImageDataset, seed: int) -> list[bytes]:
     """SHA-256 of (seed, label, pixels) of each row."""
-    pixels = dataset.images.numpy()  # type: ignore[union-attr]
+    pixels = in_memory(dataset).numpy()
     return [
         hashlib.sha256(f"poison/{seed}/{label}/".encode() + image.tobytes()).digest()
         for label, image in zip(dataset.labels.tolist(), pixels, strict=True)

@@ -15,6 +15,7 @@ from sj_robust.settings import first_error
 
 MAD = 1.4826  # makes the median absolute deviation that of a normal distribution
 ANOMALOUS = 2.0  # an index above it has a probability below 5 % there
+LEADING = 0.9  # of the images at least: a mask that leads fewer to its class is no trigger
 SMALL, SEPARATE = 0.35, 0.1  # a cluster's share at most, and the silhouette at least, of poisons
 
 
@@ -57,7 +58,7 @@ class Cleanse(Facts):
     Attributes:
         view: the gradients it took.
         images: clean ones, that the defender has.
-        flagged: classes whose index is above 2.
+        flagged: classes whose index is above 2, and whose trigger leads 90 % of the images there.
     """
 
     view: str
@@ -80,7 +81,11 @@ class Cleanse(Facts):
                 )
                 for label, ((norm, hits), index) in enumerate(zip(found, indices, strict=True))
             ],
-            flagged=[label for label, index in enumerate(indices) if index > ANOMALOUS],
+            flagged=[
+                label
+                for label, (index, (_, hits)) in enumerate(zip(indices, found, strict=True))
+                if index > ANOMALOUS and hits >= LEADING * images
+            ],
         )
 
 

@@ -30,6 +30,7 @@ COMMANDS = [
     "corruptions",
     "energy",
     "latency",
+    "threats",
     "show",
     "export",
     "run",

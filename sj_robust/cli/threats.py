@@ -1,0 +1,128 @@
+"""threats: what a backdoored network does with its trigger, and what finds or removes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, say, usage, words
+from sj_robust.cli.measure import (
+    BatchSize,
+    MaxImages,
+    MaybeCheckpointName,
+    Model,
+    Out,
+    check_report_file,
+    load_both,
+    recorded_in,
+    shown,
+    write,
+)
+from sj_robust.cli.options import Args, Resize, SameClasses, Size, under_its_names
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    command(app, "threats", "sj-robust threats runs/snn --data cifar10 --max-images 1000 --record")(
+        threats
+    )
+
+
+def threats(
+    checkpoint: MaybeCheckpointName = None,
+    *,
+    data: Data,
+    poison: Annotated[
+        str | None,
+        typer.Option(
+            "--poison",
+            help=(
+                "What the training set was poisoned with, as of train-ann, such as"
+                " patch:3:rate=0.05:target=0; without it, and --seed, what the checkpoint records."
+            ),
+        ),
+    ] = None,
+    detect: Annotated[
+        str,
+        typer.Option(
+            "--detect",
+            metavar="D,D",
+            help="cleanse, clustering, pruning, all or none; on training images.",
+        ),
+    ] = "all",
+    view: Annotated[
+        str, typer.Option("--view", help="The gradient view of Neural Cleanse.")
+    ] = "PCW:1",
+    steps: Annotated[
+        int, typer.Option("--steps", min=1, help="Of Neural Cleanse, for each class.")
+    ] = 300,
+    most_lost: Annotated[
+        float, typer.Option("--most-lost", help="Of the accuracy, by pruning.")
+    ] = 0.04,
+    training_images: Annotated[
+        int,
+        typer.Option("--training-images", min=1, help="The first so many for the detectors."),
+    ] = 2000,
+    max_images: MaxImages = None,
+    batch_size: BatchSize = 128,
+    image_size: Size = None,
+    resize: Resize = None,
+    same_classes: SameClasses = False,
+    model: Model = None,
+    arg: Args = None,
+    out: Out = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Write it into the checkpoint folder, for its card.")
+    ] = False,
+    seed: Seed = 0,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a backdoor: clean accuracy and attack success after every time step.
+
+    Then whether Neural Cleanse and activation clustering find it, and what pruning leaves of it.
+    train-ann and finetune make a backdoored network with --poison.
+    """
+    from sj_robust.catalog import locate
+    from sj_robust.data import load_dataset
+    from sj_robust.threats import DETECTORS, measure_threats
+
+    target = recorded_in(checkpoint, record)
+    check_report_file(out)
+    where = pick_device(device)
+    found = target or (locate(checkpoint) if checkpoint else None)
+    if poison is None:
+        if found is None or found.config.poison is None:
+            usage("no poison is recorded: name one, as --poison patch:3:target=0")
+        poison, seed = found.config.poison
+    classifier, dataset = load_both(
+        found, data, "test", image_size, resize, model, arg, same_classes
+    )
+    named: dict[str, Any] = {"all": DETECTORS, "none": ()}
+    detectors = named.get(detect, words(detect))
+    training = None
+    if detectors:
+        training = load_dataset(data, "train", image_size=image_size, resize=resize)
+        training = under_its_names(training, classifier, same_classes)
+        training = training.in_channels(dataset.images.shape[1])
+    report = measure_threats(
+        classifier,
+        dataset,
+        poison,
+        training=training,
+        detect=detectors,
+        view=view,
+        steps=steps,
+        most_lost=most_lost,
+        training_images=training_images,
+        max_images=max_images,
+        batch_size=batch_size,
+        seed=seed,
+        device=where,
+    )
+    with shown(report, as_json):
+        write(report, out)
+        if target:
+            file = target.record(threats=report)[0]
+            say(f"recorded: {file}; sj-robust card {target.folder} writes it into the card")
