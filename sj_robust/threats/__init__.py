@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from sj_robust.threats.poison import PoisonFacts as PoisonFacts
     from sj_robust.threats.poison import parse_poison as parse_poison
     from sj_robust.threats.poison import poisoned as poisoned
-    from sj_robust.threats.prune import Pruned as Pruned
-    from sj_robust.threats.prune import prune as prune
+    from sj_robust.threats.pruning import Pruned as Pruned
+    from sj_robust.threats.pruning import prune as prune
     from sj_robust.threats.report import Cleanse as Cleanse
     from sj_robust.threats.report import Clustering as Clustering
     from sj_robust.threats.report import Pruning as Pruning
@@ -44,7 +44,7 @@ _HOME = {
     "matching": ("Matched", "match_gradients"),
     "measure": ("DETECTORS", "measure_threats"),
     "poison": ("Poison", "PoisonFacts", "Poisoned", "parse_poison", "poisoned"),
-    "prune": ("Pruned", "prune"),
+    "pruning": ("Pruned", "prune"),
     "report": ("Cleanse", "Clustering", "Pruning", "Rates", "ThreatReport"),
     "trigger": (
         "Blended",

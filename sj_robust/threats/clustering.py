@@ -18,7 +18,7 @@ from sj_robust.threats.poison import Poisoned
 from sj_robust.threats.report import ClassClusters, Clustering
 
 COMPONENTS = 10
-_STARTS = 5  # of k-means, of which the tightest is kept
+_STARTS = 10  # of k-means, of which the tightest is kept
 _LEAST = 10  # images of a label below which two clusters mean nothing
 
 Points = npt.NDArray[np.float64]

@@ -73,8 +73,8 @@ def match_gradients(
     count = round(rate * len(dataset))
     if not 1 <= count <= len(members) or steps < 1 or not size:
         raise SJRobustError(
-            f"{count} poisons, {steps} steps, eps {size:g}: expected 1 to {len(members)}, the images"
-            f" of class {target}, at least one step, and more than 0"
+            f"{count} poisons, {steps} steps, eps {size:g}: expected 1 to {len(members)} poisons,"
+            f" the images of class {target}, at least one step, and an eps above 0"
         )
     generator = torch.Generator().manual_seed(seed)
     rows = members[torch.randperm(len(members), generator=generator)[:count]].sort().values

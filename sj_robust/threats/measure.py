@@ -31,7 +31,7 @@ from sj_robust.neuron import View
 from sj_robust.threats.cleanse import reverse_triggers
 from sj_robust.threats.clustering import cluster_activations
 from sj_robust.threats.poison import Poison, Poisoned, parse_poison, poisoned
-from sj_robust.threats.prune import prune
+from sj_robust.threats.pruning import prune
 from sj_robust.threats.report import Pruning, Rates, ThreatReport, ThreatSettings
 from sj_robust.threats.trigger import stamped
 
