@@ -49,5 +49,6 @@ def test_there_is_no_circle() -> None:
         parts.setdefault(part, set()).update({other.partition(".")[0] for other in found} - {part})
     order = list(TopologicalSorter(parts).static_order())
     assert order.index("neuron") < order.index("model") < order.index("conversion")
+    assert order.index("evaluation") < order.index("threats") < order.index("training")
     assert order.index("checkpoint") < order.index("hub") < order.index("catalog")
     assert order.index("catalog") < order.index("cli")

@@ -199,6 +199,14 @@ def test_gradient_matching_aligns_poisons_within_their_ball(
         match_gradients(backdoored, clean, image, 5, rate=0.5)
 
 
+def test_gradient_matching_takes_the_ann_of_a_spiking_networks_shape(
+    snn: SpikingClassifier, clean: ImageDataset, test_images: ImageDataset
+) -> None:
+    made = match_gradients(snn, clean, test_images.floats([0]), 5, rate=0.01, steps=4)
+    assert made.misalignment[1] < made.misalignment[0]
+    assert len(made.rows) == 6
+
+
 def test_what_cannot_be_measured_is_refused(
     backdoored: NormalizedClassifier, test_images: ImageDataset, clean: ImageDataset
 ) -> None:
