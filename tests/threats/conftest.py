@@ -3,6 +3,7 @@ in it: so a small trigger is no class's own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -44,6 +45,12 @@ def test_images() -> ImageDataset:
 @pytest.fixture(scope="session")
 def training(clean: ImageDataset) -> Poisoned:
     return poisoned(clean, POISON, seed=0)
+
+
+@pytest.fixture(scope="session")
+def train() -> Callable[[ImageDataset], NormalizedClassifier]:
+    """Train a network on a data set of this kind, from the same start."""
+    return trained
 
 
 @pytest.fixture(scope="session")

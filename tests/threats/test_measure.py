@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -28,6 +29,8 @@ from sj_robust.threats import (
 )
 from sj_robust.threats.clustering import silhouette, smaller_cluster
 from sj_robust.threats.report import anomaly_indices
+
+Train = Callable[[ImageDataset], NormalizedClassifier]
 
 POISON, TARGET = "patch:2:rate=0.05:target=3", 3
 
@@ -197,6 +200,19 @@ def test_gradient_matching_aligns_poisons_within_their_ball(
     assert all(weight.grad is None for weight in backdoored.parameters())
     with pytest.raises(SJRobustError, match="expected 1 to 80 poisons"):
         match_gradients(backdoored, clean, image, 5, rate=0.5)
+
+
+def test_a_network_trained_on_matched_gradients_takes_the_image_for_the_target(
+    train: Train, clean: ImageDataset, test_images: ImageDataset
+) -> None:
+    honest, image = train(clean), test_images.floats([0])
+    made = match_gradients(honest, clean, image, 1, rate=0.1, eps="32/255", steps=40)
+    victim = train(made.dataset)
+    x, y = test_images.floats(), test_images.labels
+    with torch.no_grad():
+        before, after = (float(one(image).softmax(1)[0, 1]) for one in (honest, victim))
+        assert int((victim(x).argmax(1) == y).sum()) > 0.9 * len(y)
+    assert before < 0.01 and after > 0.1
 
 
 def test_gradient_matching_takes_the_ann_of_a_spiking_networks_shape(
