@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement
@@ -64,7 +64,7 @@ class Cleanse(Facts):
     view: str
     steps: int
     images: int
-    classes: list[ReversedTrigger]
+    classes: list[ReversedTrigger] = Field(min_length=1)
     flagged: list[int]
 
     @classmethod
@@ -134,7 +134,7 @@ class Clustering(Facts):
 
     images: int
     components: int
-    classes: list[ClassClusters]
+    classes: list[ClassClusters] = Field(min_length=1)
     flagged: list[int]
 
 
@@ -199,7 +199,10 @@ class ThreatReport(Measurement):
             raise SJRobustError(
                 f"not a report on threats of this version: {first_error(error)}"
             ) from None
-        _check(report)
+        try:
+            _check(report)
+        except ArithmeticError as error:  # integers of a thousand digits
+            _refuse(str(error))
         return report
 
     @property
@@ -276,9 +279,8 @@ def _check(report: ThreatReport) -> None:
                 _refuse(f"{found} is not {found.correct} of {found.total} images")
     if (cleanse := report.cleanse) is not None:
         hits = [(one.norm, one.success.correct) for one in cleanse.classes]
-        made = Cleanse.of(cleanse.view, cleanse.steps, cleanse.images, hits)
-        if made.flagged != cleanse.flagged:
-            _refuse(f"classes {cleanse.flagged} are flagged, the norms say {made.flagged}")
+        if Cleanse.of(cleanse.view, cleanse.steps, cleanse.images, hits) != cleanse:
+            _refuse("indices and flags of Neural Cleanse do not follow from its norms")
     if (clusters := report.clustering) is not None:
         flagged = [one.label for one in clusters.classes if one.flagged]
         if flagged != clusters.flagged:

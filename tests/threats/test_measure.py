@@ -98,7 +98,10 @@ def test_a_report_is_read_back_and_contradictions_are_refused(report: ThreatRepo
     def fewer(content: Any) -> None:
         content["rates"] = []
 
-    for change in (lower, unflagged, unseen, fewer):
+    def huge(content: Any) -> None:
+        content["rates"][0]["clean"] |= {"correct": 10**400, "total": 10**800}
+
+    for change in (lower, unflagged, unseen, fewer, huge):
         with pytest.raises(SJRobustError, match="contradicts itself"):
             ThreatReport.from_json(altered(change))
     with pytest.raises(SJRobustError, match="not a report on threats"):
