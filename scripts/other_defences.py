@@ -75,8 +75,7 @@ def snn_of(
     steps, epochs = options.timesteps, options.finetune_epochs
     target = folder / f"t{steps}"
     if not target.exists():
-        fields = {"timesteps": steps, "reset": "soft", "scale": "auto"}
-        fields["batches"] = options.batches
+        fields = {"timesteps": steps, "reset": "soft", "scale": "auto", "batches": options.batches}
         snn = convert_with(ann, train, checked(CalibratedConversion, fields))
         if method != "ibp" and epochs:
             config = preset("finetune", epochs=epochs, method=method, eps=TRAINED, attack_steps=1)

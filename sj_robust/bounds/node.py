@@ -11,6 +11,7 @@ from sj_robust.bounds.interval import ROUNDOFF, Bounds, Interval
 from sj_robust.model import SpikingActivation
 
 _UNDERFLOW = 1e-30
+_FLOAT64 = 2.0**-50  # of what the sums themselves are computed in
 
 
 def spike_bounds(
@@ -29,8 +30,9 @@ def spike_bounds(
 
     Hard reset, and any leak: the potential is that gathered since the last spike, so for each step
     k of the last spike (or none yet) it is followed by itself, with the fewest and the most spikes
-    there may have been until then. In exact arithmetic the bounds of each spike and of each count
-    are attained by some input in the box.
+    there may have been until then. Without a leak it is S_t − S_k as well, within the `totals`. In
+    exact arithmetic the bounds of each spike and of each count are attained by some input in the
+    box, where nothing else is known of the sums.
 
     Soft reset without leak: with S_t = x_1 + … + x_t and N_t the spikes until t,
 
@@ -56,7 +58,7 @@ def spike_bounds(
     """
     sums = (lower.cumsum(0), upper.cumsum(0)) if totals is None else totals
     if not soft_reset:
-        return _hard(lower, upper, threshold, leak, roundoff)
+        return _hard(lower, upper, sums, threshold, leak, roundoff)
     if leak != 1:
         return _soft_leaky(lower, upper, threshold, leak, roundoff)
     return _soft(sums, torch.maximum(lower.abs(), upper.abs()), threshold, roundoff)
@@ -95,34 +97,43 @@ def bounded_activation(activation: SpikingActivation, x: Interval) -> Interval:
 @dataclass
 class _Since:
     """The potential since the last spike in one step: where that is possible, between `low` and
-    `high`, after `least` to `most` spikes."""
+    `high`, after `least` to `most` spikes; the sums of the current until that step."""
 
     possible: Tensor
     low: Tensor
     high: Tensor
     least: Tensor
     most: Tensor
+    sums: Bounds
 
 
 def _hard(
-    lower: Tensor, upper: Tensor, threshold: Tensor, leak: float, roundoff: float
+    lower: Tensor, upper: Tensor, sums: Bounds, threshold: Tensor, leak: float, roundoff: float
 ) -> tuple[Bounds, Bounds]:
     zero = torch.zeros_like(lower[0])
     yes = torch.ones_like(zero, dtype=torch.bool)
-    past = [_Since(yes, zero, zero, zero, zero)]
+    past = [_Since(yes, zero, zero, zero, zero, (zero, zero))]
+    # of what a potential has gathered: each step rounds it, and it is at most all that was put in
+    reach = slack = zero
     rows = []
-    for x_low, x_high in zip(lower, upper, strict=True):
+    for x_low, x_high, sum_low, sum_high in zip(lower, upper, *sums, strict=True):
+        reach = reach + torch.maximum(x_low.abs(), x_high.abs())
+        slack = slack + max(roundoff, _FLOAT64) * reach
         fires, rests = ~yes, ~yes
         least, most = torch.full_like(zero, torch.inf), torch.full_like(zero, -torch.inf)
         for one in past:
             low, high = _charged(one.low, one.high, x_low, x_high, leak, roundoff)
+            if leak == 1:
+                low = torch.maximum(low, sum_low - one.sums[1] - slack)
+                high = torch.minimum(high, sum_high - one.sums[0] + slack)
+                one.possible = one.possible & (low <= high)
             firing = one.possible & (high >= threshold)
             least = torch.where(firing, torch.minimum(least, one.least + 1), least)
             most = torch.where(firing, torch.maximum(most, one.most + 1), most)
             one.possible = one.possible & (low < threshold)
             one.low, one.high = low, torch.minimum(high, threshold)
             fires, rests = fires | firing, rests | one.possible
-        past.append(_Since(fires, zero, zero, least, most))
+        past.append(_Since(fires, zero, zero, least, most, (sum_low, sum_high)))
         fewest = [torch.where(one.possible, one.least, torch.inf) for one in past]
         highest = [torch.where(one.possible, one.most, -torch.inf) for one in past]
         rows.append(

@@ -76,16 +76,18 @@ def test_the_bounds_are_attained(leak: float, reset: str) -> None:
     assert missed == 0 if reset == "soft" else missed < 0.01
 
 
-def test_sums_say_more_than_steps() -> None:
+@pytest.mark.parametrize("soft_reset", [True, False])
+def test_sums_say_more_than_steps(soft_reset: bool) -> None:
     """One spike of weight 1 comes in the first or the second step: after both, the node has fired
-    once for certain, as only the sums tell."""
+    for certain, as only the sums tell."""
     zero, one = torch.zeros(2, 1).double(), torch.ones(2, 1).double()
     sums = (torch.tensor([[0.0], [1.0]]).double(), torch.tensor([[1.0], [1.0]]).double())
     threshold = torch.tensor(0.9).double()
-    _, blind = spike_bounds(zero, one, threshold, soft_reset=True)
-    _, (fewest, most) = spike_bounds(zero, one, threshold, soft_reset=True, totals=sums)
+    _, blind = spike_bounds(zero, one, threshold, soft_reset=soft_reset)
+    _, (fewest, most) = spike_bounds(zero, one, threshold, soft_reset=soft_reset, totals=sums)
     assert (blind[0][-1], blind[1][-1]) == (0, 2)
-    assert (fewest[-1], most[-1]) == (1, 1)
+    assert fewest[-1] == 1
+    assert most[-1] == 1 or not soft_reset
 
 
 @pytest.mark.parametrize(("leak", "reset"), CASES)
