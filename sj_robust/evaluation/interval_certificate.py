@@ -177,7 +177,8 @@ def certify_intervals(
     judge = Judge(model.to(where), dataset, where, batch_size)
     spiking = isinstance(model, SpikingModel)
     seen = GradientView(model, VIEW) if spiking else model
-    at_once = max(1, batch_size // (4 * model.timesteps if spiking else 4))
+    steps = model.timesteps if isinstance(model, SpikingModel) else 1
+    at_once = max(1, batch_size // (4 * steps))
     labels = dataset.labels[:total].cpu()
     with (
         keep_large_blocks(),

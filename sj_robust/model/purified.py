@@ -156,13 +156,13 @@ def purified(purifier: nn.Module, classifier: nn.Module) -> NormalizedClassifier
     classifier = expose(classifier)
     if isinstance(classifier, SpikingModel):
         return PurifiedSNN(purifier, classifier)
-    known = isinstance(classifier, NormalizedClassifier)
-    channels = len(classifier.mean) if known else getattr(purifier, "channels", 3)
+    inner = classifier if isinstance(classifier, NormalizedClassifier) else None
+    channels = len(inner.mean) if inner else getattr(purifier, "channels", 3)
     model = NormalizedClassifier(
         nn.Sequential(purifier, classifier), [0.0] * channels, [1.0] * channels
     )
-    if known:
-        model.num_classes, model.classes = classifier.num_classes, classifier.classes
+    if inner:
+        model.num_classes, model.classes = inner.num_classes, inner.classes
     return model
 
 
