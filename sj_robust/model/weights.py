@@ -105,6 +105,8 @@ def create_ann(
         raise SJRobustError(
             f"{architecture} cannot be built with {model_args}: {_first_line(error)}"
         ) from error
+    # as timm itself does from 1.0.31 on: what is saved of the network then says how to build it
+    vars(model).setdefault("_model_args", model_args)
     if weights is not None and (stored := load_weights(model, weights)):
         mean, std = map(rounded, stored)
         warnings.warn(

@@ -99,7 +99,10 @@ def test_arguments_and_layout_of_a_timm_network_survive(
     build: Any, architecture: str, model_args: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(1)
-    model = NormalizedClassifier(build(), (0.5,) * 3, (0.25,) * 3).eval()
+    backbone = build()
+    if not hasattr(backbone, "_model_args"):
+        pytest.skip("this timm does not note the arguments of a network; 1.0.31 does")
+    model = NormalizedClassifier(backbone, (0.5,) * 3, (0.25,) * 3).eval()
     config = save(model, tmp_path / "m", input_size=(3, 32, 32))
     assert (config.architecture, config.model_args) == (architecture, model_args)
     images = torch.rand(3, 3, 32, 32)
