@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from sj_robust.evaluation.accuracy import Accuracy, Facts
 from sj_robust.evaluation.words import eps_name
@@ -31,7 +31,7 @@ class Certified(Facts):
     method: Literal["interval bounds", "randomised smoothing"]
     norm: Literal["linf", "l2"]
     images: int
-    settings: dict[str, Any]
+    settings: dict[str, float]
     points: list[CertifiedAt]
 
     @property

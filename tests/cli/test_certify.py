@@ -107,7 +107,7 @@ def test_interval_bounds_are_recorded_and_in_the_card(cli: Cli, tmp_path: Path) 
     (report,) = (one for one in read_reports(folder) if one.certified)
     assert [one.method for one in report.certified] == ["interval bounds", "randomised smoothing"]
     assert report.certified[0] == found.certified()
-    assert cli("card", folder).returncode == 0
+    assert cli("card", folder).returncode == cli("compare", folder).returncode == 0
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "### Certified accuracy" in card
     row = f"| interval bounds | 4 | l∞ 1e-05 | {found.results[0].certified} |"
