@@ -166,26 +166,28 @@ def _fetch_all(
 
 
 def _fetch(api: HfApi, traffic: Traffic, name: HubName, listing: Listing, path: str) -> Path:
-    """One file in the cache, its content verified; fetched once more where it differs or did not
-    arrive."""
-    listed, bad = listing.files[path], None
+    """One file in the cache, its content verified; fetched once more, from its first byte, where it
+    differs or did not arrive."""
+    listed = listing.files[path]
     for last in (False, True):
         try:
             with traffic.file(path, listed.size):
                 found = Path(
                     api.hf_hub_download(
-                        name.repo, path, revision=listing.commit, force_download=bad is not None
+                        name.repo, path, revision=listing.commit, force_download=last
                     )
                 )
         except Exception as error:
             if last or not _passing(error):
+                # huggingface_hub 1 would take it up again, whatever it holds
+                begun = f"{listed.sha256 or listed.blob}.incomplete"
+                (_blobs(name) / begun).unlink(missing_ok=True)
                 raise
             continue
         if listed.matches(found):
             return found
         # a link keeps the blob behind it when it is fetched again, but a copy in the link's place
         # would stay
-        bad = found
         _discard(found)
     raise SJRobustError(
         f"{path} of {name.repo}@{listing.commit[:8]} arrived twice with another content than"
@@ -236,27 +238,33 @@ def _discard(path: Path) -> None:
         blob.unlink(missing_ok=True)
 
 
+def _blobs(name: HubName) -> Path:
+    """Where the Hub's cache holds the contents of a repository's files."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}" / "blobs"
+
+
 def _clear_litter(name: HubName) -> None:
     """Remove what killed downloads left in the cache; nobody takes it up again. A download at work
     has touched its file just now."""
-    from huggingface_hub import constants
-
-    blobs = Path(constants.HF_HUB_CACHE) / f"models--{name.repo.replace('/', '--')}" / "blobs"
-    for path in blobs.glob("*.incomplete"):
+    for path in _blobs(name).glob("*.incomplete"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _LITTER_SECONDS:
                 path.unlink()
 
 
 def _passing(error: Exception) -> bool:
-    """Whether a second try may help: an answer of the wrong length, or a server out of order. A
-    lost connection the client itself takes up again, several times."""
+    """Whether a second try may help: an answer of the wrong length, or cut short, or a server out
+    of order. A connection that times out the client itself takes up again, several times."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, LimitError):
         return not isinstance(error, SlowError)
-    return "Consistency check failed" in str(error) or (
-        isinstance(error, HfHubHTTPError) and unreachable(error)
+    return (
+        "Consistency check failed" in str(error)
+        or type(error).__name__ == "RemoteProtocolError"  # of httpx or httpx2
+        or (isinstance(error, HfHubHTTPError) and unreachable(error))
     )
 
 
