@@ -82,18 +82,17 @@ def table(entries: Sequence[Entry], names: Sequence[str] = ()) -> str:
                     name,
                     clean,
                     *(at.get(column, "–") for column in columns),
-                    *_beside_ann(entry, entries),
+                    *_beside_ann(entry),
                     f"{images:,} of {dataset}",
                 ]
             )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _beside_ann(entry: Entry, entries: Sequence[Entry]) -> tuple[str, str]:
+def _beside_ann(entry: Entry) -> tuple[str, str]:
     """The shares of its ANN's robust accuracy that it keeps, and of its ANN's energy that it
     takes."""
-    shares = entry.kept_of(entries)
-    kept = ", ".join(f"{255 * eps:g}/255: {100 * share:.0f} %" for eps, share in shares.items())
+    kept = ", ".join(f"{255 * one.eps:g}/255: {100 * one.value:.0f} %" for one in entry.kept)
     found = entry.strongest
     if not (found and found.microjoules and found.ann_microjoules):
         return kept, ""

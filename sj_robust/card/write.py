@@ -161,7 +161,7 @@ def render(
     environment.filters.update(
         line=_line, spoken=_spoken, row=lambda cells: _Inert(" | ".join(map(_line, cells)))
     )
-    shares = kept(found, curves[SOURCE]) if found and SOURCE in curves else {}
+    shares = kept(report, source) if report and source else {}
     training = config.training or {}
     scratch = bool(training) and _from_scratch(recipe)
     channels, nodes = len(config.settings["mean"]), config.layers_by_node

@@ -186,21 +186,41 @@ def _results(report: Report) -> Results:
     )
 
 
-def kept(found: Results, ann: Results) -> dict[float, float]:
-    """The share of its ANN's robust accuracy that a spiking network keeps, by eps; empty unless
-    both were measured on the same images under the same norm and protocol."""
+def kept(report: Report, source: Report) -> dict[float, float]:
+    """The share of its ANN's robust accuracy that a spiking network keeps, by eps: of the first
+    images, those that both evaluations have.
 
-    def measured(one: Results) -> tuple[object, ...]:
-        attacks = one.named or (tuple(one.attacks), one.views)
-        return one.dataset, one.split, one.n, one.norm, one.grid, attacks
+    Empty unless both are on the same data, under the same norm and protocol, and went to the end;
+    an eps is left out at which the ANN keeps nothing.
+    """
 
-    if measured(found) != measured(ann):
+    def measured(one: Report) -> tuple[object, ...]:
+        said, data = one.settings, one.dataset
+        attacks = said.protocol or (tuple(said.attacks), len(gradient_views(said.views)))
+        return data.name, data.split, data.fingerprint, said.norm, said.grid, attacks
+
+    if measured(report) != measured(source) or report.stopped or source.stopped:
         return {}
-    of_ann = {round(point.eps, 9): point.value for point in ann.robust if point.value > 0}
+    n = min(report.dataset.evaluated, source.dataset.evaluated)
+    of_ann = _standing(source, n)
     return {
-        point.eps: point.value / of_ann[at]
-        for point in found.robust
-        if (at := round(point.eps, 9)) in of_ann
+        eps: count / of_ann[round(eps, 9)]
+        for eps, count in _standing(report, n).items()
+        if of_ann.get(round(eps, 9))
+    }
+
+
+def _standing(report: Report, n: int) -> dict[float, int]:
+    """How many of the first n images are right and robust, by eps."""
+    seen = report.per_image
+    right = [
+        label == found for label, found in zip(seen.label[:n], seen.predicted[:n], strict=True)
+    ]
+    return {
+        round(joint.eps, 9): sum(
+            fine and by is None for fine, by in zip(right, broken[:n], strict=True)
+        )
+        for joint, broken in zip(report.joint, seen.broken_by, strict=True)
     }
 
 

@@ -29,7 +29,15 @@ from sj_robust.checkpoint.config import (
     read_config,
 )
 from sj_robust.checkpoint.near import missing_folder
-from sj_robust.checkpoint.results import Results, check_belongs, headline, kept, read_results
+from sj_robust.checkpoint.results import (
+    Results,
+    check_belongs,
+    headline,
+    kept,
+    read_report,
+    read_reports,
+    read_results,
+)
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Report  # no torch
 from sj_robust.files import atomic_folder, sha256, write_atomic, zoo_root
@@ -59,6 +67,13 @@ class FileFacts(_Strict):
     bytes: Annotated[int, Field(ge=0)]
 
 
+class Share(_Strict):
+    """A part of something, at one eps; of a few images it may be more than all of it."""
+
+    eps: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Entry(_Strict):
     """One model of the zoo. None where the checkpoint does not record a fact."""
 
@@ -82,6 +97,8 @@ class Entry(_Strict):
     )
     files: dict[Annotated[str, AfterValidator(_verified)], FileFacts]
     results: list[Results]  # one for each protocol, the strongest first
+    # of its ANN's robust accuracy, under the strongest protocol and on the images of both
+    kept: list[Share] = []
 
     @property
     def strongest(self) -> Results | None:
@@ -90,16 +107,6 @@ class Entry(_Strict):
         None where nothing was measured.
         """
         return headline(self.results) if self.results else None
-
-    def kept_of(self, entries: Sequence[Entry]) -> dict[float, float]:
-        """The share of its ANN's robust accuracy that it keeps, by eps.
-
-        Under the strongest protocol; empty where none of `entries` is that ANN, measured alike.
-        """
-        for ann in entries:
-            if ann.kind == "ann" and ann.files[WEIGHTS].sha256 == self.ann_sha256:
-                return kept(self.results[0], ann.results[0]) if self.results and ann.results else {}
-        return {}
 
     @property
     def folder(self) -> Path:
@@ -251,6 +258,8 @@ def _of_weights(sha256: str) -> Config | None:
 
 def _facts(folder: Path, config: Config) -> dict[str, Any]:
     training = config.training or {}
+    reports, source = read_reports(folder), read_report(folder / SOURCE_EVALUATION)
+    shares = kept(reports[0], source) if reports and source else {}
     found, method = read_results(folder), _method(config)
     dataset = training.get("dataset") or (found[0].dataset if found else None)
     return {
@@ -263,6 +272,7 @@ def _facts(folder: Path, config: Config) -> dict[str, Any]:
         "method": method,
         "ann_sha256": config.ann_sha256,
         "results": found,
+        "kept": [{"eps": eps, "value": share} for eps, share in shares.items()],
     }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 from sj_robust import SJRobustError, save
 from sj_robust.card import write_card
 from sj_robust.checkpoint import record
+from sj_robust.checkpoint.results import kept
 from sj_robust.evaluation import eps_name
 
 
@@ -183,6 +185,25 @@ def test_a_card_says_what_is_kept_of_the_source(
         assert row.endswith(f"| {100 * found.joint[0].accuracy.value / of_ann:.0f} % |")
     else:
         assert "kept of the source" not in text
+
+
+def test_what_is_kept_is_of_the_images_that_both_were_measured_on(
+    ann: Any, snn: Any, dataset: Any
+) -> None:
+    from sj_robust import evaluate
+
+    seen = snn(dataset.floats()).argmax(1)
+    seen[0] = (seen[0] + 1) % len(dataset.classes)  # all right but the first
+    known = replace(dataset, labels=seen)
+
+    def measured(model: Any, images: int, **changes: Any) -> Any:
+        settings = {"eps": (1e-6,), "attacks": ("fgsm",), "views": ("PCW:1",)} | changes
+        return evaluate(model, known, max_images=images, check_images=0, **settings)
+
+    found, source = measured(snn, 4), measured(snn, len(dataset), eps=(1e-7, 1e-6))
+    assert found.joint[0].accuracy.value < source.joint[1].accuracy.value
+    assert kept(found, source) == {1e-6: 1}
+    assert kept(found, measured(ann, 4, views=None, attacks=("pgd10",))) == {}
 
 
 def test_a_network_trained_from_random_weights_does_not_claim_an_ann(checkpoint: Path) -> None:
