@@ -96,12 +96,13 @@ def measure(folder: Path, network: str, options: argparse.Namespace) -> dict[str
     for name in ("ann", "snn", "finetuned"):
         model = load(folder / name)
         path = folder / f"{name}.json"
+        protocol = options.protocol if name != "snn" else "quick"
         report = evaluate(
             model,
             images,
-            protocol=options.protocol if name != "snn" else "quick",
+            protocol=protocol,
             eps=EPS,
-            transfer={"ann": ann} if name == "finetuned" else None,
+            transfer={"ann": ann} if name == "finetuned" and protocol == "strong" else None,
             check_images=0,
             roughness_images=0,
             batch_size=25,
