@@ -90,11 +90,11 @@ class ThresholdLIF(BaseNode):
         once within T), "activation" (forward and backward are those of a ReLU). Reading it gives
         the View. A forward pass fixes the view of its own backward.
         """
-        return self.__dict__["view"]  # type: ignore[no-any-return]
+        return self._view
 
     @view.setter
     def view(self, view: View | str) -> None:
-        self.__dict__["view"] = parse_view(view)
+        self._view = parse_view(view)
 
     @property
     def soft_reset(self) -> bool:
