@@ -33,7 +33,9 @@ def create(hub: TestHub, request: Request, user: str | None) -> Answer:
             {"error": "You already created this model repo", "url": f"{hub.endpoint}/{name}"},
             status=409,
         )
-    hub.create(name, private=wish.get("visibility") == "private", by=str(user))
+    # clients before 2.0 say it in the older word
+    private = wish.get("visibility") == "private" or wish.get("private") is True
+    hub.create(name, private=private, by=str(user))
     return Answer({"url": f"{hub.endpoint}/{name}", "name": name, "id": name})
 
 
