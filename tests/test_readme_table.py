@@ -4,6 +4,8 @@ script that writes them touches nothing else."""
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,9 @@ def test_missing_markers_are_named(script: Any, tmp_path: Path, text: str) -> No
     with pytest.raises(SystemExit, match="expected one line <!-- zoo table -->"):
         script.main([str(path)])
     assert path.read_text() == text
+
+
+def test_the_figure_is_of_the_zoo() -> None:
+    script = ROOT / "scripts" / "readme_figure.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
