@@ -324,10 +324,7 @@ def _check_accuracy(what: str, found: Any, correct: int, images: int) -> None:
             f"{what}: {found.correct} of {found.total} images, the outcomes say {correct} of"
             f" {images}"
         )
-    right = found.of(correct, images)
-    if not all(
-        map(_close, (found.value, found.low, found.high), (right.value, right.low, right.high))
-    ):
+    if not found.follows():
         _refuse(
             f"{what}: {100 * found.value:.1f} % [{100 * found.low:.1f}, {100 * found.high:.1f}] are"
             f" not {correct} of {images} images"

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from sj_robust.threats.measure import measure_threats as measure_threats
     from sj_robust.threats.poison import Poison as Poison
     from sj_robust.threats.poison import Poisoned as Poisoned
-    from sj_robust.threats.poison import PoisonFacts as PoisonFacts
     from sj_robust.threats.poison import parse_poison as parse_poison
     from sj_robust.threats.poison import poisoned as poisoned
     from sj_robust.threats.pruning import Pruned as Pruned
     from sj_robust.threats.pruning import prune as prune
     from sj_robust.threats.report import Cleanse as Cleanse
     from sj_robust.threats.report import Clustering as Clustering
+    from sj_robust.threats.report import PoisonFacts as PoisonFacts
     from sj_robust.threats.report import Pruning as Pruning
     from sj_robust.threats.report import Rates as Rates
     from sj_robust.threats.report import ThreatReport as ThreatReport
@@ -43,9 +43,9 @@ _HOME = {
     "clustering": ("cluster_activations",),
     "matching": ("Matched", "match_gradients"),
     "measure": ("DETECTORS", "measure_threats"),
-    "poison": ("Poison", "PoisonFacts", "Poisoned", "parse_poison", "poisoned"),
+    "poison": ("Poison", "Poisoned", "parse_poison", "poisoned"),
     "pruning": ("Pruned", "prune"),
-    "report": ("Cleanse", "Clustering", "Pruning", "Rates", "ThreatReport"),
+    "report": ("Cleanse", "Clustering", "PoisonFacts", "Pruning", "Rates", "ThreatReport"),
     "trigger": (
         "Blended",
         "Patch",

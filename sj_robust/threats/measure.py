@@ -125,7 +125,7 @@ def measure_threats(
         limits=_limits(poison, total, len(dataset), pruning is not None),
         settings=ThreatSettings(
             poison=str(poison),
-            training=known.facts.model_dump() if known else None,
+            training=known.facts if known else None,
             batch_size=batch_size,
             seed=seed,
             device=facts.device_name(where),

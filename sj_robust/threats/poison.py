@@ -14,9 +14,9 @@ from sj_robust.data import ImageDataset
 from sj_robust.data.stream import EncodedImages
 from sj_robust.errors import SJRobustError
 from sj_robust.settings import Strict, checked
+from sj_robust.threats.report import FLIP
+from sj_robust.threats.report import PoisonFacts as PoisonFacts
 from sj_robust.threats.trigger import Trigger, parse_trigger, stamped
-
-FLIP = "flip"  # in the place of a trigger: labels alone
 
 
 class Poison(Strict):
@@ -57,25 +57,6 @@ class Poison(Strict):
     def made_trigger(self) -> Trigger | None:
         """The trigger itself, None where labels alone are flipped."""
         return None if self.trigger is None else parse_trigger(self.trigger)
-
-
-class PoisonFacts(Strict):
-    """The record of a poisoned data set, from which it can be made again.
-
-    Attributes:
-        poison: as `parse_poison` reads it.
-        images: of the whole data set.
-        poisoned: of these.
-        rows_sha256: of the numbers of their rows, ascending, as 64-bit little-endian integers.
-        clean_fingerprint: of the data set before.
-    """
-
-    poison: str
-    seed: int
-    images: int
-    poisoned: int
-    rows_sha256: str
-    clean_fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from statistics import median
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement
 from sj_robust.phrases import few, ruled
-from sj_robust.settings import first_error
+from sj_robust.settings import Strict, first_error
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+RandomSeed = Annotated[int, Field(ge=0, lt=2**63)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 MAD = 1.4826  # makes the median absolute deviation that of a normal distribution
 ANOMALOUS = 2.0  # an index above it has a probability below 5 % there
 LEADING = 0.9  # of the images at least: a mask that leads fewer to its class is no trigger
+FLIP = "flip"  # a poison without a trigger
 SMALL, SEPARATE = 0.35, 0.1  # a cluster's share at most, and the silhouette at least, of poisons
+
+
+class PoisonFacts(Strict):
+    """The record of a poisoned data set, from which it can be made again.
+
+    Attributes:
+        poison: as `parse_poison` reads it.
+        images: of the whole data set.
+        poisoned: of these.
+        rows_sha256: of the numbers of their rows, ascending, as 64-bit little-endian integers.
+        clean_fingerprint: of the data set before.
+    """
+
+    poison: str
+    seed: RandomSeed
+    images: Positive
+    poisoned: Positive
+    rows_sha256: Sha256
+    clean_fingerprint: str
 
 
 class Rates(Facts):
@@ -47,7 +72,7 @@ class ReversedTrigger(Facts):
     """
 
     label: int
-    norm: float
+    norm: float = Field(ge=0, allow_inf_nan=False)
     success: Accuracy
     index: float
 
@@ -62,8 +87,8 @@ class Cleanse(Facts):
     """
 
     view: str
-    steps: int
-    images: int
+    steps: Positive
+    images: Positive
     classes: list[ReversedTrigger] = Field(min_length=1)
     flagged: list[int]
 
@@ -110,12 +135,12 @@ class ClassClusters(Facts):
         found: how many of these lie in the smaller cluster.
     """
 
-    label: int
-    images: int
-    smaller: float
-    silhouette: float
-    poisoned: int
-    found: int
+    label: Count
+    images: Positive
+    smaller: float = Field(ge=0, le=0.5)
+    silhouette: float = Field(ge=-1, le=1)
+    poisoned: Count
+    found: Count
 
     @property
     def flagged(self) -> bool:
@@ -132,8 +157,8 @@ class Clustering(Facts):
         flagged: labels whose smaller cluster looks poisoned.
     """
 
-    images: int
-    components: int
+    images: Positive
+    components: Positive
     classes: list[ClassClusters] = Field(min_length=1)
     flagged: list[int]
 
@@ -150,10 +175,10 @@ class Pruning(Facts):
         rates: of the pruned network, on the test images.
     """
 
-    images: int
-    neurons: int
-    pruned: int
-    most_lost: float
+    images: Positive
+    neurons: Positive
+    pruned: Count
+    most_lost: float = Field(ge=0, lt=1)
     kept: tuple[Accuracy, Accuracy]
     rates: Rates
 
@@ -167,9 +192,9 @@ class ThreatSettings(Facts):
     """
 
     poison: str
-    training: dict[str, Any] | None
-    batch_size: int
-    seed: int
+    training: PoisonFacts | None
+    batch_size: Positive
+    seed: RandomSeed
     device: str
 
 
@@ -266,25 +291,81 @@ def _flags(labels: Sequence[int]) -> str:
 
 
 def _check(report: ThreatReport) -> None:
-    """Raise SJRobustError where a figure does not follow from its counts."""
-    steps = [one.timesteps for one in report.rates]
-    if not steps or steps[-1] != report.model.timesteps:
-        _refuse(f"the rates are after the time steps {steps[:9]}, T is {report.model.timesteps}")
+    """Raise SJRobustError where a figure does not follow from its counts, or a count from
+    another."""
+    model, data = report.model, report.dataset
+    if not 1 <= data.evaluated <= data.size:
+        _refuse(f"{data.evaluated} of {data.size} images were evaluated")
+    if (model.kind == "snn") != (model.timesteps is not None) or (model.timesteps or 1) < 1:
+        _refuse(f"kind is {model.kind} with T={model.timesteps}")
     for found in _accuracies(report):
-        if not 0 <= found.correct <= found.total or found.total < 1:
-            _refuse(f"{found.correct} of {found.total} images")
-        right = Accuracy.of(found.correct, found.total)
-        for one, other in zip(found, right, strict=True):
-            if abs(one[1] - other[1]) > 1e-9:
-                _refuse(f"{found} is not {found.correct} of {found.total} images")
+        if not found.follows():
+            _refuse(f"{found} is not {found.correct} of {found.total} images")
+    if len(report.limits) > 100:
+        _refuse(f"{len(report.limits)} limits")
+    _check_rates(report)
     if (cleanse := report.cleanse) is not None:
         hits = [(one.norm, one.success.correct) for one in cleanse.classes]
         if Cleanse.of(cleanse.view, cleanse.steps, cleanse.images, hits) != cleanse:
             _refuse("indices and flags of Neural Cleanse do not follow from its norms")
-    if (clusters := report.clustering) is not None:
-        flagged = [one.label for one in clusters.classes if one.flagged]
-        if flagged != clusters.flagged:
-            _refuse(f"classes {clusters.flagged} are flagged, the clusters say {flagged}")
+        if len(cleanse.classes) != model.num_classes:
+            _refuse(f"Neural Cleanse has {len(hits)} classes, the model {model.num_classes}")
+    if (report.clustering is None) != (report.settings.training is None):
+        _refuse("clustering and the record of the training set go together, one is there")
+    if report.clustering and report.settings.training:
+        _check_clusters(report.clustering, report.settings.training, model.num_classes)
+    if (pruning := report.pruning) is not None:
+        before, after = pruning.kept
+        if pruning.pruned > pruning.neurons:
+            _refuse(f"{pruning.pruned} of {pruning.neurons} neurons are pruned")
+        if not before.total == after.total == pruning.images:
+            _refuse(f"pruning is of {pruning.images} images and kept {before.total}")
+        if before.value - after.value > pruning.most_lost + 1e-9:
+            _refuse(f"pruning lost more than {pruning.most_lost:g}")
+
+
+def _check_rates(report: ThreatReport) -> None:
+    """One row for all steps, or for each; all of the same images."""
+    steps, last = [one.timesteps for one in report.rates], report.model.timesteps
+    if steps not in ([last], [*range(1, len(steps) + 1)]) or steps[-1:] != [last]:
+        _refuse(f"the rates are after the time steps {steps[:9]}, T is {last}")
+    images, triggered = report.dataset.evaluated, report.settings.poison.partition(":")[0] != FLIP
+    others = {one.success.total for one in report.rates if one.success}
+    for one in [*report.rates, *([report.pruning.rates] if report.pruning else [])]:
+        if one.clean.total != images:
+            _refuse(f"{images} images were evaluated, {one.clean.total} are clean")
+        if (one.success is not None) != triggered or (one.before is not None) != triggered:
+            _refuse(f"attack success of the poison {report.settings.poison[:80]!r}")
+        if one.success and one.before:
+            if {one.success.total, one.before.total} != others or one.success.total > images:
+                _refuse(f"attack success is of {one.success.total} of {images} images")
+            if one.before.correct > images - one.clean.correct:
+                _refuse(f"{one.before.correct} images are wrong without trigger")
+    if report.pruning and report.pruning.rates.timesteps != last:
+        _refuse(f"pruning is after {report.pruning.rates.timesteps} time steps, T is {last}")
+
+
+def _check_clusters(clusters: Clustering, training: PoisonFacts, num_classes: int) -> None:
+    """Labels one by one, each with no more than there is."""
+    labels = [one.label for one in clusters.classes]
+    if labels != sorted(set(labels)) or labels[-1] >= num_classes:
+        _refuse(f"a label is clustered twice, not in order, or none of {num_classes} classes")
+    for one in clusters.classes:
+        smaller = one.smaller * one.images
+        if abs(smaller - round(smaller)) > 1e-6 * one.images:
+            _refuse(f"{one.smaller:g} is no share of {one.images} images")
+        if not (one.found <= one.poisoned <= one.images and one.found <= round(smaller)):
+            _refuse(f"{one.found} of {one.poisoned} poisons among {one.images} images")
+    poisons = sum(one.poisoned for one in clusters.classes)
+    clustered = sum(one.images for one in clusters.classes)
+    if not (clustered <= clusters.images <= training.images and poisons <= training.poisoned):
+        _refuse(
+            f"{poisons} poisons among {clustered} of {clusters.images} training images, of"
+            f" {training.images} with {training.poisoned} poisons"
+        )
+    flagged = [one.label for one in clusters.classes if one.flagged]
+    if flagged != clusters.flagged:
+        _refuse(f"classes {clusters.flagged[:9]} are flagged, the clusters say {flagged[:9]}")
 
 
 def _accuracies(facts: Any) -> Iterator[Accuracy]:

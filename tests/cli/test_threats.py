@@ -49,7 +49,8 @@ def test_what_was_recorded_at_training_is_measured_and_recorded(
     assert [one.timesteps for one in report.rates] == ([None] if name == "ann" else [1, 2])
     assert report.rates[0].success and report.rates[0].success.total == 8
     trained = json.loads((folder / "ann" / "config.json").read_text())["training"]
-    assert report.settings.training == trained["poison"]
+    assert report.settings.training
+    assert report.settings.training.model_dump() == trained["poison"]
     assert ThreatReport.from_json((target / "threats.json").read_text()) == report
     assert cli("card", target).returncode == 0
     card = (target / "README.md").read_text()

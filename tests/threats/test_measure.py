@@ -35,6 +35,14 @@ Train = Callable[[ImageDataset], NormalizedClassifier]
 POISON, TARGET = "patch:2:rate=0.05:target=3", 3
 
 
+def put(content: Any, place: str, value: Any) -> None:
+    """`value` at the place named by keys and indices."""
+    *path, last = (int(key) if key.isdigit() else key for key in place.split("/"))
+    for key in path:
+        content = content[key]
+    content[last] = value.model_dump() if isinstance(value, Accuracy) else value
+
+
 @pytest.fixture(scope="module")
 def report(
     backdoored: NormalizedClassifier, test_images: ImageDataset, clean: ImageDataset
@@ -79,7 +87,7 @@ def test_the_detectors_name_the_right_class(report: ThreatReport) -> None:
 def test_a_report_is_read_back_and_contradictions_are_refused(report: ThreatReport) -> None:
     assert ThreatReport.from_json(report.to_json()) == report
     assert "Neural Cleanse: flags class 3" in report.summary()
-    assert report.settings.training and report.settings.training["poisoned"] == 32
+    assert report.settings.training and report.settings.training.poisoned == 32
 
     def altered(change: Any) -> str:
         content = json.loads(report.to_json())
@@ -104,6 +112,41 @@ def test_a_report_is_read_back_and_contradictions_are_refused(report: ThreatRepo
     for change in (lower, unflagged, unseen, fewer, huge):
         with pytest.raises(SJRobustError, match="contradicts itself"):
             ThreatReport.from_json(altered(change))
+    right = Accuracy.of
+    for place, value, why in (
+        ("rates/0/clean", right(10**6, 10**6), "160 images were evaluated, 1000000 are clean"),
+        ("rates/0/success", right(150, 170), "attack success is of 170 of 160"),
+        ("rates/0/before", right(1, 139), "attack success is of 140 of 160"),
+        ("rates/0/before", right(140, 140), "140 images are wrong without trigger"),
+        ("rates/0/success", None, "attack success of the poison"),
+        ("rates/0/timesteps", 1, "the rates are after the time steps"),
+        ("settings/poison", "flip:rate=0.1", "attack success of the poison"),
+        ("dataset/size", 100, "160 of 100 images were evaluated"),
+        ("model/timesteps", 4, "kind is ann with T=4"),
+        ("cleanse/classes", report.model_dump()["cleanse"]["classes"][:7], "do not follow"),
+        ("model/num_classes", 9, "Neural Cleanse has 8 classes, the model 9"),
+        ("clustering/classes/3/found", 1000, "1000 of 32 poisons"),
+        ("clustering/classes/3/smaller", 0.123456, "is no share of"),
+        ("clustering/classes/0/label", 3, "a label is clustered twice"),
+        ("clustering/classes/7/label", 8, "none of 8 classes"),
+        ("limits", ["a limit"] * 101, "101 limits"),
+        ("clustering/images", 10, "of 10 training images"),
+        ("settings/training/poisoned", 1, "of 640 with 1 poisons"),
+        ("settings/training", None, "go together"),
+        ("pruning/pruned", 500, "500 of 48 neurons are pruned"),
+        ("pruning/images", 639, "pruning is of 639 images"),
+        ("pruning/kept/1", right(0, 640), "pruning lost more than 0.04"),
+        ("pruning/rates/clean", right(159, 161), "161 are clean"),
+        ("clustering/classes/0/smaller", 7.5, "less than or equal to 0.5"),
+        ("clustering/classes/0/silhouette", 9, "less than or equal to 1"),
+        ("settings/batch_size", -5, "greater than or equal to 1"),
+        ("settings/seed", -1, "greater than or equal to 0"),
+        ("settings/seed", 2**63, "less than"),
+        ("pruning/most_lost", 1, "less than 1"),
+        ("cleanse/classes/0/norm", float("inf"), "finite"),
+    ):
+        with pytest.raises(SJRobustError, match=why):
+            ThreatReport.from_json(altered(lambda content, p=place, v=value: put(content, p, v)))
     with pytest.raises(SJRobustError, match="not a report on threats"):
         ThreatReport.from_json("{}")
 
