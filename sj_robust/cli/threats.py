@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sj_robust.cli.common import Data, Device, Json, Seed, command, pick_device, say, usage, words
+from sj_robust.cli.common import Data, Device, Json, command, pick_device, say, usage, words
 from sj_robust.cli.measure import (
     BatchSize,
     MaxImages,
@@ -20,6 +20,13 @@ from sj_robust.cli.measure import (
     write,
 )
 from sj_robust.cli.options import Args, Resize, SameClasses, Size, under_its_names
+
+_OF: dict[str, tuple[str, ...]] = {  # the detectors that each setting is for
+    "view": ("cleanse",),
+    "steps": ("cleanse",),
+    "most_lost": ("pruning",),
+    "training_images": ("cleanse", "clustering", "pruning"),
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -52,18 +59,25 @@ def threats(
         ),
     ] = "all",
     view: Annotated[
-        str, typer.Option("--view", help="The gradient view of Neural Cleanse.")
-    ] = "PCW:1",
+        str | None,
+        typer.Option("--view", help="The gradient view of Neural Cleanse; default: PCW:1."),
+    ] = None,
     steps: Annotated[
-        int, typer.Option("--steps", min=1, help="Of Neural Cleanse, for each class.")
-    ] = 300,
+        int | None,
+        typer.Option("--steps", min=1, help="Of Neural Cleanse, for each class; default: 300."),
+    ] = None,
     most_lost: Annotated[
-        float, typer.Option("--most-lost", help="Of the accuracy, by pruning.")
-    ] = 0.04,
+        float | None,
+        typer.Option("--most-lost", help="Of the accuracy, by pruning; default: 0.04."),
+    ] = None,
     training_images: Annotated[
-        int,
-        typer.Option("--training-images", min=1, help="The first so many for the detectors."),
-    ] = 2000,
+        int | None,
+        typer.Option(
+            "--training-images",
+            min=1,
+            help="The first so many for the detectors; default: 2000.",
+        ),
+    ] = None,
     max_images: MaxImages = None,
     batch_size: BatchSize = 128,
     image_size: Size = None,
@@ -75,7 +89,14 @@ def threats(
     record: Annotated[
         bool, typer.Option("--record", help="Write it into the checkpoint folder, for its card.")
     ] = False,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            help="With which --poison chose the images, and of the detectors; default: 0.",
+        ),
+    ] = None,
     device: Device = None,
     as_json: Json = False,
 ) -> None:
@@ -86,8 +107,25 @@ def threats(
     """
     from sj_robust.catalog import locate
     from sj_robust.data import load_dataset
-    from sj_robust.threats import DETECTORS, measure_threats
+    from sj_robust.recipes.network import poison_of
+    from sj_robust.settings import checked
+    from sj_robust.threats import DETECTORS, PoisonFacts, measure_threats
 
+    named: dict[str, Any] = {"all": DETECTORS, "none": ()}
+    detectors = named.get(detect, words(detect))
+    given = {
+        "view": view,
+        "steps": steps,
+        "most_lost": most_lost,
+        "training_images": training_images,
+    }
+    typed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    for name in typed:
+        if not set(_OF[name]) & set(detectors):
+            usage(
+                f"--{name.replace('_', '-')} is for {' or '.join(_OF[name])}, which --detect"
+                f" {detect} leaves out: leave one of them out"
+            )
     target = recorded_in(checkpoint, record)
     check_report_file(out)
     where = pick_device(device)
@@ -95,12 +133,14 @@ def threats(
     if poison is None:
         if found is None or found.config.poison is None:
             usage("no poison is recorded: name one, as --poison patch:3:target=0")
+        if seed is not None:
+            usage(f"--seed goes with --poison: the recorded one has seed {found.config.poison[1]}")
         poison, seed = found.config.poison
     classifier, dataset = load_both(
         found, data, "test", image_size, resize, model, arg, same_classes
     )
-    named: dict[str, Any] = {"all": DETECTORS, "none": ()}
-    detectors = named.get(detect, words(detect))
+    facts = poison_of(found.config).get("poison_facts") if found else None
+    recorded = checked(PoisonFacts, facts, f"the poison of {checkpoint}: ") if facts else None
     training = None
     if detectors:
         training = load_dataset(data, "train", image_size=image_size, resize=resize)
@@ -111,15 +151,13 @@ def threats(
         dataset,
         poison,
         training=training,
+        recorded=recorded,
         detect=detectors,
-        view=view,
-        steps=steps,
-        most_lost=most_lost,
-        training_images=training_images,
         max_images=max_images,
         batch_size=batch_size,
-        seed=seed,
+        seed=seed or 0,
         device=where,
+        **typed,
     )
     with shown(report, as_json):
         write(report, out)

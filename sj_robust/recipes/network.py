@@ -234,8 +234,20 @@ def facts_of(config: Config) -> dict[str, Any]:
         "weights_sha256": config.weights.sha256,
         "trained_on": training.get("dataset"),
         "epochs": training.get("epochs"),
-        **{key: settings.get(key) for key in ("method", "eps", "attack_steps", "poison")},
+        **{key: settings.get(key) for key in ("method", "eps", "attack_steps")},
+        **poison_of(config),
     }
-    if settings.get("poison"):
-        found["poison_seed"] = settings.get("seed")
     return {key: value for key, value in found.items() if value is not None}
+
+
+def poison_of(config: Config) -> dict[str, Any]:
+    """What a network made from a checkpoint records of the poison of that one's training set, or
+    of the one before it: text and seed, and the facts of the images where they are known."""
+    if config.poison is None:
+        return {}
+    text, seed = config.poison
+    found: dict[str, Any] = {"poison": text, "poison_seed": seed}
+    for facts in ((config.training or {}).get("poison"), config.source.get("poison_facts")):
+        if isinstance(facts, dict) and (facts.get("poison"), facts.get("seed")) == config.poison:
+            return {**found, "poison_facts": facts}
+    return found

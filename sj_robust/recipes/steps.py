@@ -21,6 +21,7 @@ from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.spiking import SpikingModel
 from sj_robust.neuron import Surrogate
 from sj_robust.progress import bar
+from sj_robust.recipes.network import poison_of
 from sj_robust.recipes.spec import AnnSettings, CalibratedConversion
 from sj_robust.training import TrainConfig, TrainResult, finetune, train_ann
 
@@ -121,8 +122,8 @@ def make_ann(
         training = _recorded(result, command)
     if source:
         ann.source = {"initial_weights": source[0], "initial_weights_sha256": source[1]}
-        if start and start.poison:
-            ann.source |= {"poison": start.poison[0], "poison_seed": start.poison[1]}
+        if start:
+            ann.source |= poison_of(start)
     if not rank():
         facts = {"name": settings.name, "builder": settings.model, "license": license}
         save_trained(ann, folder, dataset, training, **facts)

@@ -87,8 +87,13 @@ def principal(rates: Tensor, components: int) -> Points:
 
 
 def smaller_cluster(points: Points, seed: int) -> npt.NDArray[np.bool_]:
-    """Which points [n, d] lie in the smaller of two clusters, by the best of several 2-means."""
+    """Which points [n, d] lie in the smaller of two clusters, by the best of several 2-means.
+
+    None where all points are the same, as those of a layer that is silent.
+    """
     best, least = np.zeros(len(points), dtype=bool), np.inf
+    if np.allclose(points, points[0], rtol=0, atol=1e-12):
+        return best
     for start in range(_STARTS):
         rng = np.random.Generator(np.random.PCG64([seed, start]))
         centres, labels = kmeans2(points, 2, minit="++", rng=rng, missing="warn")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Literal, get_args
 
 import torch
@@ -30,8 +29,9 @@ from sj_robust.model.plain import copied
 from sj_robust.neuron import View
 from sj_robust.threats.cleanse import reverse_triggers
 from sj_robust.threats.clustering import cluster_activations
-from sj_robust.threats.poison import Poison, Poisoned, parse_poison, poisoned
-from sj_robust.threats.pruning import prune
+from sj_robust.threats.hidden import final_layer
+from sj_robust.threats.poison import Poison, Poisoned, PoisonFacts, parse_poison, poisoned
+from sj_robust.threats.pruning import check_most_lost, prune
 from sj_robust.threats.report import Pruning, Rates, ThreatReport, ThreatSettings
 from sj_robust.threats.trigger import stamped
 
@@ -45,6 +45,7 @@ def measure_threats(
     poison: Poison | str,
     *,
     training: ImageDataset | None = None,
+    recorded: PoisonFacts | None = None,
     detect: Sequence[Detector] | None = None,
     view: View | str = "PCW:1",
     steps: int = 300,
@@ -69,6 +70,8 @@ def measure_threats(
         training: the clean training set. Detectors and pruning get its first `training_images` as
             the clean images of a defender; clustering gets the first of it as `poison` and `seed`
             poison it.
+        recorded: of the training of the network, where known: clustering is refused where
+            `training`, poisoned again, is another set.
         detect: of "cleanse", "clustering" and "pruning"; default: all with `training`, else none.
         view: whose gradients Neural Cleanse takes of a spiking network.
         steps: of Neural Cleanse, for each class.
@@ -80,7 +83,8 @@ def measure_threats(
 
     Raises:
         SJRobustError: data and model do not fit, a target that is no class, no image of another
-            class, unknown detectors, or detectors without `training`.
+            class, unknown detectors, detectors without `training`, or a `training` that was not
+            the one.
     """
     started = time.monotonic()
     model = expose(model)
@@ -91,6 +95,12 @@ def measure_threats(
         raise SJRobustError(
             f"batch_size {batch_size}, training_images {training_images}: expected 1 or more"
         )
+    if not 0 <= seed < 2**63:
+        raise SJRobustError(f"seed is {seed}: expected 0 to below 2^63")
+    if "pruning" in chosen:
+        check_most_lost(most_lost)
+    if {"clustering", "pruning"} & set(chosen):
+        final_layer(model)
     total = image_count(dataset, max_images)
     where = device_of(model, device)
     judge = Judge(model.to(where), dataset, where, batch_size)
@@ -101,20 +111,21 @@ def measure_threats(
         clean = training.first(training_images)
         if "clustering" in chosen:
             known = poisoned(training, poison, seed=seed)
+            _check_recorded(known.facts, recorded)
     with keep_large_blocks(), evaluation_mode(model), true_forward(model):
         num_classes = check_fit(judge, total)
         rates = _rates(model, judge, poison, total)
-    cleanse = clustering = pruning = None
-    if clean is not None and "cleanse" in chosen:
-        cleanse = reverse_triggers(
-            model, clean, view=view, steps=steps, seed=seed, show_progress=show_progress
-        )[1]
+    cleanse = clustering = pruning = None  # the cheap ones first: they may refuse
     if known is not None:
         clustering = cluster_activations(
             model, known.first(training_images), batch_size=batch_size, seed=seed
         )
     if clean is not None and "pruning" in chosen:
         pruning = _pruned(model, judge, clean, poison, total, most_lost)
+    if clean is not None and "cleanse" in chosen:
+        cleanse = reverse_triggers(
+            model, clean, view=view, steps=steps, seed=seed, show_progress=show_progress
+        )[1]
     return ThreatReport(
         model=facts.model_facts(model, num_classes),
         dataset=facts.dataset_facts(dataset, total),
@@ -165,8 +176,11 @@ def _answers(model: nn.Module, judge: Judge, images: ImageDataset) -> Tensor:
     """Classes int64 [T, N] of all `images`, on the CPU; [1, N] where fewer steps cannot be read."""
     part = Judge(model, images, judge.device, judge.batch_size)
     if isinstance(model, SpikingModel):
-        with suppress(SJRobustError):
+        try:
             check_truncation(part, model)
+        except SJRobustError:
+            pass  # its last step is read alone
+        else:
             return answers_by_step(part, model, len(images), False)
     rows = torch.arange(len(images))
     return torch.cat([part.predict(x).cpu() for _, x, _ in part.batches(rows)])[None]
@@ -206,6 +220,17 @@ def _check_detectors(
     if detect and training is None:
         raise SJRobustError(f"{detect[0]} needs training images: pass training=")
     return detect
+
+
+def _check_recorded(found: PoisonFacts, recorded: PoisonFacts | None) -> None:
+    """Raise SJRobustError unless these are the images that the network was trained on."""
+    for name, expected in (recorded or found).model_dump().items():
+        if (value := getattr(found, name)) != expected:
+            raise SJRobustError(
+                f"clustering: the training images, poisoned again, have {name} {value!r}, expected"
+                f" {expected!r}, which the checkpoint records: give the data that it was trained"
+                " on, as then, and its own poison and seed, or leave clustering out of detect"
+            )
 
 
 def _limits(poison: Poison, evaluated: int, size: int, pruned: bool) -> list[str]:

@@ -88,7 +88,10 @@ def parse_poison(text: str) -> Poison:
     """
     parts = text.split(":")
     name = ":".join(part for part in parts if "=" not in part)
-    settings = dict(part.split("=", 1) for part in parts if "=" in part)
+    given = [part.split("=", 1) for part in parts if "=" in part]
+    settings = dict(given)
+    if len(settings) < len(given):
+        raise SJRobustError(f"poison {text!r}: a setting is there twice, expected each once")
     trigger = None if name == FLIP else name
     return checked(Poison, {"trigger": trigger, **settings}, f"poison {text!r}: ")
 
@@ -112,6 +115,10 @@ def poisoned(dataset: ImageDataset, poison: Poison | str, *, seed: int = 0) -> P
     if poison.target is not None and poison.target >= classes:
         raise SJRobustError(
             f"target {poison.target}: expected 0 to {classes - 1}, a class of {dataset.name}"
+        )
+    if classes < 2:
+        raise SJRobustError(
+            f"{dataset.name} has {classes} class: expected two or more, to be taken for another"
         )
     digests = _digests(dataset, seed)
     rows = _chosen(dataset, poison, digests)

@@ -50,8 +50,7 @@ def prune(
     Raises:
         SJRobustError: `most_lost` out of [0, 1), or a model without a final linear layer.
     """
-    if not 0 <= most_lost < 1:
-        raise SJRobustError(f"most_lost is {most_lost}: expected 0 to below 1, as 0.04")
+    check_most_lost(most_lost)
     layer = final_layer(model)
     with evaluation_mode(model), true_forward(model):
         rates = hidden_rates(model, clean, batch_size)
@@ -78,3 +77,9 @@ def prune(
     if layer.weight.requires_grad:
         layer.weight.register_hook(lambda gradient: gradient * mask)
     return Pruned(layer.in_features, tuple(off.tolist()), (before, after))
+
+
+def check_most_lost(most_lost: float) -> None:
+    """Raise SJRobustError unless it is a fraction below 1."""
+    if not 0 <= most_lost < 1:
+        raise SJRobustError(f"most_lost is {most_lost}: expected 0 to below 1, as 0.04")

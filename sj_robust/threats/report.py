@@ -19,6 +19,7 @@ RandomSeed = Annotated[int, Field(ge=0, lt=2**63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 MAD = 1.4826  # makes the median absolute deviation that of a normal distribution
+LEAST_SPREAD = 0.01  # of the median: what the norms are taken to vary by at least
 ANOMALOUS = 2.0  # an index above it has a probability below 5 % there
 LEADING = 0.9  # of the images at least: a mask that leads fewer to its class is no trigger
 FLIP = "flip"  # a poison without a trigger
@@ -118,11 +119,12 @@ def anomaly_indices(norms: Sequence[float]) -> list[float]:
     """How far each norm lies below the median: (median − norm) / (1.4826 · MAD).
 
     Below 0 above the median. Source: Wang et al., S&P 2019, section V.B, who take the absolute
-    value and look at the small norms alone.
+    value and look at the small norms alone. The divisor is 1 % of the median at least: where most
+    norms are the same, MAD is 0, and the least difference would stand out.
     """
     middle = median(norms)
     spread = MAD * median(abs(norm - middle) for norm in norms)
-    return [(middle - norm) / max(spread, 1e-6 * middle, 1e-12) for norm in norms]
+    return [(middle - norm) / max(spread, LEAST_SPREAD * middle, 1e-12) for norm in norms]
 
 
 class ClassClusters(Facts):

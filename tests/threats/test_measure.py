@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from sj_robust import SJRobustError
 from sj_robust.attack import GradientView
@@ -27,7 +28,7 @@ from sj_robust.threats import (
     reverse_triggers,
     stamped,
 )
-from sj_robust.threats.clustering import silhouette, smaller_cluster
+from sj_robust.threats.clustering import principal, silhouette, smaller_cluster
 from sj_robust.threats.report import anomaly_indices
 
 Train = Callable[[ImageDataset], NormalizedClassifier]
@@ -198,6 +199,9 @@ def test_anomaly_indices_are_those_of_the_paper() -> None:
     # the median is 30.5, the absolute deviations' median 1.5
     assert anomaly_indices(norms)[4] == pytest.approx((30.5 - 4) / (1.4826 * 1.5))
     assert anomaly_indices([5.0] * 4) == [0.0] * 4
+    # where MAD is 0 a hair's breadth is no anomaly
+    assert anomaly_indices([10.0, 10, 10, 10, 9.999])[4] == pytest.approx(0.01)
+    assert anomaly_indices([10.0, 10, 10, 10, 2])[4] > 2
 
 
 def test_clusters_of_two_heaps() -> None:
@@ -208,6 +212,25 @@ def test_clusters_of_two_heaps() -> None:
     assert small.tolist() == [True] * 12 + [False] * 38
     assert silhouette(heaps.numpy(), small) > 0.8
     assert silhouette(heaps.numpy(), small & False) == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_silent_layer_has_no_clusters() -> None:
+    for rates in (torch.zeros(30, 5), torch.full((30, 5), 0.1)):
+        small = smaller_cluster(principal(rates, 10), seed=0)
+        assert not small.any()
+        assert silhouette(principal(rates, 10), small) == 0
+
+
+def test_an_error_is_not_taken_for_a_network_that_is_read_once(
+    snn: SpikingClassifier, test_images: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> torch.Tensor:
+        raise SJRobustError("logits that are not finite")
+
+    monkeypatch.setattr("sj_robust.threats.measure.answers_by_step", broken)
+    with pytest.raises(SJRobustError, match="not finite"):
+        measure_threats(snn, test_images, POISON)
 
 
 def test_pruning_turns_off_what_clean_images_do_not_use(
@@ -244,6 +267,15 @@ def test_gradient_matching_aligns_poisons_within_their_ball(
     changed = change.flatten(1).any(1).nonzero().flatten()
     assert changed.equal(made.rows)
     assert all(weight.grad is None for weight in backdoored.parameters())
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(backdoored(x), torch.full((len(x),), 5))
+        parts = torch.autograd.grad(loss, [*backdoored.parameters()])
+        return torch.cat([part.flatten() for part in parts])
+
+    # of the images that are returned
+    cosine = F.cosine_similarity(gradient(made.dataset.floats(made.rows)), gradient(image), dim=0)
+    assert made.misalignment[1] == pytest.approx(1 - float(cosine), abs=1e-6)
     with pytest.raises(SJRobustError, match="expected 1 to 80 poisons"):
         match_gradients(backdoored, clean, image, 5, rate=0.5)
 
@@ -281,5 +313,62 @@ def test_what_cannot_be_measured_is_refused(
         measure_threats(backdoored, only, POISON)
     with pytest.raises(SJRobustError, match="no label has 10"):
         cluster_activations(backdoored, poisoned(clean, POISON).first(20))
+    for settings, why in (
+        ({"most_lost": 2.0}, "most_lost is 2"),
+        ({"seed": -1}, "seed is -1: expected 0 to"),
+        ({"seed": 2**63}, "expected 0 to below"),
+    ):
+        with pytest.raises(SJRobustError, match=why):
+            measure_threats(backdoored, test_images, POISON, training=clean, **settings)
     flipped = measure_threats(backdoored, test_images, "flip:rate=0.1")
     assert flipped.last.success is None and flipped.last.clean.value > 0.9
+
+
+def test_what_can_fail_at_once_fails_before_neural_cleanse(
+    backdoored: NormalizedClassifier,
+    test_images: ImageDataset,
+    clean: ImageDataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*args: Any, **settings: Any) -> None:
+        raise AssertionError("Neural Cleanse has begun")
+
+    monkeypatch.setattr("sj_robust.threats.measure.reverse_triggers", never)
+    with pytest.raises(SJRobustError, match="most_lost is 2"):
+        measure_threats(backdoored, test_images, POISON, training=clean, most_lost=2)
+    with pytest.raises(SJRobustError, match="no label has 10"):
+        measure_threats(backdoored, test_images, POISON, training=clean, training_images=20)
+    convolutional = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+    )
+    with pytest.raises(SJRobustError, match="has no linear layer"):
+        measure_threats(convolutional, test_images, POISON, training=clean)
+
+
+def test_clustering_is_of_the_images_that_were_poisoned(
+    backdoored: NormalizedClassifier,
+    test_images: ImageDataset,
+    clean: ImageDataset,
+    training: Poisoned,
+) -> None:
+    def measured(data: ImageDataset, poison: str = POISON, seed: int = 0) -> ThreatReport:
+        return measure_threats(
+            backdoored,
+            test_images,
+            poison,
+            training=data,
+            recorded=training.facts,
+            detect=("clustering",),
+            seed=seed,
+        )
+
+    assert measured(clean).settings.training == training.facts
+    others = clean.subset(torch.arange(len(clean)).flip(0))  # other rows of the same images
+    for data, poison, seed, why in (
+        (others, POISON, 0, "have rows_sha256"),
+        (clean.first(600), POISON, 0, "have images 600, expected 640"),
+        (clean, POISON, 1, "have seed 1, expected 0"),
+        (clean, POISON.replace("0.05", "0.1"), 0, "have poison"),
+    ):
+        with pytest.raises(SJRobustError, match=why):
+            measured(data, poison, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -166,6 +166,7 @@ def test_a_poison_is_read_back_from_its_text() -> None:
         ("patch:3:target=0:label=clean", "label"),
         ("flip:labels=clean", "leave labels=clean out"),
         ("swap:target=0", "unknown trigger 'swap'"),
+        ("flip:rate=0.1:rate=0.9", "a setting is there twice"),
     ],
 )
 def test_what_is_no_poison_is_refused(text: str, why: str) -> None:
@@ -180,6 +181,9 @@ def test_what_cannot_be_poisoned_is_refused(sample: ImageDataset) -> None:
         poisoned(sample, "patch:3:target=10")
     with pytest.raises(SJRobustError, match="at most 32, the image's"):
         poisoned(sample, "patch:33:target=0")
+    alone = replace(sample.first(10), labels=torch.zeros(10).long(), classes=("a",))
+    with pytest.raises(SJRobustError, match="has 1 class: expected two or more"):
+        poisoned(alone, "flip:rate=0.5")
     encoded = load_dataset("sample", "train", image_size=32, stream=True)
     with pytest.raises(SJRobustError, match="load it with stream=False"):
         poisoned(encoded, "patch:3:target=0")
