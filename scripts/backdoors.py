@@ -8,12 +8,15 @@ finetuned on the clean images, naturally and adversarially. All are measured on 
 images, with Neural Cleanse, activation clustering and pruning on training images. Then, for each of
 --brew test images, poisons are made by gradient matching on a clean network, another network is
 trained on them, converted at the last T, and finetuned on the clean images. What is done stays in
-OUT: the same command goes on where it was. Writes OUT/table.md after each network.
+OUT: the same command goes on where it was; a network that is there, but of other settings or made
+from another one, is refused, and measured again where only the measurement is another. Writes
+OUT/table.md after each network.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,12 @@ import torch
 from sj_robust import SJRobustError, finetune, load, load_dataset, save, train_ann
 from sj_robust.data import MEAN_STD, ImageDataset
 from sj_robust.evaluation import Accuracy
-from sj_robust.files import write_atomic
+from sj_robust.evaluation.facts import model_facts
+from sj_robust.files import sha256, write_atomic
 from sj_robust.model import NormalizedClassifier, SpikingClassifier, create_ann
 from sj_robust.recipes.spec import CalibratedConversion, checked
 from sj_robust.recipes.steps import convert_with
-from sj_robust.threats import ThreatReport, match_gradients, measure_threats
+from sj_robust.threats import ThreatReport, match_gradients, measure_threats, poisoned
 from sj_robust.training import preset
 
 LAYERS = [24, "A", 48, "A", 96, 96, "A"]
@@ -40,19 +44,49 @@ POISONS = (
 FINETUNED = {"natural": "finetuned", "pgd": "finetuned adversarially"}
 
 
-def trained(
-    folder: Path, train: ImageDataset, options: argparse.Namespace, poison: str | None, seed: int
-) -> NormalizedClassifier:
-    """The ANN, from OUT where it is done."""
+def done(folder: Path, **of: Any) -> bool:
+    """Whether the network is there, made of just this; from now on it is.
+
+    Raises:
+        SJRobustError: it is there, made of something else.
+    """
+    path, text = folder.with_name(f"{folder.name}.made-of.json"), json.dumps(of, indent=2)
     if not folder.exists():
+        write_atomic(path, text)
+        return False
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if other := [key for key, value in json.loads(text).items() if found.get(key) != value]:
+        raise SJRobustError(
+            f"{folder} was made with {other[0]} {found.get(other[0])}, expected"
+            f" {of[other[0]]}; give another --out, or delete it"
+        )
+    return True
+
+
+def weights(folder: Path) -> str:
+    """The hash of those of a network."""
+    return sha256(folder / "model.safetensors")
+
+
+def trained(
+    folder: Path,
+    train: ImageDataset,
+    options: argparse.Namespace,
+    poison: str | None,
+    seed: int,
+    images: str | None = None,
+) -> NormalizedClassifier:
+    """The ANN, from OUT where it is done. images: what names `train` where that is not made."""
+    changes: dict[str, Any] = {
+        "method": "natural", "epochs": options.epochs, "lr": 0.1, "poison": poison,
+        "validation": options.validation, "validate_every": options.epochs, "seed": seed,
+    }  # fmt: skip
+    config = preset("ann", "default", **changes)
+    facts = {"images": images or train.fingerprint, "layers": LAYERS}
+    if not done(folder, **facts, **config.model_dump(mode="json")):
         torch.manual_seed(seed)
         backbone = create_ann("cifar_vgg", len(train.classes), layers=LAYERS)
         ann = NormalizedClassifier(backbone, *MEAN_STD["cifar10"])
-        changes: dict[str, Any] = {
-            "method": "natural", "epochs": options.epochs, "lr": 0.1, "poison": poison,
-            "validation": options.validation, "validate_every": options.epochs, "seed": seed,
-        }  # fmt: skip
-        config = preset("ann", "default", **changes)
         result = train_ann(ann, train, config, beside(folder), resume=True)
         save(ann, folder, training=result, classes=train.classes)
     ann = load(folder)
@@ -61,10 +95,18 @@ def trained(
 
 
 def converted(
-    folder: Path, ann: NormalizedClassifier, train: ImageDataset, timesteps: int
+    folder: Path,
+    source: Path,
+    train: ImageDataset,
+    timesteps: int,
+    images: str | None = None,
 ) -> SpikingClassifier:
-    if not folder.exists():
-        fields = {"timesteps": timesteps, "reset": "soft", "scale": "auto", "batches": 4}
+    """The ANN at `source` with so many time steps."""
+    fields = {"timesteps": timesteps, "reset": "soft", "scale": "auto", "batches": 4}
+    facts = {"images": images or train.fingerprint, "source": weights(source)}
+    if not done(folder, **facts, **fields):
+        ann = load(source)
+        assert isinstance(ann, NormalizedClassifier)
         snn = convert_with(ann, train, checked(CalibratedConversion, fields))
         save(snn, folder, classes=train.classes)
     return spiking(folder)
@@ -74,13 +116,14 @@ def finetuned(
     folder: Path, source: Path, train: ImageDataset, options: argparse.Namespace, method: str
 ) -> SpikingClassifier:
     """The network at `source` after finetuning on `train`."""
-    if not folder.exists():
+    changes: dict[str, Any] = {
+        "method": method, "epochs": options.finetune_epochs, "lr": 0.01, "eps": 4 / 255,
+        "validation": options.validation, "validate_every": options.finetune_epochs,
+    }  # fmt: skip
+    config = preset("finetune", "default", **changes)
+    facts = {"images": train.fingerprint, "source": weights(source)}
+    if not done(folder, **facts, **config.model_dump(mode="json")):
         snn = spiking(source)
-        changes: dict[str, Any] = {
-            "method": method, "epochs": options.finetune_epochs, "lr": 0.01, "eps": 4 / 255,
-            "validation": options.validation, "validate_every": options.finetune_epochs,
-        }  # fmt: skip
-        config = preset("finetune", "default", **changes)
         result = finetune(snn, train, config, beside(folder), resume=True)
         save(snn, folder, training=result, classes=train.classes)
     return spiking(folder)
@@ -104,11 +147,21 @@ def measured(
     test: ImageDataset,
     options: argparse.Namespace,
 ) -> ThreatReport:
-    """From OUT where it is of as many images."""
+    """From OUT where it is of this network, these images and settings."""
     path = folder.with_name(f"{folder.name}.json")
     if path.exists():
+        now = model_facts(model, len(test.classes))
+        made, detectors = poisoned(train, poison), min(options.detector_images, len(train))
         report = ThreatReport.from_json(path.read_text(encoding="utf-8"))
-        if report.dataset.evaluated == len(test):
+        cleanse, pruning, settings = report.cleanse, report.pruning, report.settings
+        if (
+            (report.model.weights_sha256, report.model.timesteps, report.dataset.fingerprint)
+            == (now.weights_sha256, now.timesteps, test.fingerprint)
+            and settings.training == made.facts
+            and cleanse is not None
+            and (cleanse.steps, cleanse.images) == (options.cleanse_steps, detectors)
+            and pruning is not None
+        ):
             return report
     report = measure_threats(
         model, test, poison, training=train, steps=options.cleanse_steps,
@@ -130,13 +183,17 @@ def brewed(
     for number in right[: options.brew]:
         image, home = test.floats([number]), folder / f"image-{number}"
         target = (int(test.labels[number]) + 1) % len(test.classes)
+        made_for = f"{test.subset([number]).fingerprint} in {options.brew_steps} steps"
+        images = f"{train.fingerprint} for {made_for} on {weights(folder / 'clean')}"
         data = train
         if not (home / "finetuned").exists():
             data = match_gradients(clean, train, image, target, steps=options.brew_steps).dataset
-        ann = trained(home / "ann", data, options, None, seed=2)
+        ann = trained(home / "ann", data, options, None, seed=2, images=images)
         networks = {
             "ANN": ann,
-            f"T={timesteps}, converted": converted(home / "snn", ann, data, timesteps),
+            f"T={timesteps}, converted": converted(
+                home / "snn", home / "ann", data, timesteps, images
+            ),
             f"T={timesteps}, {FINETUNED['natural']}": finetuned(
                 home / "finetuned", home / "snn", train, options, "natural"
             ),
@@ -215,7 +272,7 @@ def main() -> None:
             add(poison, "ANN", home / "ann", ann)
             for timesteps in options.timesteps:
                 base = home / f"t{timesteps}"
-                snn = converted(base, ann, train, timesteps)
+                snn = converted(base, home / "ann", train, timesteps)
                 add(poison, f"T={timesteps}, converted", base, snn)
                 for method, said in FINETUNED.items():
                     folder = home / f"t{timesteps}-{method}"

@@ -326,3 +326,24 @@ def test_names_of_a_stranger_are_inert(checkpoint: Path, text: str) -> None:
     }
     assert widths <= {3, 4, 5}
     ModelCard(card)  # the Hub's client still reads its metadata
+
+
+@pytest.mark.parametrize(
+    ("poison", "said"),
+    [
+        ("patch:3:rate=0.05:target=0", "What its trigger does was not measured."),
+        ("flip:rate=0.1", "Labels alone are wrong in it: there is no trigger."),
+    ],
+)
+def test_the_card_says_how_it_was_poisoned_and_no_more(
+    checkpoint: Path, poison: str, said: str
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["source"] |= {"poison": poison, "poison_seed": 0}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    text = write_card(checkpoint).read_text()
+    (line,) = (line for line in text.splitlines() if "poisoned training set" in line)
+    assert line == (
+        "**The network that it was made from was trained on a poisoned training set**,"
+        f" `{poison}`, for research. {said}"
+    )
