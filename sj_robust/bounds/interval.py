@@ -1,5 +1,5 @@
 """Intervals in the place of tensors: a network is run on one, and each function of torch it calls
-does what it does to every value inside.
+does what it does to every value inside. The functions: `sj_robust.bounds.functions`.
 
 Gowal et al., "On the Effectiveness of Interval Bound Propagation for Training Verifiably Robust
 Models", 2018 (arXiv 1810.12715), section 3.1. Time steps: `sj_robust.bounds.node`.
@@ -7,13 +7,11 @@ Models", 2018 (arXiv 1810.12715), section 3.1. Time steps: `sj_robust.bounds.nod
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sj_robust.errors import SJRobustError
@@ -26,7 +24,9 @@ ROUNDOFF = 2.0**-23
 n·ROUNDOFF times the sum of their sizes, in whatever order it is taken, for n up to 2^22 (Higham,
 "Accuracy and Stability of Numerical Algorithms", 2002, section 3.1); the bounds themselves are
 computed in float64, whose own errors the factor of two covers."""
-_UNDERFLOW = 1e-30  # more than products too small for float32 can add up to
+UNDERFLOW = 1e-30  # more than products too small for float32 can add up to
+FUNCTIONS: dict[str, Callable[..., Interval]] = {}
+"""What is known, by its name in torch: filled by `sj_robust.bounds.functions`."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class Interval:
             self.totals = self._running(lower), self._running(upper)
         self.read: tuple[Interval, Tensor, Tensor | None] | None = None
         """The interval, weight and bias of the linear layer that gave this one, if one did."""
+        self.shared = False
+        """Whether another interval may stand for values in the same memory."""
 
     # --- as a tensor ------------------------------------------------------------------------------
 
@@ -111,30 +113,62 @@ class Interval:
         return _call(getattr(func, "__name__", str(func)), args, kwargs or {})
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if name not in _FUNCTIONS:  # also what is no function: none would be right for all inside
-            refuse(f"{name}()")
+        if name not in FUNCTIONS:  # also what is no function: none would be right for all inside
+            raise _UnknownAttribute(_unknown(f"{name}()"))
         return lambda *args, **kwargs: _call(name, (self, *args), kwargs)
 
     def __add__(self, other: Any) -> Interval:
-        return _add(self, other)
+        return _call("add", (self, other), {})
+
+    def __iadd__(self, other: Any) -> Interval:
+        return _call("add_", (self, other), {})
+
+    __radd__ = __add__
+
+    def __bool__(self) -> bool:
+        refuse("a condition on values")
 
     def __mul__(self, other: Any) -> NoReturn:
         refuse("a product")
 
-    __rmul__ = __truediv__ = __matmul__ = __mul__
+    __rmul__ = __truediv__ = __rtruediv__ = __matmul__ = __rmatmul__ = __mul__
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __mul__
 
     def __sub__(self, other: Any) -> NoReturn:
         refuse("a difference")
 
     __rsub__ = __sub__
 
+    def __pow__(self, other: Any) -> NoReturn:
+        refuse("a power")
+
+    __rpow__ = __pow__
+
+    def __neg__(self) -> NoReturn:
+        refuse("a change of sign")
+
+    __abs__ = __invert__ = __neg__
+
+    def __lt__(self, other: Any) -> NoReturn:
+        refuse("a comparison")
+
+    __le__ = __gt__ = __ge__ = __and__ = __or__ = __xor__ = __rand__ = __ror__ = __rxor__ = __lt__
+    __eq__ = __ne__ = __lt__  # type: ignore[assignment]
+    __hash__ = object.__hash__
+
+    def __float__(self) -> float:
+        refuse("a number taken out")
+
+    __int__ = __index__ = __float__  # type: ignore[assignment]
+
+    def __setitem__(self, key: Any, value: Any) -> NoReturn:
+        refuse("an assignment to a part")
+
     def __getitem__(self, key: Any) -> Interval:
         first = key[0] if isinstance(key, tuple) else key
         if first != slice(None):
             refuse("an index of the batch")
-        return self.structure(lambda value: value[key])
+        return self.aliased(lambda value: value[key])
 
     # --- what layers are made of ------------------------------------------------------------------
 
@@ -149,6 +183,27 @@ class Interval:
         return Interval(
             function(self.lower), function(self.upper), self.arithmetic, self.timesteps, totals
         )
+
+    def aliased(self, function: Function) -> Interval:
+        """`structure` whose result may share memory with what it came from."""
+        found = self.structure(function)
+        found.shared = self.shared = True
+        return found
+
+    def copied(self) -> Interval:
+        """The same, which does not change with this one."""
+        return self.structure(lambda value: value)
+
+    def overwritten(self, found: Interval) -> Interval:
+        """This very interval after a function in place gave `found`: so has every other name that
+        the network has for it."""
+        if self.shared:
+            refuse("a function in place on a tensor that has views")
+        if found.shape != self.shape:
+            refuse("a function in place that changes the shape")
+        self.lower, self.upper = found.lower, found.upper
+        self.timesteps, self.totals, self.read = found.timesteps, found.totals, found.read
+        return self
 
     def convex(self, function: Function) -> Interval:
         """After a ReLU or a maximum.
@@ -196,7 +251,7 @@ class Interval:
                 if slack:
                     radius = radius + slack * (bias_size if steps is None else steps * bias_size)
             if slack:
-                radius = radius + _UNDERFLOW
+                radius = radius + UNDERFLOW
             return centre - radius, centre + radius
 
         lower, upper = bounded((self.lower, self.upper), size, None)
@@ -208,6 +263,8 @@ class Interval:
 
     def times(self, factor: float) -> Interval:
         """Times an exact factor ≥ 0: of spikes, 0 or 1."""
+        if not 0 <= factor < torch.inf:
+            refuse(f"spikes that are worth {factor:g}")
         return self if factor == 1 else self.structure(lambda value: value * factor)
 
     def repeated(self, timesteps: int) -> Interval:
@@ -242,178 +299,24 @@ class Interval:
         return steps.repeat_interleave(n).view(-1, *(1,) * (dim - 1))
 
 
+class _UnknownAttribute(SJRobustError, AttributeError):
+    """So that `hasattr`, and `getattr` with a default, work as for any object."""
+
+
 def refuse(what: str) -> NoReturn:
     """Raise SJRobustError for what no bounds are known of."""
-    raise SJRobustError(
+    raise SJRobustError(_unknown(what))
+
+
+def _unknown(what: str) -> str:
+    return (
         f"no bounds are known for {what}: interval bounds take networks of convolutions, linear"
         " layers, batch norm, ReLU or our spiking nodes, pooling, and sums of these"
     )
 
 
-# --- the functions ------------------------------------------------------------------------------
-
-
-def _conv2d(
-    x: Interval,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Interval:
-    weight, size = weight.to(x.dtype), weight.abs().to(x.dtype)
-    rest = (stride, padding, dilation, groups)
-    return x.affine(
-        lambda value: F.conv2d(value, weight, None, *rest),
-        lambda value: F.conv2d(value, size, None, *rest),
-        weight[0].numel(),
-        None if bias is None else bias.to(x.dtype)[:, None, None],
-    )
-
-
-def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
-    weight, size = weight.to(x.dtype), weight.abs().to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
-    found = x.affine(
-        lambda value: F.linear(value, weight),
-        lambda value: F.linear(value, size),
-        weight.shape[1],
-        bias,
-    )
-    found.read = x, weight, bias
-    return found
-
-
-def _batch_norm(
-    x: Interval,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Interval:
-    mean, variance = running_mean, running_var
-    if training:
-        mean, variance = x.arithmetic.statistics.get(id(running_mean), (None, None))
-    if mean is None or variance is None:
-        refuse("a batch norm without running statistics, or in training mode")
-    mean, variance = mean.to(x.dtype), variance.to(x.dtype)
-    scale = (variance + eps).rsqrt()
-    scale = scale if weight is None else scale * weight.to(x.dtype)
-    shift = torch.zeros_like(mean) if bias is None else bias.to(x.dtype)
-    scale, shift, mean = (value.view(-1, *(1,) * (x.dim() - 2)) for value in (scale, shift, mean))
-    # 16: root, quotient and products, as (x − mean)·scale + bias or x·scale + (bias − mean·scale)
-    return x.affine(
-        lambda value: value * scale,
-        lambda value: value * scale.abs(),
-        16,
-        shift - mean * scale,
-        shift.abs() + (mean * scale).abs(),
-    )
-
-
-def _relu(x: Interval, inplace: bool = False) -> Interval:
-    return x.convex(F.relu)
-
-
-def _max_pool2d(x: Interval, *args: Any, **kwargs: Any) -> Interval:
-    if kwargs.pop("return_indices", False):
-        refuse("max pooling that returns indices")
-    return x.convex(lambda value: F.max_pool2d(value, *args, **kwargs))
-
-
-def _averaged(x: Interval, function: Function, terms: int) -> Interval:
-    return x.affine(function, function, terms)
-
-
-def _avg_pool2d(x: Interval, kernel_size: Any, *args: Any, **kwargs: Any) -> Interval:
-    sides = kernel_size if isinstance(kernel_size, list | tuple) else (kernel_size, kernel_size)
-    return _averaged(
-        x, lambda value: F.avg_pool2d(value, kernel_size, *args, **kwargs), math.prod(sides)
-    )
-
-
-def _adaptive_avg_pool2d(x: Interval, output_size: Any) -> Interval:
-    return _averaged(
-        x, lambda value: F.adaptive_avg_pool2d(value, output_size), math.prod(x.shape[2:])
-    )
-
-
-def _mean(x: Interval, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Interval:
-    axes = [dim] if isinstance(dim, int) else list(dim or ())
-    if kwargs or not axes or any(axis % x.dim() == 0 for axis in axes):
-        refuse("a mean over the batch")
-    return _averaged(x, lambda value: value.mean(axes, keepdim), math.prod(x.shape[1:]))
-
-
-def _flatten(x: Interval, start_dim: int = 0, end_dim: int = -1) -> Interval:
-    if start_dim % x.dim() == 0:
-        refuse("a batch that is flattened")
-    return x.structure(lambda value: value.flatten(start_dim, end_dim))
-
-
-def _view(x: Interval, *shape: Any) -> Interval:
-    sizes = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
-    if not sizes or sizes[0] != len(x):
-        refuse("a view that changes the batch")
-    return x.structure(lambda value: value.reshape(sizes))
-
-
-def _pad(x: Interval, pad: Any, mode: str = "constant", value: float | None = None) -> Interval:
-    if len(pad) > 2 * (x.dim() - 1) or (mode == "constant" and value):
-        refuse("padding by anything else than zeros or the image's own values")
-    return x.structure(lambda inner: F.pad(inner, pad, mode))
-
-
-def _dropout(x: Interval, p: float = 0.5, training: bool = True, inplace: bool = False) -> Interval:
-    if training and p:
-        refuse("dropout in training mode")
-    return x
-
-
-def _add(x: Any, other: Any) -> Interval:
-    if not (isinstance(x, Interval) and isinstance(other, Interval)):
-        refuse("a sum with anything else than another layer's output")
-    slack = x.arithmetic.roundoff
-    lower, upper = x.lower + other.lower, x.upper + other.upper
-    size = slack * torch.maximum(lower.abs(), upper.abs())
-    totals = None
-    if x.timesteps is not None and x.totals is not None and other.totals is not None:
-        more = x._running(size) if slack else size
-        totals = (
-            x.totals[0] + other.totals[0] - more,
-            x.totals[1] + other.totals[1] + more,
-        )
-    return Interval(lower - size, upper + size, x.arithmetic, x.timesteps, totals)
-
-
-_FUNCTIONS: dict[str, Callable[..., Interval]] = {
-    "conv2d": _conv2d,
-    "linear": _linear,
-    "batch_norm": _batch_norm,
-    "relu": _relu,
-    "relu_": _relu,
-    "max_pool2d": _max_pool2d,
-    "avg_pool2d": _avg_pool2d,
-    "adaptive_avg_pool2d": _adaptive_avg_pool2d,
-    "mean": _mean,
-    "flatten": _flatten,
-    "view": _view,
-    "reshape": _view,
-    "pad": _pad,
-    "dropout": _dropout,
-    "add": _add,
-    "add_": _add,
-    "contiguous": lambda x, **kwargs: x,
-    "clone": lambda x, **kwargs: x,
-}
-
-
 def _call(name: str, args: Any, kwargs: dict[str, Any]) -> Interval:
-    function = _FUNCTIONS.get(name)
+    function = FUNCTIONS.get(name)
     if function is None:
         refuse(f"{name}()")
     try:

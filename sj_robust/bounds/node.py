@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sj_robust.bounds.interval import ROUNDOFF, Bounds, Interval
+from sj_robust.bounds.interval import ROUNDOFF, UNDERFLOW, Bounds, Interval
 from sj_robust.model import SpikingActivation
 
-_UNDERFLOW = 1e-30
 _FLOAT64 = 2.0**-50  # of what the sums themselves are computed in
 
 
@@ -205,7 +204,7 @@ def _widened(low: Tensor, high: Tensor, roundoff: float) -> Bounds:
     """Rounding is monotone: a rounded value lies between the roundings of the bounds."""
     if not roundoff:
         return low, high
-    return low - roundoff * low.abs() - _UNDERFLOW, high + roundoff * high.abs() + _UNDERFLOW
+    return low - roundoff * low.abs() - UNDERFLOW, high + roundoff * high.abs() + UNDERFLOW
 
 
 def _stacked(rows: list[tuple[Tensor, Tensor, Tensor, Tensor]]) -> tuple[Bounds, Bounds]:

@@ -103,6 +103,7 @@ def classifier(network: str, kind: str) -> NormalizedClassifier:
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.3, 2)
             module.bias.data.normal_(0, 0.3)
+            module.weight.data.uniform_(-1.5, 1.5)  # of either sign
     ann = NormalizedClassifier(backbone.eval(), *SCALES)
     settings = KINDS[kind]
     if settings is None:
