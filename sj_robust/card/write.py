@@ -33,12 +33,14 @@ from sj_robust.checkpoint.results import (
     headline,
     kept,
     lowest,
+    read_certificates,
     read_report,
     read_reports,
     read_threats,
     results,
 )
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.certified import Certified
 from sj_robust.evaluation.report import Report, energy_name, eps_name
 from sj_robust.evaluation.words import gradient_views, shown_verdict, telling_checks
 from sj_robust.files import write_atomic
@@ -56,10 +58,10 @@ KEPT = "kept of the source"
 def write_card(folder: str | Path) -> Path:
     """Write README.md, and a plot where an evaluation is recorded, into a checkpoint folder.
 
-    Every statement comes from config.json, the evaluations, evaluation_source.json, threats.json
-    and recipe.yaml; what they do not hold is called "not recorded" or "not measured". The front
-    matter is the Hub's metadata. A card that is there keeps what was written by hand around the
-    generated part, and further metadata.
+    Every statement comes from config.json, the evaluations, evaluation_source.json, threats.json,
+    certificates.json and recipe.yaml; what they do not hold is called "not recorded" or "not
+    measured". The front matter is the Hub's metadata. A card that is there keeps what was written
+    by hand around the generated part, and further metadata.
 
     Returns:
         The card's path.
@@ -85,6 +87,7 @@ def write_card(folder: str | Path) -> Path:
         found,
         curves,
         threats=read_threats(target, config),
+        certified=read_certificates(target, config),
         name=_name(target, config),
         recipe=_recipe(target),
     )
@@ -137,6 +140,7 @@ def render(
     curves: Mapping[str, Results],
     *,
     threats: ThreatReport | None,
+    certified: Sequence[Certified],
     name: str,
     recipe: dict[str, Any] | None,
 ) -> str:
@@ -174,6 +178,7 @@ def render(
         further=further,
         source=source,
         threats=threats,
+        certified=certified,
         poison=config.poison and config.poison[0],
         plot=PLOT,
         robust=robust or (found.protocol if found else ""),

@@ -37,6 +37,7 @@ CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION = (
 )
 CARD, RECIPE, FIGURES = "README.md", "recipe.yaml", "figures"
 THREATS = "threats.json"  # what was measured of backdoors
+CERTIFICATES = "certificates.json"
 ORIGIN = ".sj_robust.json"  # where a folder was pulled from or pushed to; never on the Hub itself
 # evaluation.json is that of the strongest protocol, as spiking networks were measured under them;
 # the others lie beside it
@@ -47,7 +48,10 @@ STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom", GRID)
 BESIDE = {protocol: f"evaluation_{protocol}.json" for protocol in STRONGEST_FIRST}
 EVALUATIONS = (EVALUATION, *BESIDE.values())
 FILES = frozenset(
-    {CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, THREATS, CARD, RECIPE, FIGURES, ORIGIN}
+    {
+        *(CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, THREATS, CERTIFICATES),
+        *(CARD, RECIPE, FIGURES, ORIGIN),
+    }
 )
 LARGEST_SIDE = 4096  # pixels, of the images a network takes
 MAX_CONFIG_BYTES = 1 << 20

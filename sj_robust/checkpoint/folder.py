@@ -27,6 +27,7 @@ from sj_robust.checkpoint.build import (
 )
 from sj_robust.checkpoint.config import (
     BESIDE,
+    CERTIFICATES,
     CONFIG,
     EVALUATION,
     GRID,
@@ -40,8 +41,15 @@ from sj_robust.checkpoint.config import (
 )
 from sj_robust.checkpoint.describe import describe
 from sj_robust.checkpoint.files import check_replaceable
-from sj_robust.checkpoint.results import check_belongs, protocol_of, read_report, read_reports
+from sj_robust.checkpoint.results import (
+    check_belongs,
+    protocol_of,
+    read_certificates,
+    read_report,
+    read_reports,
+)
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.certified import Certificates, Certified
 from sj_robust.evaluation.facts import state_sha256
 from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.model import NormalizedClassifier, PurifiedSNN, SpikingModel, expose
@@ -147,14 +155,16 @@ def record(
     report: Any = None,
     source_report: Any = None,
     threats: Any = None,
+    certified: Certified | None = None,
     recipe: Any = None,
 ) -> list[Path]:
     """Add what became known after `save` to a checkpoint folder; weights stay as they are.
 
-    That is an evaluation, its source's, what `measure_threats` found, the recipe. An evaluation
-    replaces that of the same protocol. evaluation.json is the strongest protocol's, and the others
-    lie beside it, as evaluation_PROTOCOL.json; that of 8-bit images, evaluation_8bit.json, beside
-    any of these. The zoo's index is `Checkpoint.record`'s business.
+    That is an evaluation, its source's, what `measure_threats` found, a certificate, the recipe. A
+    certificate replaces that of the same method, an evaluation that of the same protocol.
+    evaluation.json is the strongest protocol's, and the others lie beside it, as
+    evaluation_PROTOCOL.json; that of 8-bit images, evaluation_8bit.json, beside any of these. The
+    zoo's index is `Checkpoint.record`'s business.
 
     Returns:
         The files written, the report's first.
@@ -168,6 +178,9 @@ def record(
     if threats is not None:
         check_belongs(threats, config, str(target))
         texts[THREATS] = threats.to_json()
+    if certified is not None:
+        check_belongs(certified, config, str(target))
+        texts[CERTIFICATES] = _certificates(target, config).with_new(certified).to_json()
     if report is not None:
         texts = _beside_others(target, config, report) | {
             file: text for file, text in texts.items() if file != EVALUATION
@@ -333,6 +346,14 @@ def _records(
     if recipe is not None:
         texts[RECIPE] = _recipe_text(recipe)
     return texts
+
+
+def _certificates(folder: Path, config: Config) -> Certificates:
+    """Those recorded; none where they are damaged, or of other weights: worth nothing."""
+    try:
+        return Certificates(found=read_certificates(folder, config))
+    except SJRobustError:
+        return Certificates(found=[])
 
 
 def _beside_others(folder: Path, config: Config, report: Any) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from operator import eq
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,15 +13,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.checkpoint.config import (
     BESIDE,
+    CERTIFICATES,
     CONFIG,
     EVALUATIONS,
     GRID,
+    MAX_CONFIG_BYTES,
     MAX_TEXT_BYTES,
     THREATS,
     Config,
     read_bounded,
 )
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.certified import Certificates, Certified  # no torch
 from sj_robust.evaluation.report import Accuracy, Measurement, Report, interval_name  # no torch
 from sj_robust.evaluation.words import gradient_views
 from sj_robust.settings import first_error
@@ -138,6 +142,46 @@ def read_threats(folder: Path, config: Config) -> ThreatReport | None:
         raise SJRobustError(f"{path}: {error}; run sj-robust threats --record again") from None
     check_belongs(found, config, str(folder))
     return found
+
+
+def read_certificates(folder: Path, config: Config) -> list[Certified]:
+    """What was certified, of each method once. Raises SJRobustError where it is damaged, or of
+    another network, and where an evaluation of the folder shows that it cannot be."""
+    path = folder / CERTIFICATES
+    if not path.exists():
+        return []
+    try:
+        found = Certificates.from_json(read_bounded(path, MAX_CONFIG_BYTES)).found
+        for one in found:
+            check_belongs(one, config, str(folder))
+            for report in read_reports(folder):
+                _check_survived(one, report)
+    except SJRobustError as error:
+        raise SJRobustError(f"{path}: {error}; run sj-robust certify --record again") from None
+    return found
+
+
+def _check_survived(certified: Certified, report: Report) -> None:
+    """Raise SJRobustError where more is certified of the network itself than attacks have left of
+    the same images; of those that they were not given, everything may be."""
+    data = certified.dataset.name, certified.dataset.split, certified.dataset.fingerprint
+    if certified.norm != report.settings.norm or data != (
+        report.dataset.name,
+        report.dataset.split,
+        report.dataset.fingerprint,
+    ):
+        return
+    both = min(certified.images, report.dataset.evaluated)
+    others = certified.images - both
+    right = sum(map(eq, report.per_image.label[:both], report.per_image.predicted[:both]))
+    for point in certified.points:
+        at = round(point.eps, 9)
+        left = [count for eps, count in _standing(report, both).items() if eps <= at]
+        if point.accuracy.correct > (most := min([right, *left]) + others):
+            raise SJRobustError(
+                f"{point.accuracy.correct} images are certified by {certified.method} at eps"
+                f" {point.eps:g}, at most {most} can be by the evaluation"
+            )
 
 
 def check_grid(report: Any, path: Path) -> None:
@@ -268,7 +312,7 @@ def read_results(folder: Path) -> list[Results]:
     return [results(report) for report in read_reports(folder)]
 
 
-def check_belongs(report: Measurement, config: Config, where: str) -> None:
+def check_belongs(report: Measurement | Certified, config: Config, where: str) -> None:
     """Raise SJRobustError unless `report` was made with these very weights, time steps and
     settings, as far as it names them."""
     found, weights = report.model, config.weights

@@ -13,6 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sj_robust.checkpoint.config import (
+    CERTIFICATES,
     CONFIG,
     EVALUATIONS,
     FILES,
@@ -47,7 +48,7 @@ from sj_robust.settings import first_error
 from sj_robust.text import visible
 
 # the card and its figures are derived from these
-VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, THREATS, RECIPE)
+VERIFIED = (CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, THREATS, CERTIFICATES, RECIPE)
 
 
 class _Strict(BaseModel):

@@ -3,7 +3,7 @@ from it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -27,17 +27,12 @@ from sj_robust.cli.measure import (
     Out,
     SplitName,
     check_report_file,
-    evaluation_on,
     load_both,
     recorded_in,
     shown,
     write,
 )
 from sj_robust.cli.options import Args, Resize, SameClasses, Size
-
-if TYPE_CHECKING:
-    from sj_robust.catalog import Checkpoint
-    from sj_robust.evaluation.report import Report
 
 # the options that one method alone takes
 _OF = {"smoothing": ("sigma", "n0", "n", "alpha"), "ibp": ("eps", "attempts")}
@@ -123,7 +118,7 @@ def certify(
     record: Annotated[
         bool,
         typer.Option(
-            "--record", help="Put the accuracies into the evaluation recorded in the checkpoint."
+            "--record", help="Write the accuracies to certificates.json in the checkpoint folder."
         ),
     ] = False,
     seed: Seed = 0,
@@ -153,7 +148,6 @@ def certify(
     classifier, dataset = load_both(
         target or checkpoint, data, split, image_size, resize, model, arg, same_classes
     )
-    report = evaluation_on(dataset, classifier, target.folder) if target else None
     measure: Any = certify_smoothed if method == "smoothing" else certify_intervals
     certificate = measure(
         classifier,
@@ -166,13 +160,6 @@ def certify(
     )
     with shown(certificate, as_json):
         write(certificate, out)
-        if target and report:
-            _record(target, report, certificate)
-
-
-def _record(target: Checkpoint, report: Report, certificate: Any) -> None:
-    """Beside those of other methods, in the place of an earlier one of the same."""
-    new = certificate.certified()
-    others = [one for one in report.certified if one.method != new.method]
-    file = target.record(report=report.model_copy(update={"certified": [*others, new]}))[0]
-    say(f"recorded: {file}; sj-robust card {target.folder} writes it into the card")
+        if target:
+            file = target.record(certified=certificate.certified())[0]
+            say(f"recorded: {file}; sj-robust card {target.folder} writes it into the card")

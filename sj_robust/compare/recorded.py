@@ -141,18 +141,6 @@ class _Roughness(_Recorded):
     ]
 
 
-class _CertifiedAt(_Recorded):
-    eps: Radius
-    accuracy: _Accuracy
-
-
-class _Certified(_Recorded):
-    method: Text
-    norm: Text
-    images: Count
-    points: Annotated[list[_CertifiedAt], Field(max_length=1000)]
-
-
 class _Settings(_Recorded):
     protocol: Text | None = None
     norm: Text = "linf"
@@ -175,7 +163,6 @@ class Evaluation(_Recorded):
     activity: _Activity | None
     energy: _Energy | None = None
     roughness: _Roughness | None = None
-    certified: Annotated[list[_Certified], Field(max_length=100)] = []
     checks: Annotated[list[_Check], Field(max_length=1000)] = []
     verdict: Annotated[str, AfterValidator(visible)] | None = None
     stopped: Text | None = None

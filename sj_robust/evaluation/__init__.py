@@ -13,6 +13,7 @@ from sj_robust.lazy import imported_on_use
 if TYPE_CHECKING:
     from sj_robust.evaluation.certificate import Certificate as Certificate
     from sj_robust.evaluation.certificate import certify as certify
+    from sj_robust.evaluation.certified import Certificates as Certificates
     from sj_robust.evaluation.certified import Certified as Certified
     from sj_robust.evaluation.corrupted import CorruptionReport as CorruptionReport
     from sj_robust.evaluation.corrupted import evaluate_corruptions as evaluate_corruptions
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certificate": ("Certificate", "certify"),
-    "certified": ("Certified",),
+    "certified": ("Certificates", "Certified"),
     "corrupted": ("CorruptionReport", "evaluate_corruptions"),
     "energy": ("Energy", "measure_energy"),
     "interval_certificate": ("IntervalCertificate", "certify_intervals"),
@@ -72,6 +73,7 @@ __all__ = [
     "Accuracy",
     "Activity",
     "Certificate",
+    "Certificates",
     "Certified",
     "Check",
     "CorruptionReport",

@@ -105,13 +105,13 @@ class Certificate(Measurement):
     forward_images: int
 
     def certified(self) -> Certified:
-        """For the model's report."""
-        settings = self.settings
+        """What a checkpoint records of it."""
         return Certified(
             method="randomised smoothing",
             norm="l2",
-            images=self.dataset.evaluated,
-            settings={"sigma": settings.sigma, "n": settings.n, "alpha": settings.alpha},
+            sigma=self.settings.sigma,
+            model=self.model,
+            dataset=self.dataset,
             points=[CertifiedAt(eps=at.radius, accuracy=at.accuracy) for at in self.curve],
         )
 

@@ -43,7 +43,6 @@ def _check(report: Any, images: int) -> None:
     _check_attacks(report)
     _check_costs(report, images)
     _check_roughness(report)
-    _check_certified(report)
     _check_verdict(report)
 
 
@@ -276,29 +275,6 @@ def _check_roughness(report: Any) -> None:
                     f"the roughness of {name}, {100 * found.value:.1f} %, is not {found.changed} of"
                     f" {found.images} images"
                 )
-
-
-def _check_certified(report: Any) -> None:
-    """What is certified of the model itself survives every attack on the same images."""
-    for found in report.certified:
-        radii = [point.eps for point in found.points]
-        if not 1 <= found.images <= report.dataset.size or radii != sorted(set(radii)):
-            _refuse(f"{found.images} images were certified by {found.method}, at eps {radii[:5]}")
-        before = found.images
-        for point in found.points:
-            where = f"certified by {found.method} at eps {point.eps:g}"
-            _check_accuracy(where, point.accuracy, point.accuracy.correct, found.images)
-            most = before
-            if found.method == "interval bounds" and found.images == report.dataset.evaluated:
-                attacked = [
-                    joint.accuracy.correct
-                    for joint in report.joint
-                    if joint.eps <= point.eps and report.settings.norm == found.norm
-                ]
-                most = min([before, report.clean.correct, *attacked])
-            if point.accuracy.correct > most:
-                _refuse(f"{point.accuracy.correct} images are {where}, at most {most} can be")
-            before = point.accuracy.correct
 
 
 def _check_verdict(report: Any) -> None:

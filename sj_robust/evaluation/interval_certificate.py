@@ -7,7 +7,8 @@ Models", 2018 (arXiv 1810.12715); for spiking networks see `sj_robust.bounds`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -117,12 +118,12 @@ class IntervalCertificate(Measurement):
         )
 
     def certified(self) -> Certified:
-        """For the model's report."""
+        """What a checkpoint records of it."""
         return Certified(
             method="interval bounds",
             norm="linf",
-            images=self.dataset.evaluated,
-            settings={"ball_tolerance": self.settings.ball_tolerance},
+            model=self.model,
+            dataset=self.dataset,
             points=[CertifiedAt(eps=at.eps, accuracy=at.certified) for at in self.results],
         )
 
@@ -145,7 +146,8 @@ def certify_intervals(
     (`sj_robust.bounds.margin_bounds`): for a spiking network over all of its T steps. Few networks
     that were not trained for it (`train_ann` with method "ibp") have any such image.
 
-    What tries to contradict it are random points of the ball, and PGD.
+    What tries to contradict it are random points of the ball, and PGD. On a GPU TF32 is off while
+    this runs: elsewhere the network has to run without it, too, for the certificate to hold.
 
     Args:
         model: images float32 [N, C, H, W] in [0, 1] → logits [N, K]; its training flags are
@@ -184,12 +186,13 @@ def certify_intervals(
         keep_large_blocks(),
         evaluation_mode(model),
         true_forward(model),
-        count_passes(model, judge),
+        _float32(where),
         bar("certify", total * len(ascending), show=show_progress) as progress,
     ):
-        num_classes = check_fit(judge, total)
-        every = torch.arange(total)
-        predicted = torch.cat([judge.predict(x).cpu() for _, x, _ in judge.batches(every)])
+        with count_passes(model, judge):
+            num_classes = check_fit(judge, total)
+            every = torch.arange(total)
+            predicted = torch.cat([judge.predict(x).cpu() for _, x, _ in judge.batches(every)])
         right = predicted == labels
         shown = standing = right
         certified: list[float | None] = [None] * total
@@ -199,13 +202,14 @@ def certify_intervals(
             shown = _bounded(model, judge, shown, radius, at_once)
             _note(certified, shown, radius)
             if attempts:
-                survivors = _tried(judge, seen, standing, radius, attempts, seed)
+                with count_passes(model, judge):
+                    survivors = _tried(judge, seen, standing, radius, attempts, seed)
                 _note(broken, standing & ~survivors, radius)
                 standing = survivors
                 if contradicted := int((shown & ~standing).sum()):
                     raise SJRobustError(
                         f"{contradicted} images certified at eps {eps_name(radius)} were broken:"
-                        " the network computes otherwise than its bounds, as with TF32 or"
+                        " the network computes otherwise than its bounds, as with autocast or"
                         " transformed convolutions; certify it on the CPU"
                     )
             results.append(
@@ -239,6 +243,30 @@ def certify_intervals(
         seconds=time.monotonic() - started,
         versions=facts.versions(),
     )
+
+
+@contextmanager
+def _float32(device: torch.device) -> Iterator[None]:
+    """Within the block a GPU multiplies in float32 and not in TF32, as cuDNN does by default."""
+    if device.type != "cuda":
+        yield
+        return
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        before = cudnn.allow_tf32, matmul.allow_tf32
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        off = not (cudnn.allow_tf32 or matmul.allow_tf32)
+    except RuntimeError:  # precisions that only the newer fp32_precision can tell
+        off = False
+    if not off:
+        raise SJRobustError(
+            "TF32 was allowed by fp32_precision, and cannot be turned off here: set"
+            ' torch.backends.fp32_precision to "ieee" before, or certify on the CPU'
+        )
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _bounded(model: nn.Module, judge: Judge, chosen: Tensor, eps: float, at_once: int) -> Tensor:

@@ -11,7 +11,6 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.accuracy import Accuracy as Accuracy
 from sj_robust.evaluation.accuracy import Facts as Facts
 from sj_robust.evaluation.accuracy import wilson as wilson
-from sj_robust.evaluation.certified import Certified as Certified
 from sj_robust.evaluation.consistency import check_figures
 from sj_robust.evaluation.table import summary
 from sj_robust.evaluation.words import Status
@@ -315,7 +314,6 @@ class Report(Measurement):
     activity: Activity | None
     energy: EnergyEstimate | None = None
     roughness: Roughness | None = None
-    certified: list[Certified] = Field([])
     checks: list[Check] = Field([])
     verdict: str | None = None
     stopped: str | None = None

@@ -41,9 +41,6 @@ def summary(report: Report) -> str:
         lines += ["", str(shown_verdict(report))]
     if report.roughness:
         lines += ["", *(f"roughness  {line}" for line in report.roughness.lines())]
-    if report.certified:
-        lines += [""]
-        lines += [f"certified  {line}" for found in report.certified for line in found.lines()]
     if report.activity:
         lines += ["", f"spikes per neuron and image  {report.activity.spikes_per_neuron:.3f}"]
     lines += [*([] if report.activity else [""]), f"energy  {report.energy or 'not measured'}"]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from sj_robust.catalog import locate
-from sj_robust.checkpoint.results import read_reports
 from sj_robust.evaluation.certificate import Certificate
+from sj_robust.evaluation.certified import Certificates
 from sj_robust.evaluation.interval_certificate import IntervalCertificate
 
 MODEL = "resnet20.cifar10_linf_pgd"
@@ -94,9 +94,6 @@ def test_interval_bounds_are_recorded_and_in_the_card(cli: Cli, tmp_path: Path) 
     folder, file = tmp_path / "ann", tmp_path / "certificate.json"
     shutil.copytree(locate(MODEL).folder, folder, ignore=shutil.ignore_patterns("evaluation*"))
     data = ("--data", "sample", "--device", "cpu", "--max-images")
-    measured = ("--attacks", "fgsm", "--check-images", 0, "--eps", "1/255", "--record")
-    done = cli("evaluate", folder, *data, 8, *measured)
-    assert done.returncode == 0, done.stderr
     bounds = ("--method", "ibp", "--eps", "0.00001", "--attempts", 2, "--out", file, "--record")
     done = cli("certify", folder, *data, 4, *bounds)
     assert done.returncode == 0, done.stderr
@@ -104,15 +101,19 @@ def test_interval_bounds_are_recorded_and_in_the_card(cli: Cli, tmp_path: Path) 
     found = IntervalCertificate.model_validate_json(file.read_text())
     done = cli("certify", folder, *FEW, "--sigma", 0.05, "--record")
     assert done.returncode == 0, done.stderr
-    (report,) = (one for one in read_reports(folder) if one.certified)
-    assert [one.method for one in report.certified] == ["interval bounds", "randomised smoothing"]
-    assert report.certified[0] == found.certified()
+    measured = ("--attacks", "fgsm", "--check-images", 0, "--eps", "1/255", "--record")
+    done = cli("evaluate", folder, *data, 8, *measured)
+    assert done.returncode == 0, done.stderr
+    recorded = Certificates.from_json((folder / "certificates.json").read_text()).found
+    assert [one.method for one in recorded] == ["interval bounds", "randomised smoothing"]
+    assert recorded[0] == found.certified()
+    assert "certified" not in (folder / "evaluation.json").read_text()
     assert cli("card", folder).returncode == cli("compare", folder).returncode == 0
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "### Certified accuracy" in card
-    row = f"| interval bounds | 4 | l∞ 1e-05 | {found.results[0].certified} |"
+    row = f"| interval bounds | 4 of sample test | l∞ 1e-05 | {found.results[0].certified} |"
     assert row in card
-    assert "| randomised smoothing, sigma 0.05 | 2 | l2 0 |" in card
+    assert "| randomised smoothing, sigma 0.05 | 2 of sample test | l2 0 |" in card
 
 
 @pytest.mark.parametrize(

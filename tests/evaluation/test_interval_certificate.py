@@ -3,13 +3,29 @@ where something contradicts it."""
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
-from sj_robust import SJRobustError
+from sj_robust import SJRobustError, save
+from sj_robust.checkpoint.folder import record
+from sj_robust.checkpoint.results import read_certificates
 from sj_robust.data import ImageDataset
-from sj_robust.evaluation import Report, certify_intervals, evaluate, interval_certificate
+from sj_robust.evaluation import (
+    Certificates,
+    certify,
+    certify_intervals,
+    evaluate,
+    interval_certificate,
+)
+from sj_robust.evaluation.accuracy import Accuracy
+from sj_robust.evaluation.certified import CertifiedAt
 from sj_robust.evaluation.interval_certificate import IntervalCertificate
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 
@@ -74,31 +90,119 @@ def test_in_words(snn: SpikingClassifier, dataset: ImageDataset) -> None:
     assert any("float32" in limit for limit in found.limits)
 
 
-def test_a_report_holds_what_was_certified_and_no_more_than_can_be(
+def test_any_module_is_certified(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
+    """Not ours alone: hooks that count passes take logits, and bounds are none."""
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(dataset.images[0].numel(), 4)).eval()
+    found = certify_intervals(plain, dataset, eps=[0.0, 8 / 255], max_images=24, attempts=2)
+    first, second = (at.certified.correct for at in found.results)
+    assert first == found.clean.correct > second
+    assert found.forward_images > 24 and found.backward_images > 0
+
+
+def test_tf32_is_off_on_a_gpu(ann: NormalizedClassifier, dataset: ImageDataset) -> None:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32, matmul.allow_tf32 = True, False
+        with interval_certificate._float32(torch.device("cuda")):
+            assert not cudnn.allow_tf32 and not matmul.allow_tf32
+        assert cudnn.allow_tf32 and not matmul.allow_tf32
+        with interval_certificate._float32(torch.device("cpu")):
+            assert cudnn.allow_tf32
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+def test_certificates_of_a_stranger_are_checked(
     ann: NormalizedClassifier, dataset: ImageDataset
 ) -> None:
-    few: dict[str, int] = {"max_images": 40}
-    eps = [0.001, 8 / 255]
-    report = evaluate(ann, dataset, eps=eps, attacks=["fgsm"], check_images=0, **few)
-    certified = certify_intervals(ann, dataset, eps=eps, attempts=0, **few).certified()
-    full = report.model_copy(update={"certified": [certified]})
-    assert Report.from_json(full.to_json()) == full
-    assert "certified  " in full.summary() and "within l∞ 0.001" in full.summary()
-    joint = full.joint[1].accuracy
-    first, point = certified.points
-    more = type(joint).of(joint.correct + 1, 40)  # an image that an attack has broken
-    lying = certified.model_copy(
-        update={"points": [first, point.model_copy(update={"accuracy": more})]}
-    )
-    with pytest.raises(SJRobustError, match=f"at most {joint.correct} can be"):
-        Report.from_json(full.model_copy(update={"certified": [lying]}).to_json())
-    wrong = point.model_copy(update={"accuracy": point.accuracy.model_copy(update={"value": 0.9})})
-    with pytest.raises(SJRobustError, match="certified by interval bounds"):
-        Report.from_json(
-            full.model_copy(
-                update={"certified": [certified.model_copy(update={"points": [wrong]})]}
-            ).to_json()
+    bounds = certify_intervals(ann, dataset, eps=[0.001, 8 / 255], attempts=0, max_images=40)
+    smooth = certify(ann, dataset, sigma=0.1, n0=2, n=10, max_images=2)
+    text = Certificates(found=[bounds.certified(), smooth.certified()]).to_json()
+    again = Certificates.from_json(text)
+    assert again.to_json() == text
+    assert [one.name for one in again.found] == [
+        "interval bounds",
+        "randomised smoothing, sigma 0.1",
+    ]
+    newer = again.with_new(bounds.certified())
+    assert [one.method for one in newer.found] == ["randomised smoothing", "interval bounds"]
+
+    def altered(change: Callable[[dict[str, Any], list[Any]], None]) -> str:
+        content = json.loads(text)
+        change(content["found"][0], content["found"])
+        return json.dumps(content)
+
+    many = 10 * [again.found[0].model_dump(mode="json")["points"][0]]
+    for change, message in (
+        (lambda one, found: one.update(sigma=0.1), "interval bounds has balls in linf"),
+        (lambda one, found: one.update(norm="l2"), "interval bounds has balls in l2"),
+        (lambda one, found: found[1].update(sigma=None), "sigma None"),
+        (lambda one, found: found[1].update(sigma="x"), r"found\.1\.sigma"),
+        (lambda one, found: found[1].update(sigma=math.inf), r"found\.1\.sigma"),
+        (lambda one, found: found[1].update(one), "several by interval bounds"),
+        (lambda one, found: found.append(one), "at most 2"),
+        (lambda one, found: one["points"][0].update(eps=math.inf), "eps: Input should be"),
+        (lambda one, found: one["points"][0].update(eps=math.nan), "eps: Input should be"),
+        (lambda one, found: one["points"][0].update(eps=-1), "eps: Input should be"),
+        (lambda one, found: one["points"][0].update(eps=0.9), "do not ascend"),
+        (lambda one, found: one.update(points=[]), "points: List should have"),
+        (lambda one, found: one.update(points=200 * many), "points: List should have"),
+        (lambda one, found: one.update(points=many), "do not ascend"),
+        (lambda one, found: one["dataset"].update(evaluated=0), "0 of 160 images"),
+        (lambda one, found: one["dataset"].update(evaluated=39), "are not"),
+        (lambda one, found: one["points"][0]["accuracy"].update(correct=41), "at most 40 can be"),
+        (lambda one, found: one["points"][0]["accuracy"].update(value=0.987), "are not"),
+        (lambda one, found: one["points"][0]["accuracy"].update(correct=-1), "-1 images"),
+        (lambda one, found: one.update(more=1), "Extra inputs"),
+    ):
+        with pytest.raises(SJRobustError, match=message) as refusal:
+            Certificates.from_json(altered(change))
+        assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("certified_images", [40, 39, 20, 48])
+def test_no_more_is_certified_than_attacks_have_left(
+    ann: NormalizedClassifier, dataset: ImageDataset, tmp_path: Path, certified_images: int
+) -> None:
+    """Of the images that both had; and by the weights of the checkpoint."""
+    folder, eps = tmp_path / "ann", [0.001, 8 / 255]
+    report = evaluate(ann, dataset, eps=eps, attacks=["fgsm"], check_images=0, max_images=40)
+    config = save(ann, folder, report=report)
+    found = certify_intervals(ann, dataset, eps=eps, attempts=0, max_images=certified_images)
+    certified = found.certified()
+    record(folder, certified=certified)
+    assert read_certificates(folder, config) == [certified]
+    assert record(folder, report=report) == [folder / "evaluation.json"]  # and it stays
+    assert read_certificates(folder, config) == [certified]
+
+    both = min(40, certified_images)
+    standing = sum(
+        label == predicted and by is None
+        for label, predicted, by in zip(
+            report.per_image.label[:both],
+            report.per_image.predicted[:both],
+            report.per_image.broken_by[1][:both],
+            strict=True,
         )
+    )
+    most = standing + certified_images - both
+    for count in (most, most + 1):
+        accuracy = Accuracy.of(count, certified_images)
+        points = [CertifiedAt(eps=eps[1], accuracy=accuracy)]
+        lying = Certificates(found=[certified.model_copy(update={"points": points})])
+        (folder / "certificates.json").write_text(lying.to_json())
+        if count == most:
+            assert read_certificates(folder, config) == lying.found
+        else:
+            with pytest.raises(SJRobustError, match=f"at most {most} can be"):
+                read_certificates(folder, config)
+    other = certified.model_copy(
+        update={"model": certified.model.model_copy(update={"weights_sha256": 64 * "0"})}
+    )
+    (folder / "certificates.json").write_text(Certificates(found=[other]).to_json())
+    with pytest.raises(SJRobustError, match="is of another model"):
+        read_certificates(folder, config)
 
 
 @pytest.mark.parametrize(
