@@ -74,8 +74,15 @@ def training_margins(
     model: nn.Module, x: Tensor, y: Tensor, eps: float, statistics: Mapping[int, Bounds]
 ) -> Tensor:
     """`margin_bounds` as they are trained: in the network's own precision and with gradients, 0 at
-    the label itself. A batch norm in training mode has its `statistics` (`recorded_statistics`)."""
-    found = propagated(model, ball(x, eps, x.dtype), Arithmetic(statistics=statistics))
+    the label itself. A batch norm in training mode has its `statistics` (`recorded_statistics`),
+    and counts no further batch."""
+    norms = [norm for norm in _norms(model) if norm.num_batches_tracked is not None]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    try:
+        found = propagated(model, ball(x, eps, x.dtype), Arithmetic(statistics=statistics))
+    finally:
+        for norm, count in zip(norms, counts, strict=True):
+            norm.num_batches_tracked.copy_(count)
     return margins(found, y).scatter(1, y[:, None], 0)
 
 
@@ -157,19 +164,28 @@ def _bounded_nodes(model: SpikingClassifier) -> Iterator[None]:
 @contextmanager
 def recorded_statistics(model: nn.Module) -> Iterator[Mapping[int, Bounds]]:
     """Mean and biased variance [C] of what every batch norm in training mode gets in the block, by
-    the id of its running mean: bounds take a batch norm as it was for the images themselves."""
+    the id of its running mean: bounds take a batch norm as it was for the images themselves.
+
+    Raises SJRobustError for one without running statistics, and one that is called twice."""
     found: dict[int, Bounds] = {}
 
     def note(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if norm.running_mean is None:
+            refuse("a batch norm without running statistics")
         if norm.training:
+            if id(norm.running_mean) in found:
+                refuse("a batch norm that is called twice, in training mode")
             axes = [axis for axis in range(inputs[0].dim()) if axis != 1]
             variance, mean = torch.var_mean(inputs[0], axes, correction=0)
             found[id(norm.running_mean)] = mean, variance
 
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    handles = [norm.register_forward_pre_hook(note) for norm in norms]
+    handles = [norm.register_forward_pre_hook(note) for norm in _norms(model)]
     try:
         yield found
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

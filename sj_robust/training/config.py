@@ -10,18 +10,20 @@ from pydantic import Field, field_validator, model_validator
 
 from sj_robust.budget import Budget
 from sj_robust.errors import SJRobustError
-from sj_robust.settings import Strict, checked
+from sj_robust.settings import Growing, checked
 
 Kind = Literal["ann", "finetune"]
 Method = Literal["natural", "pgd", "trades", "trades-rfgsm", "mart", "ibp"]
 
 
-class TrainConfig(Strict):
+class TrainConfig(Growing):
     """Settings of `train_ann` and `finetune`.
 
     They are everything that decides the final weights besides model and data. Budgets (`eps`,
     `alpha`, `step_size`) are l-infinity distances on images in [0, 1] and may be written "8/255".
     """
+
+    LATE = ("kappa", "warmup", "ramp", "poison")
 
     method: Method = Field(
         default="pgd",

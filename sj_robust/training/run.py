@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from sj_robust.data import ImageDataset, as_dataset, in_order_of
 from sj_robust.distributed import own_device
@@ -15,6 +14,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.files import check_within
 from sj_robust.model import NormalizedClassifier, SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.model.normalized import count_logits
+from sj_robust.settings import Growing
 from sj_robust.threats.poison import PoisonFacts, poisoned
 from sj_robust.training.config import PRESETS, Kind, TrainConfig
 from sj_robust.training.loop import fit
@@ -23,14 +23,14 @@ from sj_robust.training.plan import Plan
 from sj_robust.training.state import Progress, Validation
 
 
-class TrainResult(BaseModel):
+class TrainResult(Growing):
     """The facts of a finished run, for recipes and cards.
 
     Times are seconds over all resumptions of the run. Images and fingerprint are those of the
     poisoned training set, where `poison` records one.
     """
 
-    model_config = ConfigDict(frozen=True)
+    LATE = ("poison",)
 
     kind: Kind
     config: TrainConfig

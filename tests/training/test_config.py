@@ -155,3 +155,15 @@ def test_interval_bounds_begin_with_no_ball_and_clean_images():
 def test_settings_of_interval_bounds_have_to_fit(fields, message):
     with pytest.raises(SJRobustError, match=message):
         validated(fields)
+
+
+def test_what_came_later_is_not_dumped_where_it_is_the_default():
+    """Earlier states and configs stay the same."""
+    late = {"kappa", "warmup", "ramp", "poison"}
+    config = preset("ann")
+    assert not late & config.model_dump().keys()
+    assert TrainConfig.model_validate_json(config.model_dump_json()) == config
+    bounded = preset("ann", method="ibp", kappa=0.2)
+    assert late & bounded.model_dump().keys() == {"kappa"}
+    assert TrainConfig.model_validate(bounded.model_dump()) == bounded
+    assert "poison" in preset("ann", poison="patch:3:target=0").model_dump()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sj_robust import SJRobustError
 from sj_robust.attack import PGD, RFGSM
 from sj_robust.training.loss import LOSSES, step_size
 
@@ -201,3 +202,32 @@ def test_without_a_ball_the_bounds_are_the_clean_logits(toy):
     assert torch.allclose(grads[0], grads[2], atol=1e-6)
     assert torch.allclose(grads[1], grads[2], atol=1e-5)
     assert torch.equal(norms[0], norms[2]) and torch.equal(norms[1], norms[2])
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_bounds_count_no_batch(toy, momentum):
+    """Else a mean of all batches, which momentum None is, would be one of twice as many."""
+    buffers = []
+    for method in ("ibp", "natural"):
+        model = toy.ann(dropout=0).train()
+        model.backbone[1].momentum = momentum
+        for seed in range(2):
+            data = toy.patterns(16, seed=seed)
+            config = toy.config(method=method)
+            LOSSES[method](model, data.floats(), data.labels, torch.arange(16), config, 0)
+        buffers.append(dict(model.named_buffers()))
+    assert int(buffers[0]["backbone.1.num_batches_tracked"]) == 2
+    for name, value in buffers[1].items():
+        assert torch.equal(buffers[0][name], value), name
+
+
+def test_norms_whose_statistics_are_not_one_batch_are_refused(toy):
+    x, y, ids = batch()
+    norm = nn.BatchNorm2d(3)
+    for layers, message in (
+        ((nn.BatchNorm2d(3, track_running_stats=False),), "without running statistics"),
+        ((norm, nn.ReLU(), norm), "called twice"),
+    ):
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 3)).train()
+        with pytest.raises(SJRobustError, match=message):
+            LOSSES["ibp"](model, x, y, ids, toy.config(method="ibp"), 0)
