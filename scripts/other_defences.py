@@ -25,7 +25,9 @@ from sj_robust import SJRobustError, evaluate, finetune, load, load_dataset, sav
 from sj_robust.data import MEAN_STD, ImageDataset
 from sj_robust.evaluation import Report, certify, certify_intervals, eps_name
 from sj_robust.evaluation.certificate import Certificate
+from sj_robust.evaluation.facts import dataset_facts, weights_sha256
 from sj_robust.evaluation.interval_certificate import IntervalCertificate
+from sj_robust.evaluation.protocol import PROTOCOLS
 from sj_robust.files import write_atomic
 from sj_robust.model import (
     NormalizedClassifier,
@@ -94,31 +96,45 @@ def purifier_of(path: Path, classifier: Any, train: ImageDataset, epochs: int) -
     return load_purifier(path)
 
 
-def kept(path: Path, images: ImageDataset, read: Any, make: Callable[[], Any]) -> Any:
-    """The measurement at `path` where it is of as many images, else made and written there."""
+def kept(
+    path: Path,
+    model: Any,
+    images: ImageDataset,
+    read: Any,
+    settings: dict[str, Any],
+    make: Callable[[], Any],
+) -> Any:
+    """The measurement at `path` where it is of these weights, images and settings, else made and
+    written there."""
     if path.exists():
         found = read(path.read_text(encoding="utf-8"))
-        if found.dataset.evaluated == len(images):
+        if (
+            found.model.weights_sha256 == weights_sha256(model)
+            and found.dataset == dataset_facts(images, len(images))
+            and settings.items() <= found.settings.model_dump().items()
+        ):
             return found
     made = make()
     write_atomic(path, made.to_json())
     return made
 
 
-def strong(path: Path, model: Any, images: ImageDataset, ann: Any = None) -> Report:
-    """Under strong, from its report where that is done."""
+def strong(path: Path, model: Any, images: ImageDataset, others: dict[str, Any]) -> Report:
+    """Under strong, also by transfer from `others`, from its report where that is done."""
+    hashes = {name: weights_sha256(other) for name, other in others.items()}
     return kept(
         path,
+        model,
         images,
         Report.from_json,
+        {"protocol": str(PROTOCOLS["strong"]), "eps": EPS, "transfer": hashes},
         lambda: evaluate(
             model,
             images,
             protocol="strong",
             eps=EPS,
-            transfer={"ann": ann} if ann is not None else None,
+            transfer=others or None,
             journal=path.with_name(f"{path.stem}.{len(images)}.partial"),
-            check_images=0,
             batch_size=50,
         ),
     )
@@ -135,22 +151,28 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[list[str], list[str]]]:
         snn = snn_of(folder, method, ann, train, options)
         for name, model in (("ann", ann), (f"t{options.timesteps}", snn)):
             kind = "ANN" if model is ann else f"T={options.timesteps}"
-            source = None if model is ann else ann
+            source = {} if model is ann else {"ann": ann}
             path = folder / f"purifier-{name}.safetensors"
             purifier = purifier_of(path, model, train, options.purifier_epochs)
             behind = purified(purifier, model)
             alone = strong(folder / f"{name}.strong.json", model, images, source)
-            both = strong(folder / f"{name}.purified.json", behind, images, source)
+            # what breaks the network by itself may break it behind the purifier, too
+            others = {**source, "alone": model}
+            both = strong(folder / f"{name}.purified.json", behind, images, others)
             bounds = kept(
                 folder / f"{name}.bounds.json",
+                model,
                 images,
                 IntervalCertificate.model_validate_json,
+                {"eps": CERTIFIED, "attempts": 20},
                 lambda model=model: certify_intervals(model, images, eps=CERTIFIED, batch_size=128),
             )
             smooth = kept(
                 folder / f"{name}.smoothing.json",
+                model,
                 images,
                 Certificate.model_validate_json,
+                {"sigma": SIGMA, "n0": 20, "n": options.samples},
                 lambda model=model: certify(model, images, sigma=SIGMA, n0=20, n=options.samples),
             )
             yield (

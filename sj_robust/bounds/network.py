@@ -76,13 +76,13 @@ def training_margins(
     """`margin_bounds` as they are trained: in the network's own precision and with gradients, 0 at
     the label itself. A batch norm in training mode has its `statistics` (`recorded_statistics`),
     and counts no further batch."""
-    norms = [norm for norm in _norms(model) if norm.num_batches_tracked is not None]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]
+    counts = [count for norm in _norms(model) if (count := norm.num_batches_tracked) is not None]
+    before = [count.clone() for count in counts]
     try:
         found = propagated(model, ball(x, eps, x.dtype), Arithmetic(statistics=statistics))
     finally:
-        for norm, count in zip(norms, counts, strict=True):
-            norm.num_batches_tracked.copy_(count)
+        for count, value in zip(counts, before, strict=True):
+            count.copy_(value)
     return margins(found, y).scatter(1, y[:, None], 0)
 
 

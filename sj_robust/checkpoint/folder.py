@@ -52,7 +52,7 @@ from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.certified import Certificates, Certified
 from sj_robust.evaluation.facts import state_sha256
 from sj_robust.files import atomic_folder, write_atomic
-from sj_robust.model import NormalizedClassifier, PurifiedSNN, SpikingModel, expose
+from sj_robust.model import NormalizedClassifier, PurifiedANN, PurifiedSNN, SpikingModel, expose
 from sj_robust.model.unwrap import bare, unwrap
 from sj_robust.phrases import few
 from sj_robust.reading import MAX_RECIPE_BYTES, read_text
@@ -101,7 +101,7 @@ def save(
             not finite, or the report is of another model.
     """
     model = bare(expose(model))  # type: ignore[assignment]  # checked below
-    if isinstance(model, PurifiedSNN):
+    if isinstance(model, PurifiedANN | PurifiedSNN):
         raise SJRobustError(
             "save takes a network without its purifier: save the purifier with save_purifier, and"
             " the network by itself"

@@ -29,7 +29,7 @@ from sj_robust.evaluation.judge import (
 )
 from sj_robust.evaluation.protocol import check_classes
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement, eps_name
-from sj_robust.model import SpikingJellyClassifier, SpikingModel, expose
+from sj_robust.model import PurifiedSNN, SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.neuron import View, view_name
 from sj_robust.phrases import ruled
 from sj_robust.progress import Bar, bar
@@ -210,12 +210,15 @@ def truncated(snn: SpikingModel, timesteps: int) -> Iterator[None]:
 def check_truncation(judge: Judge, snn: SpikingModel) -> None:
     """Raise SJRobustError unless fewer steps are the first ones of all steps; ours are by
     construction."""
-    if not isinstance(snn, SpikingJellyClassifier) or snn.timesteps == 1:
+    inner = snn
+    while isinstance(inner, PurifiedSNN):
+        inner = inner.snn
+    if not isinstance(inner, SpikingJellyClassifier) or snn.timesteps == 1:
         return
     _, x, _ = next(iter(judge.batches(torch.arange(1))))
     with torch.no_grad():
         every = snn.forward_sequence(x)
-        if snn.input == "images" or len(every) != snn.timesteps:
+        if inner.input == "images" or len(every) != snn.timesteps:
             raise SJRobustError(
                 "this network returns no logits of every step: latency needs one that is given"
                 " steps and returns [T, N, K]"

@@ -5,6 +5,7 @@ from sj_robust.model import resnet as resnet
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.model.normalized import NormalizedClassifier
 from sj_robust.model.purified import (
+    PurifiedANN,
     PurifiedSNN,
     Purifier,
     load_purifier,
@@ -18,6 +19,7 @@ from sj_robust.model.weights import create_ann, load_weights, read_state_dict
 
 __all__ = [
     "NormalizedClassifier",
+    "PurifiedANN",
     "PurifiedSNN",
     "Purifier",
     "SpikingActivation",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sj_robust.errors import SJRobustError, first_line
 from sj_robust.files import write_atomic
 from sj_robust.model.base import init_weights
+from sj_robust.model.images import values_known
 from sj_robust.model.normalized import NormalizedClassifier
 from sj_robust.model.spiking import SpikingModel
 from sj_robust.model.unwrap import expose
@@ -136,7 +137,31 @@ class PurifiedSNN(SpikingModel):
             yield self
 
     def forward_sequence(self, x: Tensor) -> Tensor:
-        return self.snn.forward_sequence(self.purifier(self.normalize(x)))
+        x = self.purifier(self.normalize(x))
+        with values_known():  # a purifier may leave [0, 1]
+            return self.snn.forward_sequence(x)
+
+
+class PurifiedANN(NormalizedClassifier):
+    """A network without spikes behind a purifier; what `purified` makes of one.
+
+    Args:
+        purifier: images to images.
+        classifier: shared, not copied.
+    """
+
+    def __init__(self, purifier: nn.Module, classifier: nn.Module) -> None:
+        inner = classifier if isinstance(classifier, NormalizedClassifier) else None
+        channels = len(inner.mean) if inner else getattr(purifier, "channels", 3)
+        super().__init__(nn.Sequential(purifier, classifier), [0.0] * channels, [1.0] * channels)
+        if inner:
+            self.num_classes, self.classes = inner.num_classes, inner.classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.backbone[0](self.normalize(x))  # type: ignore[index]
+        with values_known():
+            # past its hooks: who attacks it as well would count the pass twice
+            return self.backbone[1].forward(x)  # type: ignore[index,no-any-return]
 
 
 def purified(purifier: nn.Module, classifier: nn.Module) -> NormalizedClassifier:
@@ -156,14 +181,7 @@ def purified(purifier: nn.Module, classifier: nn.Module) -> NormalizedClassifier
     classifier = expose(classifier)
     if isinstance(classifier, SpikingModel):
         return PurifiedSNN(purifier, classifier)
-    inner = classifier if isinstance(classifier, NormalizedClassifier) else None
-    channels = len(inner.mean) if inner else getattr(purifier, "channels", 3)
-    model = NormalizedClassifier(
-        nn.Sequential(purifier, classifier), [0.0] * channels, [1.0] * channels
-    )
-    if inner:
-        model.num_classes, model.classes = inner.num_classes, inner.classes
-    return model
+    return PurifiedANN(purifier, classifier)
 
 
 def save_purifier(purifier: Purifier, path: str | os.PathLike[str]) -> None:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+from spikingjelly.activation_based import neuron
 from torch import Tensor, nn
 
 from sj_robust import SJRobustError, convert, evaluate, save
 from sj_robust.attack import PGD, GradientView
 from sj_robust.data import ImageDataset, load_dataset
+from sj_robust.evaluation import measure_latency
 from sj_robust.model import (
     NormalizedClassifier,
     PurifiedSNN,
     Purifier,
     SpikingClassifier,
+    from_spikingjelly,
     load_purifier,
     purified,
     save_purifier,
 )
 from sj_robust.training import train_purifier
 
-# what a purifier that is not trained puts out
-pytestmark = pytest.mark.filterwarnings("ignore:images lie more than")
 SCALES = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
@@ -68,6 +70,7 @@ def test_it_begins_as_nothing_and_has_the_size_it_says() -> None:
         Purifier(width=0)
 
 
+@pytest.mark.filterwarnings("ignore:images lie more than")
 @pytest.mark.parametrize("view", ["PCW:1", "rate", "ASSG", "activation", "own"])
 def test_gradients_go_through_the_view_and_the_purifier(snn: SpikingClassifier, view: str) -> None:
     purifier, x, y = blurring(), torch.rand(4, 3, 32, 32), torch.arange(4)
@@ -172,5 +175,56 @@ def test_it_is_saved_and_read(tmp_path: Path, snn: SpikingClassifier) -> None:
     for name, message in (("broken", "damaged, or no purifier"), ("none", "no such file")):
         with pytest.raises(SJRobustError, match=message):
             load_purifier(tmp_path / name)
-    with pytest.raises(SJRobustError, match="without its purifier"):
-        save(purified(purifier, snn), tmp_path / "snn")
+    for classifier in (snn, network(), network().backbone):
+        with pytest.raises(SJRobustError, match="without its purifier"):
+            save(purified(purifier, classifier), tmp_path / "saved")
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_it_puts_out_may_lie_outside(snn: SpikingClassifier) -> None:
+    """Images are checked where they come in."""
+    purifier, x = blurring(), torch.rand(4, 3, 32, 32)
+    nn.init.constant_(purifier.decode[4].bias, 0.9)
+    assert purifier(x).max() > 1.5
+    for classifier in (snn, network()):
+        model = purified(purifier, classifier).eval()
+        assert torch.isfinite(model(x)).all()
+        with pytest.raises(SJRobustError, match="images reach from"):
+            model(255 * x)
+
+
+def test_the_network_alone_may_be_transferred_from(
+    snn: SpikingClassifier, images: ImageDataset
+) -> None:
+    """It shares its layers with the one behind the purifier: nothing is counted twice, and no view
+    is another one."""
+    few = dict(eps="2/255", attacks=["fgsm"], max_images=24, check_images=0)
+    for classifier in (network(), snn):
+        behind = purified(blurring(), classifier)
+        shared, apart = (
+            evaluate(behind, images, transfer={"alone": other}, **few)
+            for other in (classifier, copy.deepcopy(classifier))
+        )
+        assert shared.forward_images == apart.forward_images
+        assert shared.backward_images == apart.backward_images
+        assert shared.per_image == apart.per_image
+        assert shared.settings == apart.settings
+
+
+def test_latency_of_one_whose_steps_see_later_ones_is_refused(images: ImageDataset) -> None:
+    class Whole(nn.Module):
+        """Of every step the mean over all of them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.node = nn.Linear(3072, 10), neuron.IFNode(step_mode="m")
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.node(self.layer(x.flatten(2)))
+            return logits + logits.flip(0).cumsum(0).flip(0)
+
+    torch.manual_seed(0)
+    snn = from_spikingjelly(Whole(), timesteps=4, mean=SCALES[0], std=SCALES[1])
+    for model in (snn, purified(Purifier(), snn)):
+        with pytest.raises(SJRobustError, match="see later ones"):
+            measure_latency(model, images, max_images=4)
