@@ -195,8 +195,10 @@ class Interval:
         return self.structure(lambda value: value)
 
     def overwritten(self, found: Interval) -> Interval:
-        """This very interval after a function in place gave `found`: so has every other name that
-        the network has for it."""
+        """This very interval, after a function in place gave `found`.
+
+        So every other name that the network has for it sees it, too.
+        """
         if self.shared:
             refuse("a function in place on a tensor that has views")
         if found.shape != self.shape:
