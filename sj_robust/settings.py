@@ -29,7 +29,7 @@ class Growing(Strict):
     LATE: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
-    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_came_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, object]:
         fields = type(self).model_fields
         return {
             name: value

@@ -96,7 +96,12 @@ def smaller_cluster(points: Points, seed: int) -> npt.NDArray[np.bool_]:
         return best
     for start in range(_STARTS):
         rng = np.random.Generator(np.random.PCG64([seed, start]))
-        centres, labels = kmeans2(points, 2, minit="++", rng=rng, missing="warn")
+        # k-means++, by hand: scipy has had more than one name for the generator
+        first = rng.integers(len(points))
+        distances = ((points - points[first]) ** 2).sum(1)
+        second = rng.choice(len(points), p=distances / distances.sum())
+        begin = points[[first, second]]
+        centres, labels = kmeans2(points, begin, minit="matrix", missing="warn")
         spread = float(((points - centres[labels]) ** 2).sum())
         if spread < least:
             best, least = labels == 1, spread
