@@ -97,9 +97,9 @@ def smaller_cluster(points: Points, seed: int) -> npt.NDArray[np.bool_]:
     for start in range(_STARTS):
         rng = np.random.Generator(np.random.PCG64([seed, start]))
         # k-means++, by hand: scipy has had more than one name for the generator
-        first = rng.integers(len(points))
+        first = int(rng.integers(len(points)))
         distances = ((points - points[first]) ** 2).sum(1)
-        second = rng.choice(len(points), p=distances / distances.sum())
+        second = int(rng.choice(len(points), p=distances / distances.sum()))
         begin = points[[first, second]]
         centres, labels = kmeans2(points, begin, minit="matrix", missing="warn")
         spread = float(((points - centres[labels]) ** 2).sum())
