@@ -22,7 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sj_robust import SJRobustError, evaluate, finetune, load, load_dataset, save, train_ann
-from sj_robust.checkpoint.results import Results, kept, results
+from sj_robust.checkpoint.results import kept, results
 from sj_robust.data import MEAN_STD, ImageDataset
 from sj_robust.evaluation import Report
 from sj_robust.files import write_atomic
@@ -80,12 +80,12 @@ def converted(
     return snn
 
 
-def measured(path: Path, images: ImageDataset, model: Any, ann: Any = None) -> Results:
+def measured(path: Path, images: ImageDataset, model: Any, ann: Any = None) -> Report:
     """Under strong, from the report at `path` where it is of as many images."""
     if path.exists():
         report = Report.from_json(path.read_text(encoding="utf-8"))
         if report.dataset.evaluated == len(images):
-            return results(report)
+            return report
     transfer = {"ann": ann} if ann is not None else None
     journal = path.with_name(f"{path.stem}.{len(images)}.partial")
     report = evaluate(
@@ -93,18 +93,18 @@ def measured(path: Path, images: ImageDataset, model: Any, ann: Any = None) -> R
         check_images=0, batch_size=32,
     )  # fmt: skip
     write_atomic(path, report.to_json())
-    return results(report)
+    return report
 
 
-def table(found: dict[str, dict[int, Results]]) -> str:
+def table(found: dict[str, dict[int, Report]]) -> str:
     """One row for each ANN (T = 0) and spiking network."""
     lines = [
         "| network | T | clean | 2/255 | 8/255 | kept of the ANN | energy, µJ |",
         "|---" * 7 + "|",
     ]
     for name, by_timesteps in found.items():
-        for timesteps, one in by_timesteps.items():
-            shares = kept(one, by_timesteps[0]) if timesteps else {}
+        for timesteps, report in by_timesteps.items():
+            one, shares = results(report), kept(report, by_timesteps[0]) if timesteps else {}
             share = ", ".join(f"{100 * value:.0f} %" for value in shares.values())
             robust = " | ".join(map(str, one.robust))
             steps = timesteps or "ANN"
@@ -114,11 +114,11 @@ def table(found: dict[str, dict[int, Results]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def draw(found: dict[str, dict[int, Results]], path: Path) -> None:
+def draw(found: dict[str, dict[int, Report]], path: Path) -> None:
     """Robust accuracy at the largest eps against energy; the stars are the ANNs."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for name, by_timesteps in found.items():
-        ordered = sorted(by_timesteps.items())
+        ordered = [(steps, results(report)) for steps, report in sorted(by_timesteps.items())]
         spots = [(one.microjoules or 0.0, 100 * one.robust[-1].value) for _, one in ordered]
         colour = axes.plot(*zip(*spots[1:], strict=True), "o-", label=name)[0].get_color()
         axes.plot(*spots[0], "*", color=colour, markersize=11)
@@ -145,15 +145,15 @@ def main() -> None:
     try:
         train, held_out = load_dataset(options.data, "train").split_off(HELD_OUT, 0)
         images = held_out.first(options.images)
-        found: dict[str, dict[int, Results]] = {}
+        found: dict[str, dict[int, Report]] = {}
         for name in options.only or NETWORKS:
             folder = options.out / name.replace(",", "").replace(" ", "-")
             ann = trained(folder, name, train, options.epochs)
             found[name] = {0: measured(folder / "ann.json", images, ann)}
             for timesteps in options.timesteps:
                 snn = converted(folder, timesteps, ann, train, options.finetune_epochs)
-                report = folder / f"t{timesteps}.json"
-                found[name][timesteps] = measured(report, images, snn, ann)
+                path = folder / f"t{timesteps}.json"
+                found[name][timesteps] = measured(path, images, snn, ann)
             write_atomic(options.out / "table.md", table(found))
             draw(found, options.out / "figure.png")
         print(table(found), end="")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +17,6 @@ from sj_robust.cli.measure import (
     Out,
     SplitName,
     check_report_file,
-    evaluation_on,
     load_both,
     recorded_in,
     shown,
@@ -24,6 +26,7 @@ from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
 
 if TYPE_CHECKING:
     from sj_robust.catalog import Checkpoint
+    from sj_robust.data import ImageDataset
     from sj_robust.evaluation.energy import Energy
     from sj_robust.evaluation.report import Report
 
@@ -79,7 +82,7 @@ def energy(
     classifier, dataset = load_both(
         target or checkpoint, data, split, image_size, resize, model, arg
     )
-    report = evaluation_on(dataset, classifier, target.folder) if target else None
+    report = _evaluation_on(dataset, classifier, target.folder) if target else None
     measured = measure_energy(
         classifier, dataset, max_images=max_images, batch_size=batch_size, device=where
     )
@@ -87,6 +90,34 @@ def energy(
         write(measured, out)
         if target and report:
             _record(target, report, measured)
+
+
+def _evaluation_on(dataset: ImageDataset, model: Any, folder: Path) -> Report:
+    """The evaluation recorded in `folder`, which has to be on the same data: asked before the work.
+
+    It may have been made with the labels mapped to the network's, or under its names.
+    """
+    from sj_robust.checkpoint.config import EVALUATION
+    from sj_robust.checkpoint.results import read_report
+    from sj_robust.data import in_order_of
+    from sj_robust.errors import SJRobustError
+
+    report = read_report(folder / EVALUATION)
+    same = {dataset.fingerprint}
+    with warnings.catch_warnings(), suppress(SJRobustError):  # for other names: labels as they are
+        warnings.simplefilter("ignore")  # energy asks for no labels
+        same.add(in_order_of(model, dataset).fingerprint)
+    if report is None or report.dataset.fingerprint not in same:
+        found = (
+            "no evaluation"
+            if report is None
+            else f"one on {report.dataset.name} {report.dataset.split}"
+        )
+        raise SJRobustError(
+            f"{folder} holds {found}, expected one on {dataset.name} {dataset.split}: "
+            "run sj-robust evaluate --record on the same data first"
+        )
+    return report
 
 
 def _record(target: Checkpoint, report: Report, measured: Energy) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,8 +15,7 @@ from sj_robust.files import check_file, check_within, write_atomic
 
 if TYPE_CHECKING:
     from sj_robust.catalog import Checkpoint
-    from sj_robust.data import ImageDataset
-    from sj_robust.evaluation.report import Measurement, Report
+    from sj_robust.evaluation.report import Measurement
 
 CheckpointName = Annotated[
     str,
@@ -106,34 +104,6 @@ def recorded_in(checkpoint: str | None, record: bool) -> Checkpoint | None:
     found = locate(checkpoint)
     check_within(found.folder)
     return found
-
-
-def evaluation_on(dataset: ImageDataset, model: Any, folder: Path) -> Report:
-    """The evaluation recorded in `folder`, which has to be on the same data: asked before the work.
-
-    It may have been made with the labels mapped to the network's, or under its names.
-    """
-    from sj_robust.checkpoint.config import EVALUATION
-    from sj_robust.checkpoint.results import read_report
-    from sj_robust.data import in_order_of
-    from sj_robust.errors import SJRobustError
-
-    report = read_report(folder / EVALUATION)
-    same = {dataset.fingerprint}
-    with warnings.catch_warnings(), suppress(SJRobustError):  # for other names: labels as they are
-        warnings.simplefilter("ignore")  # energy asks for no labels
-        same.add(in_order_of(model, dataset).fingerprint)
-    if report is None or report.dataset.fingerprint not in same:
-        found = (
-            "no evaluation"
-            if report is None
-            else f"one on {report.dataset.name} {report.dataset.split}"
-        )
-        raise SJRobustError(
-            f"{folder} holds {found}, expected one on {dataset.name} {dataset.split}: "
-            "run sj-robust evaluate --record on the same data first"
-        )
-    return report
 
 
 def check_report_file(out: Path | None) -> None:
