@@ -22,15 +22,9 @@ from sj_robust.evaluation.report import Accuracy, Report, eps_name
 def survived(report: Report, eps: float) -> list[bool] | None:
     """Whether each image is right and stays so at `eps`, in order; None where the report does not
     have that eps."""
-    for joint, broken_by in zip(report.joint, report.per_image.broken_by, strict=True):
+    for at, joint in enumerate(report.joint):
         if abs(joint.eps - eps) < 1e-9:
-            outcome = report.per_image
-            return [
-                label == predicted and by is None
-                for label, predicted, by in zip(
-                    outcome.label, outcome.predicted, broken_by, strict=True
-                )
-            ]
+            return report.per_image.standing(at)
     return None
 
 

@@ -42,14 +42,14 @@ from sj_robust.checkpoint.config import (
 from sj_robust.checkpoint.describe import describe
 from sj_robust.checkpoint.files import check_replaceable
 from sj_robust.checkpoint.results import (
+    certificates_with,
     check_belongs,
     protocol_of,
-    read_certificates,
     read_report,
     read_reports,
 )
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluation.certified import Certificates, Certified
+from sj_robust.evaluation.certified import Certified
 from sj_robust.evaluation.facts import state_sha256
 from sj_robust.files import atomic_folder, write_atomic
 from sj_robust.model import NormalizedClassifier, PurifiedANN, PurifiedSNN, SpikingModel, expose
@@ -180,7 +180,7 @@ def record(
         texts[THREATS] = threats.to_json()
     if certified is not None:
         check_belongs(certified, config, str(target))
-        texts[CERTIFICATES] = _certificates(target, config).with_new(certified).to_json()
+        texts[CERTIFICATES] = certificates_with(certified, target, config).to_json()
     if report is not None:
         texts = _beside_others(target, config, report) | {
             file: text for file, text in texts.items() if file != EVALUATION
@@ -346,14 +346,6 @@ def _records(
     if recipe is not None:
         texts[RECIPE] = _recipe_text(recipe)
     return texts
-
-
-def _certificates(folder: Path, config: Config) -> Certificates:
-    """Those recorded; none where they are damaged, or of other weights: worth nothing."""
-    try:
-        return Certificates(found=read_certificates(folder, config))
-    except SJRobustError:
-        return Certificates(found=[])
 
 
 def _beside_others(folder: Path, config: Config, report: Any) -> dict[str, str]:

@@ -152,13 +152,23 @@ def read_certificates(folder: Path, config: Config) -> list[Certified]:
         return []
     try:
         found = Certificates.from_json(read_bounded(path, MAX_CONFIG_BYTES)).found
+        reports = read_reports(folder) if found else []
         for one in found:
             check_belongs(one, config, str(folder))
-            for report in read_reports(folder):
+            for report in reports:
                 _check_survived(one, report)
     except SJRobustError as error:
         raise SJRobustError(f"{path}: {error}; run sj-robust certify --record again") from None
     return found
+
+
+def certificates_with(new: Certified, folder: Path, config: Config) -> Certificates:
+    """`new` beside those recorded; damaged ones, or of other weights, count for nothing."""
+    try:
+        there = Certificates(found=read_certificates(folder, config))
+    except SJRobustError:
+        there = Certificates(found=[])
+    return there.with_new(new)
 
 
 def _check_survived(certified: Certified, report: Report) -> None:
@@ -256,15 +266,9 @@ def kept(report: Report, source: Report) -> dict[float, float]:
 
 def _standing(report: Report, n: int) -> dict[float, int]:
     """How many of the first n images are right and robust, by eps."""
-    seen = report.per_image
-    right = [
-        label == found for label, found in zip(seen.label[:n], seen.predicted[:n], strict=True)
-    ]
     return {
-        round(joint.eps, 9): sum(
-            fine and by is None for fine, by in zip(right, broken[:n], strict=True)
-        )
-        for joint, broken in zip(report.joint, seen.broken_by, strict=True)
+        round(joint.eps, 9): sum(report.per_image.standing(at)[:n])
+        for at, joint in enumerate(report.joint)
     }
 
 
@@ -304,12 +308,6 @@ def headline(found: Sequence[Results]) -> Results:
 def by_whom(found: Sequence[Results]) -> str:
     """The protocols that `lowest` figures are of: strong@1, or strong@1 / paper@1."""
     return " / ".join(dict.fromkeys(one.short_protocol for _, one in lowest(found)))
-
-
-def read_results(folder: Path) -> list[Results]:
-    """`results` of every evaluation of a checkpoint folder, that of the strongest protocol
-    first."""
-    return [results(report) for report in read_reports(folder)]
 
 
 def check_belongs(report: Measurement | Certified, config: Config, where: str) -> None:

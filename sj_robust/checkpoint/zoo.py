@@ -37,7 +37,7 @@ from sj_robust.checkpoint.results import (
     kept,
     read_report,
     read_reports,
-    read_results,
+    results,
 )
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Report  # no torch
@@ -261,7 +261,7 @@ def _facts(folder: Path, config: Config) -> dict[str, Any]:
     training = config.training or {}
     reports, source = read_reports(folder), read_report(folder / SOURCE_EVALUATION)
     shares = kept(reports[0], source) if reports and source else {}
-    found, method = read_results(folder), _method(config)
+    found, method = [results(report) for report in reports], _method(config)
     dataset = training.get("dataset") or (found[0].dataset if found else None)
     return {
         "kind": config.kind,

@@ -31,13 +31,13 @@ class Accuracy(Facts):
         low, high = wilson(correct, total)
         return cls(correct=correct, total=total, value=correct / total, low=low, high=high)
 
-    def follows(self) -> bool:
+    def follows(self, rel_tol: float = 1e-6) -> bool:
         """Whether fraction and interval are those of the counts, but for rounding."""
         if not (self.total >= 1 and 0 <= self.correct <= self.total):
             return False
         right = Accuracy.of(self.correct, self.total)
         return all(
-            math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+            math.isclose(one, other, rel_tol=rel_tol, abs_tol=1e-9)
             for one, other in (
                 (self.value, right.value),
                 (self.low, right.low),

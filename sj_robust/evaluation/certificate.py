@@ -32,6 +32,7 @@ from sj_robust.evaluation.judge import (
     true_forward,
 )
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement
+from sj_robust.evaluation.words import first_only
 from sj_robust.model import expose
 from sj_robust.model.images import OutsideWarning
 from sj_robust.progress import bar
@@ -331,6 +332,4 @@ def _limits(evaluated: int, size: int, alpha: float, seed: int) -> list[str]:
             " pseudo-random."
         ),
     ]
-    if evaluated < size:
-        statements.append(f"Only the first {evaluated} of {size} images were certified.")
-    return statements
+    return [*statements, *first_only(evaluated, size, "certified")]

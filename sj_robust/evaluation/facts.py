@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import sj_robust
 from sj_robust.data import ImageDataset
 from sj_robust.evaluation.report import DatasetFacts, ModelFacts, Report
-from sj_robust.evaluation.words import not_tried, through
+from sj_robust.evaluation.words import first_only, not_tried, through
 from sj_robust.model import NormalizedClassifier, SpikingModel
 from sj_robust.model.unwrap import bare
 
@@ -131,9 +131,4 @@ def limits(
             f"What was found on the first {extended.dataset.evaluated} images is taken from an"
             f" earlier report ({made_with})."
         )
-    if dataset.evaluated < dataset.size:
-        statements.append(
-            f"Only the first {dataset.evaluated} of {dataset.size} images were evaluated; "
-            "the intervals cover that sampling error alone."
-        )
-    return statements
+    return [*statements, *first_only(dataset.evaluated, dataset.size)]

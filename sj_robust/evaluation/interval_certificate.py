@@ -32,6 +32,7 @@ from sj_robust.evaluation.judge import (
     true_forward,
 )
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement, eps_name
+from sj_robust.evaluation.words import first_only
 from sj_robust.model import SpikingModel, expose
 from sj_robust.phrases import ruled
 from sj_robust.progress import bar
@@ -314,6 +315,4 @@ def _limits(spiking: bool, evaluated: int, size: int) -> list[str]:
             "Of the spikes of one layer the bounds know which number each neuron may have fired by"
             " each step, and nothing of how neurons go together."
         )
-    if evaluated < size:
-        statements.append(f"Only the first {evaluated} of {size} images were certified.")
-    return statements
+    return [*statements, *first_only(evaluated, size, "certified")]

@@ -29,6 +29,7 @@ from sj_robust.evaluation.judge import (
 )
 from sj_robust.evaluation.protocol import check_classes
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement, eps_name
+from sj_robust.evaluation.words import first_only
 from sj_robust.model import PurifiedSNN, SpikingJellyClassifier, SpikingModel, expose
 from sj_robust.neuron import View, view_name
 from sj_robust.phrases import ruled
@@ -310,9 +311,4 @@ def _limits(
                 " break fewer images."
             ),
         ]
-    if evaluated < size:
-        statements.append(
-            f"Only the first {evaluated} of {size} images were evaluated; the intervals cover that"
-            " sampling error alone."
-        )
-    return statements
+    return [*statements, *first_only(evaluated, size)]

@@ -114,6 +114,11 @@ class PerImage(Facts):
     predicted: list[int]
     broken_by: list[list[str | None]]
 
+    def standing(self, at: int) -> list[bool]:
+        """Of each image: whether it is right, and stays so at the `at`-th eps."""
+        outcomes = zip(self.label, self.predicted, self.broken_by[at], strict=True)
+        return [label == predicted and by is None for label, predicted, by in outcomes]
+
 
 class LayerActivity(Facts):
     """One spiking layer.

@@ -136,6 +136,15 @@ def shown_verdict(report: Any) -> str | None:
     return verdict(checks, report.settings.attacks, report.settings.views, report.stopped is None)
 
 
+def first_only(
+    evaluated: int,
+    size: int,
+    were: str = "evaluated; the intervals cover that sampling error alone",
+) -> list[str]:
+    """That a part of the images was taken; nothing where it was all of them."""
+    return [f"Only the first {evaluated} of {size} images were {were}."] if evaluated < size else []
+
+
 def eps_name(eps: float) -> str:
     """8/255 for 0.03137…, else the number."""
     levels = eps * 255

@@ -24,6 +24,7 @@ from sj_robust.evaluation.judge import (
 )
 from sj_robust.evaluation.latency import answers_by_step, check_truncation
 from sj_robust.evaluation.report import Accuracy
+from sj_robust.evaluation.words import first_only
 from sj_robust.model import SpikingModel, expose
 from sj_robust.model.plain import copied
 from sj_robust.neuron import View
@@ -248,9 +249,4 @@ def _limits(poison: Poison, evaluated: int, size: int, pruned: bool) -> list[str
         )
     if pruned:
         statements.append("Pruning is without the finetuning that fine-pruning ends with.")
-    if evaluated < size:
-        statements.append(
-            f"Only the first {evaluated} of {size} images were evaluated; the intervals cover that"
-            " sampling error alone."
-        )
-    return statements
+    return [*statements, *first_only(evaluated, size)]
