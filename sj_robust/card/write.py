@@ -17,6 +17,7 @@ from sj_robust.card.metadata import OUR_TAGS, hub_dataset, metadata_of
 from sj_robust.card.readme import BEGIN, END, keep_own
 from sj_robust.checkpoint import zoo
 from sj_robust.checkpoint.config import (
+    ATTACKED,
     CARD,
     FIGURES,
     MAX_CONFIG_BYTES,
@@ -90,6 +91,7 @@ def write_card(folder: str | Path) -> Path:
         certified=read_certificates(target, config),
         name=_name(target, config),
         recipe=_recipe(target),
+        attacked=(target / ATTACKED).is_file(),
     )
     card = target / CARD
     if card.exists():
@@ -114,7 +116,7 @@ def columns(found: Sequence[Results]) -> dict[str, Results]:
 def collect_cards(folder: str | Path) -> list[Path]:
     """Write the card of every zoo model, freshly generated, to `folder`/NAME.md.
 
-    Its plot is linked in the zoo.
+    Its figures are linked in the zoo.
 
     Returns:
         The paths.
@@ -125,9 +127,11 @@ def collect_cards(folder: str | Path) -> list[Path]:
     target, written = Path(folder), []
     for entry in zoo.list_models():
         text = write_card(entry.folder).read_text(encoding="utf-8")
-        plot = os.path.relpath(entry.folder / PLOT, target)
+        for figure in (PLOT, ATTACKED):
+            there = Path(os.path.relpath(entry.folder / figure, target)).as_posix()
+            text = text.replace(f"]({figure})", f"]({there})")
         path = target / f"{entry.name}.md"
-        write_atomic(path, text.replace(f"]({PLOT})", f"]({Path(plot).as_posix()})"))
+        write_atomic(path, text)
         written.append(path)
     return written
 
@@ -143,9 +147,10 @@ def render(
     certified: Sequence[Certified],
     name: str,
     recipe: dict[str, Any] | None,
+    attacked: bool,
 ) -> str:
-    """The text of a card; `measured` are the results of `reports`, and `curves` these and the
-    source's by the column they stand in."""
+    """The text of a card; `measured` are the results of `reports`, `curves` these and the source's
+    by the column they stand in, `attacked` whether there is a picture of an attacked image."""
     report, found = next(iter(reports), None), curves.get(THIS)
     further = [
         (label, one, shown_verdict(reports[measured.index(one)]))
@@ -181,6 +186,7 @@ def render(
         certified=certified,
         poison=config.poison and config.poison[0],
         plot=PLOT,
+        attacked=ATTACKED if attacked else None,
         robust=robust or (found.protocol if found else ""),
         mixed=found is not None and found not in measured,
         verdict=report and shown_verdict(report),

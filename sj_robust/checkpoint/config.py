@@ -36,6 +36,7 @@ CONFIG, WEIGHTS, EVALUATION, SOURCE_EVALUATION = (
     "evaluation_source.json",
 )
 CARD, RECIPE, FIGURES = "README.md", "recipe.yaml", "figures"
+ATTACKED = f"{FIGURES}/attacked.png"  # the picture that `show --record` keeps
 THREATS = "threats.json"  # what was measured of backdoors
 CERTIFICATES = "certificates.json"
 ORIGIN = ".sj_robust.json"  # where a folder was pulled from or pushed to; never on the Hub itself

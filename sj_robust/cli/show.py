@@ -19,7 +19,14 @@ from sj_robust.cli.common import (
     say,
     usage,
 )
-from sj_robust.cli.measure import MaybeCheckpointName, Model, SplitName, load_both, load_one
+from sj_robust.cli.measure import (
+    MaybeCheckpointName,
+    Model,
+    SplitName,
+    load_both,
+    load_one,
+    recorded_in,
+)
 from sj_robust.cli.options import Args, Resize, SameClasses, Size
 from sj_robust.files import check_file
 from sj_robust.text import visible
@@ -39,7 +46,13 @@ def add_to(app: typer.Typer) -> None:
 def show(
     checkpoint: MaybeCheckpointName = None,
     *,
-    out: Annotated[Path, typer.Option("--out", help="The picture to write, FILE.png.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The picture to write, FILE.png.")
+    ] = None,
+    record: Annotated[
+        bool,
+        typer.Option("--record", help="Keep it in the checkpoint, for its card."),
+    ] = False,
     image: Annotated[
         Path | None,
         typer.Option("--image", help="A PNG, JPEG or WebP to attack, in place of --data."),
@@ -89,15 +102,21 @@ def show(
 
     An image that is wrong as it is is drawn without an attack.
     """
+    from sj_robust.checkpoint.config import ATTACKED
     from sj_robust.evaluation.shown import show as attack_and_record
 
     if image and (data or index is not None or same_classes):
         usage("--image takes the place of data: leave --data, --index and --same-classes out")
     if index is not None and label is not None:
         usage("--index names an image, whose class is known: leave --label out")
-    check_file(out)
-    if out.suffix.lower() != ".png":
+    if not (out or record):
+        usage("name the picture with --out FILE.png, or keep it in the checkpoint with --record")
+    if out and out.suffix.lower() != ".png":
         usage(f"--out {str(out)!r} is no FILE.png")
+    recorded = recorded_in(checkpoint, record)
+    files = [file for file in (out, recorded and recorded.folder / ATTACKED) if file]
+    for file in files:
+        check_file(file)
     where = pick_device(device)
     if image:
         classifier, pixels = _of_file(checkpoint, image, image_size, resize, model, arg)
@@ -117,9 +136,14 @@ def show(
     )
     name = checkpoint or str(model)
     told = " ".join(str(value) for value in place.values())
+    # a card goes to strangers, who need no paths of this machine
+    title = f"{Path(name).name} on {image.name if image else told}"
     try:
-        found.save(out, title=f"{name} on {told}")
-        say(f"picture: {out}")
+        for file in files:
+            found.save(file, title=title)
+            say(f"picture: {file}")
+        if recorded:
+            say(f"sj-robust card {recorded.folder} writes it into the card")
     finally:  # the disk may have filled up meanwhile
         if as_json:
             print_json({"model": name, "image": place, **_facts(found)})

@@ -141,10 +141,25 @@ def test_a_failure_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_recorded_picture_stands_on_the_card(cli: Cli, ship: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    sj_robust.save(sj_robust.load(ANN), folder)
+    before = folder / "README.md"
+    assert cli("card", folder).returncode == 0
+    assert "attacked.png" not in before.read_text()
+    done = cli("show", folder, "--image", ship, "--attack", "fgsm", "--record")
+    assert done.returncode == 0, done.stderr
+    assert written(folder / "figures" / "attacked.png").width > 500
+    assert f"sj-robust card {folder}" in done.stderr
+    assert cli("card", folder).returncode == 0
+    assert "](figures/attacked.png)" in before.read_text()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
         (SNN,),
+        ("--image", "a.jpg", "--record", "--model", "timm:cifar_resnet20"),
         (SNN, "--out", "a.pdf"),
         ("--out", "a.png"),
         (SNN, "--out", "a.png", "--eps", "8"),
