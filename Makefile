@@ -22,9 +22,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(BIN)/python $(TEST)
 
-# The same with the oldest versions that pyproject.toml permits.
+# The same with the oldest versions that pyproject.toml permits; something among these sets the
+# locale to C, which tests would read cards in.
 test-lowest: $(LOWEST)/.installed
-	OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(LOWEST)/bin/python $(TEST)
+	PYTHONUTF8=1 OMP_NUM_THREADS=$(OMP_NUM_THREADS) $(LOWEST)/bin/python $(TEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

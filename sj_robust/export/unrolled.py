@@ -18,7 +18,8 @@ from sj_robust.model import NormalizedClassifier, SpikingActivation, SpikingClas
 from sj_robust.model.plain import copied
 
 IMAGES, LOGITS = "images", "logits"
-_SHAPES = ({0: torch.export.Dim("batch")},)
+# any number of images; torch 2.6 refuses a size without an end, which might be its infinity
+_SHAPES = ({0: torch.export.Dim("batch", max=2**31 - 1)},)
 
 
 def export_onnx(

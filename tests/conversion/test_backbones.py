@@ -509,6 +509,8 @@ def test_torchvision_networks(build: Any, nodes: int, rewritten: list[str]) -> N
 def test_a_timm_network_survives_saving_and_loading(
     architecture: str, replace: Any, tmp_path: Path
 ) -> None:
+    if architecture.startswith("regnet") and torch.__version__ < "2.7":
+        pytest.skip("torch 2.6 cannot plan a RegNet without building it: load needs model=")
     torch.manual_seed(0)
     ann = timm.create_model(architecture, num_classes=4)
     images = torch.rand(1, 4, 3, 64, 64)

@@ -44,6 +44,8 @@ def test_a_small_network_in_onnxruntime(
     network: SpikingClassifier, small: Tensor, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    if torch.__version__ < "2.7":
+        pytest.skip("torch 2.6 cannot write this network as ONNX")
     file = tmp_path / "small.onnx"
     done = export_onnx(network, file, input_size=SIZE)
     assert (done.timesteps, done.nodes["Conv"]) == (4, 2)

@@ -174,7 +174,7 @@ def test_a_spiking_network_is_read_after_every_step(
 
 
 def test_neural_cleanse_takes_any_view(snn: SpikingClassifier, clean: ImageDataset) -> None:
-    triggers, found = reverse_triggers(snn, clean.first(160), view="PCW:1", steps=60)
+    triggers, found = reverse_triggers(snn, clean.first(160), view="PCW:1", steps=120)
     assert found.view == "PCW:1"
     assert found.flagged == [TARGET]
     stamp = triggers[TARGET].stamp(clean.first(160).floats())
