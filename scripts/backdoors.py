@@ -16,21 +16,19 @@ OUT/table.md after each network.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from stages import add_precision, converted, finetuned, trained, weights
 
-from sj_robust import SJRobustError, finetune, load, load_dataset, save, train_ann
-from sj_robust.data import MEAN_STD, ImageDataset
+from sj_robust import SJRobustError, load_dataset
+from sj_robust.data import ImageDataset
 from sj_robust.evaluation import Accuracy
 from sj_robust.evaluation.facts import model_facts
-from sj_robust.files import sha256, write_atomic
-from sj_robust.model import NormalizedClassifier, SpikingClassifier, create_ann
-from sj_robust.recipes.spec import CalibratedConversion, checked
-from sj_robust.recipes.steps import convert_with
+from sj_robust.files import write_atomic
+from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.threats import ThreatReport, match_gradients, measure_threats, poisoned
 from sj_robust.training import preset
 
@@ -44,31 +42,7 @@ POISONS = (
 FINETUNED = {"natural": "finetuned", "pgd": "finetuned adversarially"}
 
 
-def done(folder: Path, **of: Any) -> bool:
-    """Whether the network is there, made of just this; from now on it is.
-
-    Raises:
-        SJRobustError: it is there, made of something else.
-    """
-    path, text = folder.with_name(f"{folder.name}.made-of.json"), json.dumps(of, indent=2)
-    if not folder.exists():
-        write_atomic(path, text)
-        return False
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if other := [key for key, value in json.loads(text).items() if found.get(key) != value]:
-        raise SJRobustError(
-            f"{folder} was made with {other[0]} {found.get(other[0])}, expected"
-            f" {of[other[0]]}; give another --out, or delete it"
-        )
-    return True
-
-
-def weights(folder: Path) -> str:
-    """The hash of those of a network."""
-    return sha256(folder / "model.safetensors")
-
-
-def trained(
+def trained_on(
     folder: Path,
     train: ImageDataset,
     options: argparse.Namespace,
@@ -76,67 +50,34 @@ def trained(
     seed: int,
     images: str | None = None,
 ) -> NormalizedClassifier:
-    """The ANN, from OUT where it is done. images: what names `train` where that is not made."""
+    """The ANN, trained naturally."""
     changes: dict[str, Any] = {
         "method": "natural", "epochs": options.epochs, "lr": 0.1, "poison": poison,
         "validation": options.validation, "validate_every": options.epochs, "seed": seed,
+        "precision": options.precision,
     }  # fmt: skip
     config = preset("ann", "default", **changes)
-    facts = {"images": images or train.fingerprint, "layers": LAYERS}
-    if not done(folder, **facts, **config.model_dump(mode="json")):
-        torch.manual_seed(seed)
-        backbone = create_ann("cifar_vgg", len(train.classes), layers=LAYERS)
-        ann = NormalizedClassifier(backbone, *MEAN_STD["cifar10"])
-        result = train_ann(ann, train, config, beside(folder), resume=True)
-        save(ann, folder, training=result, classes=train.classes)
-    ann = load(folder)
-    assert isinstance(ann, NormalizedClassifier)
-    return ann
+    return trained(folder, train, config, "cifar_vgg", {"layers": LAYERS}, images)
 
 
-def converted(
-    folder: Path,
-    source: Path,
-    train: ImageDataset,
-    timesteps: int,
-    images: str | None = None,
+def spiking_of(
+    folder: Path, source: Path, train: ImageDataset, timesteps: int, images: str | None = None
 ) -> SpikingClassifier:
     """The ANN at `source` with so many time steps."""
     fields = {"timesteps": timesteps, "reset": "soft", "scale": "auto", "batches": 4}
-    facts = {"images": images or train.fingerprint, "source": weights(source)}
-    if not done(folder, **facts, **fields):
-        ann = load(source)
-        assert isinstance(ann, NormalizedClassifier)
-        snn = convert_with(ann, train, checked(CalibratedConversion, fields))
-        save(snn, folder, classes=train.classes)
-    return spiking(folder)
+    return converted(folder, source, train, fields, images)
 
 
-def finetuned(
-    folder: Path, source: Path, train: ImageDataset, options: argparse.Namespace, method: str
+def finetuned_by(
+    method: str, folder: Path, source: Path, train: ImageDataset, options: argparse.Namespace
 ) -> SpikingClassifier:
     """The network at `source` after finetuning on `train`."""
     changes: dict[str, Any] = {
         "method": method, "epochs": options.finetune_epochs, "lr": 0.01, "eps": 4 / 255,
         "validation": options.validation, "validate_every": options.finetune_epochs,
+        "precision": options.precision,
     }  # fmt: skip
-    config = preset("finetune", "default", **changes)
-    facts = {"images": train.fingerprint, "source": weights(source)}
-    if not done(folder, **facts, **config.model_dump(mode="json")):
-        snn = spiking(source)
-        result = finetune(snn, train, config, beside(folder), resume=True)
-        save(snn, folder, training=result, classes=train.classes)
-    return spiking(folder)
-
-
-def spiking(folder: Path) -> SpikingClassifier:
-    snn = load(folder)
-    assert isinstance(snn, SpikingClassifier)
-    return snn
-
-
-def beside(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.training")
+    return finetuned(folder, source, train, preset("finetune", "default", **changes))
 
 
 def measured(
@@ -175,7 +116,7 @@ def brewed(
     folder: Path, train: ImageDataset, test: ImageDataset, options: argparse.Namespace
 ) -> dict[str, list[bool]]:
     """By network: which of the images are taken for the class that they were poisoned for."""
-    clean = trained(folder / "clean", train, options, None, seed=1)
+    clean = trained_on(folder / "clean", train, options, None, seed=1)
     with torch.no_grad():
         right = (clean(test.floats()).argmax(1) == test.labels).nonzero().flatten().tolist()
     timesteps = options.timesteps[-1]
@@ -188,14 +129,14 @@ def brewed(
         data = train
         if not (home / "finetuned").exists():
             data = match_gradients(clean, train, image, target, steps=options.brew_steps).dataset
-        ann = trained(home / "ann", data, options, None, seed=2, images=images)
+        ann = trained_on(home / "ann", data, options, None, seed=2, images=images)
         networks = {
             "ANN": ann,
-            f"T={timesteps}, converted": converted(
+            f"T={timesteps}, converted": spiking_of(
                 home / "snn", home / "ann", data, timesteps, images
             ),
-            f"T={timesteps}, {FINETUNED['natural']}": finetuned(
-                home / "finetuned", home / "snn", train, options, "natural"
+            f"T={timesteps}, {FINETUNED['natural']}": finetuned_by(
+                "natural", home / "finetuned", home / "snn", train, options
             ),
         }
         for name, model in networks.items():
@@ -254,6 +195,7 @@ def main() -> None:
     parser.add_argument("--validation", type=int, default=500, help="training images held out")
     parser.add_argument("--detector-images", type=int, default=2000, help="of the training images")
     parser.add_argument("--cleanse-steps", type=int, default=100, help="for each class")
+    add_precision(parser)
     parser.add_argument("--brew", type=int, default=10, help="images to poison for, one by one")
     parser.add_argument("--brew-steps", type=int, default=60, help="of gradient matching")
     options = parser.parse_args()
@@ -268,15 +210,15 @@ def main() -> None:
 
         for poison in options.poisons:
             home = options.out / poison.replace(":", "_").replace("=", "")
-            ann = trained(home / "ann", train, options, poison, seed=0)
+            ann = trained_on(home / "ann", train, options, poison, seed=0)
             add(poison, "ANN", home / "ann", ann)
             for timesteps in options.timesteps:
                 base = home / f"t{timesteps}"
-                snn = converted(base, home / "ann", train, timesteps)
+                snn = spiking_of(base, home / "ann", train, timesteps)
                 add(poison, f"T={timesteps}, converted", base, snn)
                 for method, said in FINETUNED.items():
                     folder = home / f"t{timesteps}-{method}"
-                    snn = finetuned(folder, base, train, options, method)
+                    snn = finetuned_by(method, folder, base, train, options)
                     add(poison, f"T={timesteps}, {said}", folder, snn)
         if options.brew:
             lines += ["", "| gradient matching, network | misclassified as meant |", "|---|---|"]

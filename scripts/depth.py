@@ -21,16 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
+from stages import add_precision, converted, finetuned, trained
 
-from sj_robust import SJRobustError, evaluate, finetune, load, load_dataset, save, train_ann
-from sj_robust.data import MEAN_STD
+from sj_robust import SJRobustError, evaluate, load, load_dataset
 from sj_robust.evaluation import Report, measure_latency
 from sj_robust.files import write_atomic
-from sj_robust.model import NormalizedClassifier, create_ann
-from sj_robust.recipes.spec import CalibratedConversion
-from sj_robust.recipes.steps import convert_with
-from sj_robust.settings import checked
 from sj_robust.training import preset
 
 EPS = 2 / 255
@@ -39,13 +34,12 @@ NETWORKS = ("cifar_resnet20", "cifar_resnet110")
 
 def train(folder: Path, network: str, options: argparse.Namespace) -> dict[str, Any]:
     """The ANN."""
-    images = training_images(options)
-    torch.manual_seed(0)
-    backbone = create_ann(network, len(images.classes))
-    ann = NormalizedClassifier(backbone, *MEAN_STD["cifar10"])
-    config = preset("ann", epochs=options.epochs, eps=EPS, validate_every=options.epochs)
-    train_ann(ann, images, config, folder / "ann.training", resume=True)
-    save(ann, folder / "ann")
+    changes: dict[str, Any] = {
+        "epochs": options.epochs, "eps": EPS, "validate_every": options.epochs,
+        "precision": options.precision,
+    }  # fmt: skip
+    config = preset("ann", "default", **changes)
+    trained(folder / "ann", training_images(options), config, network)
     return {}
 
 
@@ -59,8 +53,7 @@ def convert(folder: Path, network: str, options: argparse.Namespace) -> dict[str
         "batch_size": 32,
         "calibration_timesteps": options.calibration_timesteps,
     }
-    snn = convert_with(load(folder / "ann"), images, checked(CalibratedConversion, fields))
-    save(snn, folder / "snn")
+    snn = converted(folder / "snn", folder / "ann", images, fields)
     report = evaluate(snn, images.first(32), attacks=[], check_images=0, batch_size=32)
     assert report.activity is not None
     rates = [layer.rate for layer in report.activity.layers.values()]
@@ -73,18 +66,13 @@ def convert(folder: Path, network: str, options: argparse.Namespace) -> dict[str
 
 def tune(folder: Path, network: str, options: argparse.Namespace) -> dict[str, Any]:
     """Finetuned as the ANN was trained."""
-    snn = load(folder / "snn")
-    config = preset(
-        "finetune",
-        epochs=options.finetune_epochs,
-        eps=EPS,
-        batch_size=32,
-        validation=200,
-        validate_every=options.finetune_epochs,
-        checkpointing=options.checkpointing,
-    )
-    finetune(snn, training_images(options), config, folder / "snn.training", resume=True)
-    save(snn, folder / "finetuned")
+    changes: dict[str, Any] = {
+        "epochs": options.finetune_epochs, "eps": EPS, "batch_size": 32, "validation": 200,
+        "validate_every": options.finetune_epochs, "checkpointing": options.checkpointing,
+        "precision": options.precision,
+    }  # fmt: skip
+    config = preset("finetune", "default", **changes)
+    finetuned(folder / "finetuned", folder / "snn", training_images(options), config)
     return {}
 
 
@@ -178,6 +166,7 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true", help="of the finetuning")
     parser.add_argument("--batches", type=int, default=4, help="of 32 images, for the thresholds")
     parser.add_argument("--calibration-timesteps", type=int, default=16)
+    add_precision(parser)
     parser.add_argument("--protocol", default="strong", help="of the ANN and the finetuned network")
     parser.add_argument("--images", type=int, default=500, help="test images")
     parser.add_argument("--training-images", type=int, help="the first so many only")

@@ -17,12 +17,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
+from stages import add_precision, converted, finetuned, trained
 
-from sj_robust import SJRobustError, evaluate, finetune, load, load_dataset, save, train_ann
-from sj_robust.data import MEAN_STD, ImageDataset
+from sj_robust import SJRobustError, evaluate, load_dataset
+from sj_robust.data import ImageDataset
 from sj_robust.evaluation import Report, certify, certify_intervals, eps_name
 from sj_robust.evaluation.certificate import Certificate
 from sj_robust.evaluation.facts import dataset_facts, weights_sha256
@@ -32,14 +33,11 @@ from sj_robust.files import write_atomic
 from sj_robust.model import (
     NormalizedClassifier,
     Purifier,
-    create_ann,
+    SpikingClassifier,
     load_purifier,
     purified,
     save_purifier,
 )
-from sj_robust.recipes.spec import CalibratedConversion
-from sj_robust.recipes.steps import convert_with
-from sj_robust.settings import checked
 from sj_robust.training import preset, train_purifier
 
 LAYERS = [32, "A", 64, "A", 128, "A"]
@@ -47,43 +45,43 @@ TRAINED = 2 / 255
 EPS = [2 / 255, 8 / 255]
 CERTIFIED = [1 / 255, 2 / 255, 4 / 255]
 SIGMA = 0.1
-METHODS: dict[str, dict[str, Any]] = {
-    "natural": {},
-    "pgd": {"attack_steps": 1},
-    "ibp": {},
-}
+Method = Literal["natural", "pgd", "ibp"]
+METHODS: tuple[Method, ...] = get_args(Method)
 
 
-def ann_of(folder: Path, method: str, train: ImageDataset, epochs: float) -> Any:
-    """The trained CNN, from OUT where it is done."""
-    if not (folder / "ann").exists():
-        torch.manual_seed(0)
-        backbone = create_ann("cifar_vgg", len(train.classes), layers=LAYERS)
-        ann = NormalizedClassifier(backbone, *MEAN_STD["cifar10"])
-        epochs = 2 * epochs if method == "ibp" else epochs
-        config = preset(
-            "ann", epochs=epochs, method=method, eps=TRAINED, validate_every=max(1.0, epochs / 8)
-        )
-        config = config.model_copy(update=METHODS[method])
-        train_ann(ann, train, config, folder / "ann.training", resume=True)
-        save(ann, folder / "ann")
-    return load(folder / "ann")
+def ann_of(
+    folder: Path, method: Method, train: ImageDataset, options: argparse.Namespace
+) -> NormalizedClassifier:
+    """The trained CNN; interval bounds take twice the epochs."""
+    epochs = options.epochs * (2 if method == "ibp" else 1)
+    changes: dict[str, Any] = {
+        "epochs": epochs, "method": method, "eps": TRAINED,
+        "validate_every": max(1.0, epochs / 8),
+    }  # fmt: skip
+    if method == "pgd":
+        changes["attack_steps"] = 1
+    if method != "ibp":  # bounds want the last digits
+        changes["precision"] = options.precision
+    config = preset("ann", "default", **changes)
+    return trained(folder / "ann", train, config, "cifar_vgg", {"layers": LAYERS})
 
 
 def snn_of(
-    folder: Path, method: str, ann: Any, train: ImageDataset, options: argparse.Namespace
-) -> Any:
-    """Its spiking network, from OUT where it is done."""
+    folder: Path, method: Method, train: ImageDataset, options: argparse.Namespace
+) -> SpikingClassifier:
+    """Its spiking network."""
     steps, epochs = options.timesteps, options.finetune_epochs
-    target = folder / f"t{steps}"
-    if not target.exists():
-        fields = {"timesteps": steps, "reset": "soft", "scale": "auto", "batches": options.batches}
-        snn = convert_with(ann, train, checked(CalibratedConversion, fields))
-        if method != "ibp" and epochs:
-            config = preset("finetune", epochs=epochs, method=method, eps=TRAINED, attack_steps=1)
-            finetune(snn, train, config, folder / f"t{steps}.training", resume=True)
-        save(snn, target)
-    return load(target)
+    fields = {"timesteps": steps, "reset": "soft", "scale": "auto", "batches": options.batches}
+    base = folder / f"t{steps}-converted"
+    snn = converted(base, folder / "ann", train, fields)
+    if method == "ibp" or not epochs:
+        return snn
+    changes: dict[str, Any] = {
+        "epochs": epochs, "method": method, "eps": TRAINED, "attack_steps": 1,
+        "precision": options.precision,
+    }  # fmt: skip
+    config = preset("finetune", "default", **changes)
+    return finetuned(folder / f"t{steps}", base, train, config)
 
 
 def purifier_of(path: Path, classifier: Any, train: ImageDataset, epochs: int) -> Purifier:
@@ -147,8 +145,8 @@ def rows(options: argparse.Namespace) -> Iterator[tuple[list[str], list[str]]]:
     images = load_dataset(options.data, "test").first(options.images)
     for method in options.only or METHODS:
         folder = options.out / method
-        ann = ann_of(folder, method, train, options.epochs)
-        snn = snn_of(folder, method, ann, train, options)
+        ann = ann_of(folder, method, train, options)
+        snn = snn_of(folder, method, train, options)
         for name, model in (("ann", ann), (f"t{options.timesteps}", snn)):
             kind = "ANN" if model is ann else f"T={options.timesteps}"
             source = {} if model is ann else {"ann": ann}
@@ -213,6 +211,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4, help="of 64 images, for the thresholds")
     parser.add_argument("--purifier-epochs", type=int, default=2)
     parser.add_argument("--samples", type=int, default=200, help="of smoothing, at least 60")
+    add_precision(parser)
     parser.add_argument("--images", type=int, default=500, help="test images")
     parser.add_argument("--training-images", type=int, help="the first so many only")
     options = parser.parse_args()

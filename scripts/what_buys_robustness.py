@@ -20,16 +20,16 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from stages import add_precision, converted, finetuned, trained
 
-from sj_robust import SJRobustError, evaluate, finetune, load, load_dataset, save, train_ann
+from sj_robust import SJRobustError, evaluate, load_dataset
 from sj_robust.checkpoint.results import kept, results
-from sj_robust.data import MEAN_STD, ImageDataset
+from sj_robust.data import ImageDataset
 from sj_robust.evaluation import Report
+from sj_robust.evaluation.facts import weights_sha256
 from sj_robust.files import write_atomic
-from sj_robust.model import NormalizedClassifier, SpikingClassifier, create_ann
-from sj_robust.recipes.spec import CalibratedConversion, checked
-from sj_robust.recipes.steps import convert_with
-from sj_robust.training import preset
+from sj_robust.training import TrainConfig, preset
+from sj_robust.training.config import Kind
 
 HELD_OUT = 1000
 EPS = (2 / 255, 8 / 255)
@@ -49,42 +49,21 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def trained(folder: Path, name: str, train: ImageDataset, epochs: float) -> NormalizedClassifier:
-    """The ANN of a network, from OUT where it is done."""
-    if not (folder / "ann").exists():
-        architecture, arguments = NETWORKS[name]
-        ann = NormalizedClassifier(create_ann(architecture, 10, **arguments), *MEAN_STD["cifar10"])
-        changes = {"method": "pgd", "eps": 8 / 255, "attack_steps": 1, "schedule": "onecycle"}
-        config = preset("ann", "default", epochs=epochs, lr=0.1, validate_every=epochs, **changes)
-        train_ann(ann, train, config, folder / "ann.training", resume=True)
-        save(ann, folder / "ann")
-    ann = load(folder / "ann")
-    assert isinstance(ann, NormalizedClassifier)
-    return ann
-
-
-def converted(
-    folder: Path, timesteps: int, ann: NormalizedClassifier, train: ImageDataset, epochs: float
-) -> SpikingClassifier:
-    """The finetuned spiking network of an ANN, from OUT where it is done."""
-    target = folder / f"t{timesteps}"
-    if not target.exists():
-        fields = {"timesteps": timesteps, "reset": "soft", "scale": "auto", "batches": 4}
-        snn = convert_with(ann, train, checked(CalibratedConversion, fields))
-        changes = {"method": "pgd", "eps": 8 / 255, "attack_steps": 1, "schedule": "onecycle"}
-        config = preset("finetune", "default", epochs=epochs, lr=0.01, **changes)
-        finetune(snn, train, config, folder / f"t{timesteps}.training", resume=True)
-        save(snn, target)
-    snn = load(target)
-    assert isinstance(snn, SpikingClassifier)
-    return snn
+def training(kind: Kind, epochs: float, lr: float, options: argparse.Namespace) -> TrainConfig:
+    """One-step PGD at 8/255."""
+    changes: dict[str, Any] = {
+        "method": "pgd", "eps": 8 / 255, "attack_steps": 1, "schedule": "onecycle", "lr": lr,
+        "epochs": epochs, "validate_every": epochs, "precision": options.precision,
+    }  # fmt: skip
+    return preset(kind, "default", **changes)
 
 
 def measured(path: Path, images: ImageDataset, model: Any, ann: Any = None) -> Report:
-    """Under strong, from the report at `path` where it is of as many images."""
+    """Under strong, from the report at `path` where it is of these weights and as many images."""
     if path.exists():
         report = Report.from_json(path.read_text(encoding="utf-8"))
-        if report.dataset.evaluated == len(images):
+        found = report.model.weights_sha256, report.dataset.evaluated
+        if found == (weights_sha256(model), len(images)):
             return report
     transfer = {"ann": ann} if ann is not None else None
     journal = path.with_name(f"{path.stem}.{len(images)}.partial")
@@ -140,6 +119,7 @@ def main() -> None:
     parser.add_argument("--timesteps", nargs="+", type=int, default=[4, 8, 16, 32])
     parser.add_argument("--epochs", type=float, default=8, help="of each ANN")
     parser.add_argument("--finetune-epochs", type=float, default=0.4)
+    add_precision(parser)
     parser.add_argument("--images", type=int, default=100, help="held-out training images")
     options = parser.parse_args()
     try:
@@ -148,12 +128,16 @@ def main() -> None:
         found: dict[str, dict[int, Report]] = {}
         for name in options.only or NETWORKS:
             folder = options.out / name.replace(",", "").replace(" ", "-")
-            ann = trained(folder, name, train, options.epochs)
+            config = training("ann", options.epochs, 0.1, options)
+            ann = trained(folder / "ann", train, config, *NETWORKS[name])
             found[name] = {0: measured(folder / "ann.json", images, ann)}
             for timesteps in options.timesteps:
-                snn = converted(folder, timesteps, ann, train, options.finetune_epochs)
-                path = folder / f"t{timesteps}.json"
-                found[name][timesteps] = measured(path, images, snn, ann)
+                base, tuned = folder / f"t{timesteps}-converted", folder / f"t{timesteps}"
+                fields = {"timesteps": timesteps, "reset": "soft", "scale": "auto", "batches": 4}
+                converted(base, folder / "ann", train, fields)
+                config = training("finetune", options.finetune_epochs, 0.01, options)
+                snn = finetuned(tuned, base, train, config)
+                found[name][timesteps] = measured(folder / f"t{timesteps}.json", images, snn, ann)
             write_atomic(options.out / "table.md", table(found))
             draw(found, options.out / "figure.png")
         print(table(found), end="")

@@ -1,9 +1,9 @@
-"""scripts/backdoors.py takes from its folder what was made of the same, and nothing else."""
+"""Scripts take from their folder what was made of the same, and nothing else."""
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,20 @@ from sj_robust.threats import ThreatReport, measure_threats
 POISON = "patch:2:rate=0.05:target=3"
 
 
-@pytest.fixture(scope="module")
-def script() -> Any:
-    path = Path(__file__).parents[2] / "scripts" / "backdoors.py"
-    spec = importlib.util.spec_from_file_location("backdoors", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def test_a_network_of_other_settings_is_refused(script: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("backdoors")
+
+
+def test_a_network_of_other_settings_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    script = importlib.import_module("stages")
     folder = tmp_path / "ann"
     assert not script.done(folder, epochs=1.0, source="a")
     assert not script.done(folder, epochs=2.0, source="a")  # nothing was made of the first
