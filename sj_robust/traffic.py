@@ -3,6 +3,7 @@ sets almost no limit to any of them."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,7 @@ class Traffic:
 
     @contextmanager
     def held(self) -> Iterator[Traffic]:
-        """While it is held, the client's session keeps to the limits."""
+        """While it is held, the client's session keeps to the limits, and logs no retries."""
         from huggingface_hub.utils import get_session
 
         session = get_session()
@@ -62,7 +63,8 @@ class Traffic:
             kind: [*session.event_hooks.get(kind, []), hook] for kind, hook in ours.items()
         }
         try:
-            yield self
+            with _quiet_client():
+                yield self
         finally:
             # and of several conversations at once each takes away its own hooks only
             self._unwatch()
@@ -181,6 +183,19 @@ class Traffic:
 
         self.too_silent = True
         close_session()
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """While it is held, the client does not log each retry, with the address it asks: what cannot
+    be helped ends in one error."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(max(level, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def limited() -> AbstractContextManager[Traffic]:

@@ -51,6 +51,7 @@ from sj_robust.threats.report import ThreatReport
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 PLOT = f"{FIGURES}/accuracy.png"
+_BUILDER = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)", re.ASCII)  # MODULE:FUNCTION
 THIS = "this model"
 SOURCE = "ANN source"
 KEPT = "kept of the source"
@@ -187,6 +188,7 @@ def render(
         poison=config.poison and config.poison[0],
         plot=PLOT,
         attacked=ATTACKED if attacked else None,
+        built=_BUILDER.fullmatch(config.model or ""),
         robust=robust or (found.protocol if found else ""),
         mixed=found is not None and found not in measured,
         verdict=report and shown_verdict(report),

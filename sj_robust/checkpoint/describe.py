@@ -98,11 +98,12 @@ def describe(
         config = _validated({**described, "architecture": architecture, "model_args": model_args})
         if _rebuilds(model, config, tensors):
             return config
-    warnings.warn(
-        f"{type(model.backbone).__name__} cannot be rebuilt from a timm name: load will need"
-        " model=",
-        stacklevel=3,
-    )
+    if not described["model"]:  # else it is known, and recorded, what makes it
+        warnings.warn(
+            f"{type(model.backbone).__name__} cannot be rebuilt from a timm name: load will need"
+            " model=",
+            stacklevel=3,
+        )
     return _validated({**described, "architecture": None})
 
 

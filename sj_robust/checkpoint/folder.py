@@ -216,8 +216,8 @@ def load_folder(
             f"it was made by {config.model!r}" if config.model else "what made it was not recorded"
         )
         raise SJRobustError(
-            f"{folder} holds your own network ({made_by}): pass a freshly built one, load(...,"
-            " model=...)"
+            f"{folder} holds your own network ({made_by}): pass a freshly built one, --model"
+            f" {config.model or 'MODULE:FUNCTION'} or load(..., model=...)"
         )
     else:
         backbone = build_backbone(config, tensors)

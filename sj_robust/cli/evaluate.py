@@ -63,7 +63,7 @@ def evaluate(
             "--eps",
             parser=distance,
             metavar="EPS",
-            help="Radius, once or several times; without it 2/255 4/255 8/255.",
+            help="Radius, once or several times; without it 2/255 4/255 8/255 (l2: 0.25 0.5 1).",
         ),
     ] = None,
     protocol: Annotated[
@@ -203,7 +203,7 @@ def evaluate(
         transfer={name: load(name) for name in transfer or ()},
         grid=grid,  # type: ignore[arg-type]  # checked there
         time_limit=time_limit,
-        eps=eps or (2 / 255, 4 / 255, 8 / 255),
+        eps=eps or None,
         attacks=None if attacks is None else words(attacks),
         views=chosen,
         survivors_only=not every_view,

@@ -100,9 +100,15 @@ def recorded_in(checkpoint: str | None, record: bool) -> Checkpoint | None:
     if not checkpoint:
         usage("--record writes into a CHECKPOINT, and there is none: keep the result with --out")
     from sj_robust.catalog import locate
+    from sj_robust.checkpoint import zoo
 
     found = locate(checkpoint)
     check_within(found.folder)
+    if zoo.holds(found.folder):
+        say(
+            f"{checkpoint} is the zoo's own, whose table changes with it; sj-robust pull"
+            f" {checkpoint} --to FOLDER makes a copy to record in"
+        )
     return found
 
 

@@ -28,7 +28,7 @@ from sj_robust.cli.measure import (
     recorded_in,
 )
 from sj_robust.cli.options import Args, Resize, SameClasses, Size
-from sj_robust.files import check_file
+from sj_robust.files import check_file, write_atomic
 from sj_robust.text import visible
 
 if TYPE_CHECKING:
@@ -139,11 +139,12 @@ def show(
     # a card goes to strangers, who need no paths of this machine
     title = f"{Path(name).name} on {image.name if image else told}"
     try:
-        for file in files:
-            found.save(file, title=title)
-            say(f"picture: {file}")
+        if out:
+            found.save(out, title)
+            say(f"picture: {out}")
         if recorded:
-            say(f"sj-robust card {recorded.folder} writes it into the card")
+            write_atomic(recorded.folder / ATTACKED, found.png(title, dpi=100))  # as wide as a card
+            say(f"recorded: sj-robust card {recorded.folder} writes it into the card")
     finally:  # the disk may have filled up meanwhile
         if as_json:
             print_json({"model": name, "image": place, **_facts(found)})

@@ -91,7 +91,7 @@ def train_ann(
     device: Device = None,
     as_json: Json = False,
 ) -> None:
-    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training.
+    """Train a ReLU network: natural, PGD, TRADES or MART adversarial training, or interval bounds.
 
     OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
     Under torchrun the processes share every batch.

@@ -25,6 +25,7 @@ from sj_robust.files import legible, zoo_root
 from sj_robust.known import KNOWN
 from sj_robust.masking import harmless
 from sj_robust.model.images import checked_labels
+from sj_robust.phrases import did_you_mean, few
 from sj_robust.traffic import LimitError, limited
 
 Split = Literal["train", "test"]
@@ -219,9 +220,10 @@ def load_dataset(
     else:
         path = Path(name_or_path).expanduser()
         if not path.exists():
+            hint = did_you_mean(str(name_or_path), NAMES)
             raise SJRobustError(
                 f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path"
-                " of a folder or parquet file"
+                f" of a folder or parquet file{hint and f'; {hint}'}"
             )
         source, name = _at_path(path, split), _name_of(path)
     if stream is None:
@@ -280,6 +282,11 @@ def _download(name: str, repository: str, file: str) -> Path:
 def _at_path(path: Path, split: Split) -> Source:
     if path.is_file():
         return parquet_source([path], split_in_name(path) or "all")
+    below = sorted({file.parent.name for file in path.glob("*/*.parquet")})
+    if len(below) > 1 and any(map(known_name, below)):
+        raise SJRobustError(
+            f"{path} holds several data sets ({few(below)}): name one, such as {path / below[0]}"
+        )
     files = parquet_files(path, split)
     return parquet_source(files, split) if files else folder_source(path, split)
 

@@ -52,7 +52,7 @@ from sj_robust.evaluation.protocol import (
 from sj_robust.evaluation.report import Accuracy, Activity, Check, PerImage, Report, Settings
 from sj_robust.evaluation.roughness import measure_roughness
 from sj_robust.evaluation.starts import Starts
-from sj_robust.evaluation.words import EXACT, verdict
+from sj_robust.evaluation.words import EXACT, chance, verdict
 from sj_robust.model import SpikingModel, expose
 from sj_robust.model.unwrap import bare
 from sj_robust.progress import bar
@@ -244,6 +244,7 @@ class Evaluation:
             self.outcome,
             self.protocol and str(self.protocol),
         )
+        clean = Accuracy.of(int(self.correct.sum()), self.total)
         first = self.plan[0] if self.plan else []
         names = [run.attack.name for run in first]
         seen = list(dict.fromkeys(view for run in first for view in run.sources or run.seen))
@@ -260,7 +261,7 @@ class Evaluation:
         return Report(
             model=self.described,
             dataset=self.data,
-            clean=Accuracy.of(int(self.correct.sum()), self.total),
+            clean=clean,
             joint=outcome.joint,
             robust=outcome.robust,
             per_image=PerImage(
@@ -286,6 +287,7 @@ class Evaluation:
                     options.extend,
                 ),
                 *([LIMIT] if options.grid else []),
+                *chance(clean, self.num_classes),
                 *replaced,
             ],
             settings=Settings(

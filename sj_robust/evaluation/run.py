@@ -17,6 +17,7 @@ from sj_robust.evaluation.options import Options
 from sj_robust.evaluation.protocol import AttackMaker, Protocol
 from sj_robust.evaluation.report import Report
 from sj_robust.evaluation.roughness import IMAGES
+from sj_robust.evaluation.settings import RADII
 from sj_robust.neuron import View
 
 
@@ -25,7 +26,7 @@ def evaluate(
     dataset: ImageDataset,
     *,
     protocol: str | Protocol | None = None,
-    eps: Radius | Sequence[Radius] = (2 / 255, 4 / 255, 8 / 255),
+    eps: Radius | Sequence[Radius] | None = None,
     attacks: Sequence[AttackMaker] | None = None,
     views: Sequence[View | str] | None = None,
     transfer: Mapping[str, nn.Module] | None = None,
@@ -67,7 +68,7 @@ def evaluate(
             and `views`; "autoattack" may be given other `views`. With two or three classes it runs
             what `for_few_classes` says, which the report has among its limits.
         eps: radii in units of [0, 1], one or several in any order, also written "8/255"; the report
-            has them ascending.
+            has them ascending. Default 2/255, 4/255 and 8/255, under l2 0.25, 0.5 and 1.
         attacks: names that `parse_attack` knows, or anything that called with eps=… gives an attack
             (`functools.partial(PGD, steps=50)`); default FGSM and PGD-10. None at all, (), gives
             the clean accuracy alone.
@@ -106,7 +107,7 @@ def evaluate(
     """
     options = Options(
         protocol=protocol,
-        eps=eps,
+        eps=RADII.get(norm, RADII["linf"]) if eps is None else eps,
         attacks=attacks,
         views=views,
         transfer=dict(transfer or {}),

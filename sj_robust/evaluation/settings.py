@@ -3,7 +3,7 @@ Nothing here imports torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -17,13 +17,22 @@ from sj_robust.settings import Growing
 Distance = Annotated[float, BeforeValidator(number), Field(gt=0, allow_inf_nan=False)]
 
 
+RADII: dict[str, tuple[float, ...]] = {
+    "linf": (2 / 255, 4 / 255, 8 / 255),
+    "l2": (0.25, 0.5, 1.0),  # 0.5 is RobustBench's; 8/255 would be next to nothing
+}
+"""Of an evaluation that names none, by norm."""
+
+
 class EvaluationSettings(Growing):
     """The settings of `evaluate` that a file can hold; the function itself also takes attacks,
     views and protocols as objects."""
 
     LATE = ("norm", "restarts", "roughness_images")
 
-    eps: list[Distance] = Field([2 / 255, 4 / 255, 8 / 255], description="radii")
+    eps: list[Distance] = Field(
+        list(RADII["linf"]), description="radii; without it 0.25, 0.5 and 1 under l2"
+    )
     protocol: str | None = Field(
         None, description="quick, paper, strong or autoattack, in place of attacks and views"
     )
@@ -42,9 +51,17 @@ class EvaluationSettings(Growing):
         None,
         ge=0,
         description=(
-            "images around which 200 random points are tried; without it 64 under a protocol"
+            "images around which 100 random points at each of two radii are tried; without it 64"
+            " under a protocol"
         ),
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _radii_of_the_norm(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and fields.get("norm") == "l2":
+            return {"eps": list(RADII["l2"]), **fields}
+        return fields
 
     @model_validator(mode="after")
     def _in_images(self) -> EvaluationSettings:

@@ -136,6 +136,16 @@ def shown_verdict(report: Any) -> str | None:
     return verdict(checks, report.settings.attacks, report.settings.views, report.stopped is None)
 
 
+def chance(clean: Any, classes: int | None) -> list[str]:
+    """That a clean accuracy may be that of guessing; nothing where it is clearly above."""
+    if not classes or clean.low > 1 / classes:
+        return []
+    return [
+        f"The clean accuracy is not clearly above chance, 1 in {classes}: what attacks leave of it"
+        " says nothing of robustness."
+    ]
+
+
 def first_only(
     evaluated: int,
     size: int,

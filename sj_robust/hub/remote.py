@@ -3,7 +3,6 @@ here imports torch."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -131,25 +130,12 @@ def explained(
     traffic = Traffic(timeouts, f"{urlsplit(endpoint()).path}/api/", answer)
     try:
         # inside: the client is made here, and a proxy's address may be none
-        with _quiet_client(), traffic.held():
+        with traffic.held():
             yield traffic
     except SJRobustError:
         raise
     except Exception as error:
         raise SJRobustError(explain(traffic.told(error), name, doing)) from harmless(error)
-
-
-@contextmanager
-def _quiet_client() -> Iterator[None]:
-    """While it is held, the client does not log each retry, with the address it asks: what cannot
-    be helped ends in one error."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(max(level, logging.ERROR))
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def unreachable(error: BaseException) -> bool:

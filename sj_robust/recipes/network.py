@@ -180,6 +180,7 @@ def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
     except ModuleNotFoundError as error:
         raise SJRobustError(
             f"{name!r}: {error}; it has to be installed or lie in the working directory"
+            f"{', and is named without .py' if module_name.endswith('.py') else ''}"
         ) from None
     except AttributeError:
         raise SJRobustError(f"{name!r}: module {module_name} has no {attribute}") from None

@@ -145,8 +145,9 @@ def test_own_network_is_named_but_never_imported(
     spiking = convert(
         own, torch.rand(2, 4, 3, 9, 9), 3, mean=(0.5,) * 3, std=(0.25,) * 3, calibration_timesteps=4
     )
-    with pytest.warns(UserWarning, match="OwnNetwork"):
-        save(spiking, tmp_path / "m", builder="own_module_of_a_user:build", input_size=(3, 9, 9))
+    with pytest.warns(UserWarning, match="OwnNetwork cannot be rebuilt from a timm name"):
+        save(spiking, tmp_path / "unknown", input_size=(3, 9, 9))
+    save(spiking, tmp_path / "m", builder="own_module_of_a_user:build", input_size=(3, 9, 9))
     with pytest.raises(SJRobustError, match="own_module_of_a_user:build"):
         load(tmp_path / "m")
     assert not (tmp_path / "own_module_of_a_user.ran").exists()

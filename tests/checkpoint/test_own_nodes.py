@@ -4,6 +4,7 @@ the code that builds them."""
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,8 @@ def folder(snn: SpikingJellyClassifier, dataset: ImageDataset, tmp_path: Path) -
     report = evaluate(
         snn, dataset, attacks=["fgsm"], views=["own"], eps=[4 / 255], max_images=8, check_images=0
     )
-    with pytest.warns(UserWarning, match="load will need model="):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it is said what builds it
         save(
             snn,
             tmp_path / "mine",
