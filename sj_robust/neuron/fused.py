@@ -7,18 +7,17 @@ Each device adds its kernels: cpu_backend and cupy_backend. torch.compile sees t
 with known shapes and does not break its graph.
 
 What is kept for the backward pass. A CUDA kernel waits for memory, so it computes the potentials
-again, from the input, where a thread's registers hold them. Bytes moved for each neuron and step,
-forward + backward, with inputs of float32 and of 16 bits:
+again, from the input, as long as registers hold them. Bytes moved for each neuron and step, forward
++ backward, with inputs of float32 and of 16 bits:
 
     the potential kept   x → s, h   g, h → dx   12 + 12 and 8 + 8 (h is float32 in any case)
     the input kept       x → s      g, x → dx    8 + 12 and 4 + 6
 
-Held between the two passes are 4 or 2 bytes in place of 4, and 1/T of that where one input is
-repeated T times; while the forward pass of a node runs, 8 and 4 in place of 12 and 8. The input is
-the output of a convolution or batch norm, which nothing else would hold on to: it is alive once,
-where potentials would be beside it, so the peak is never above that of potentials. In exchange it
-must not be changed in place after the node has read it; autograd says so. A processor core holds a
-block's potentials in its cache but reads 32 bits alone: there the potential is kept.
+The input, of a convolution or batch norm, would else be freed once the node has read it. Kept, it
+takes 4 or 2 bytes until the backward pass where the potential takes 4 (1/T of them where one input
+is repeated T times), and while the forward pass of the node runs, 8 or 4 bytes are alive in place
+of 12 or 8: the peak is the same or lower in either type. In exchange the input must not be changed
+in place after the node has read it; autograd then raises an error. The CPU keeps the potential.
 """
 
 from __future__ import annotations

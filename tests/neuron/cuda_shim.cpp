@@ -23,5 +23,6 @@ extern "C" void launch_lif_backward_from_input_kernel(unsigned blocks, const ELE
 
 extern "C" void launch_lif_adapt_kernel(unsigned blocks, const float *potential, const float *threshold, float *mean, float *spread,
                                         float *slope, SHAPE, float omega, float update, float relaxation) {
-    EACH_THREAD lif_adapt_kernel(potential, threshold, mean, spread, slope, steps, size, stride, channels, inner, omega, update, relaxation);
+    EACH_THREAD
+    lif_adapt_kernel(potential, threshold, mean, spread, slope, steps, size, stride, channels, inner, omega, update, relaxation);
 }

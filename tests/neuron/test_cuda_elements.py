@@ -56,7 +56,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("steps", [1, 4, 8, 40])
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_types_of_elements_differ_in_the_rounding_of_what_is_read_and_written_alone(
     dtype: torch.dtype, steps: int, layout: str, on_cpu: Callable[..., Tensor]
 ) -> None:
@@ -85,7 +85,7 @@ def test_types_of_elements_differ_in_the_rounding_of_what_is_read_and_written_al
         torch.testing.assert_close(dv, expected[2], rtol=1e-4, atol=1e-5 * total)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_every_number_is_read_and_every_rounding_is_torchs(
     dtype: torch.dtype, on_cpu: Callable[..., Tensor]
 ) -> None:
@@ -113,7 +113,7 @@ def test_every_number_is_read_and_every_rounding_is_torchs(
 
 
 @pytest.mark.skipif(cpu_library() is None, reason="no CPU kernel to compare with")
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_what_is_no_number_stays_so_in_its_neuron(
     dtype: torch.dtype, on_cpu: Callable[..., Tensor]
 ) -> None:
@@ -138,7 +138,7 @@ def test_what_is_no_number_stays_so_in_its_neuron(
         assert all(i == j for i, j in broken.tolist())
 
 
-@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_adaptive_sharpness_goes_on_in_float32(
     dtype: torch.dtype, on_cpu: Callable[..., Tensor]
 ) -> None:
@@ -162,7 +162,7 @@ def test_nothing_is_computed_of_nothing() -> None:
         assert (spikes.shape, spikes.dtype) == ((4, 0, 3), dtype)
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("steps", [8, 40])
 def test_on_cuda_the_node_keeps_its_input_or_beyond_32_steps_its_potential(
     dtype: torch.dtype, steps: int
@@ -189,3 +189,55 @@ def test_on_cuda_the_node_keeps_its_input_or_beyond_32_steps_its_potential(
     first = kept[0]
     assert first.dtype == (dtype if steps == 8 else torch.float32)
     assert first.stride(0) == (0 if steps == 8 else x.numel())
+
+
+def test_16_bits_are_widened_but_for_the_cuda_kernel() -> None:
+    with FakeTensorMode():
+        on_cuda = torch.empty(4, 2, 3, dtype=torch.bfloat16, device="cuda")
+        node = cupy_backend._multistep
+        spikes, potential = fused.spikes_and_potential(
+            on_cuda, torch.ones((), device="cuda"), 0.9, False, node
+        )
+    assert (spikes.dtype, potential.dtype) == (torch.bfloat16, torch.float32)
+    assert fused.keeps_float32_state(node, on_cuda)
+    assert not fused.keeps_float32_state(torch_backend.multistep, on_cuda)
+    half = torch.empty(4, 2, 3, dtype=torch.bfloat16)
+    for multistep in (fused.multistep, torch_backend.multistep):
+        assert not fused.keeps_float32_state(multistep, half)
+        assert fused.keeps_float32_state(multistep, half.float())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not cupy_backend.installed(), reason="needs CuPy")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("steps", [1, 8, 20, 40])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_on_a_gpu_the_node_agrees_with_the_torch_backend(
+    dtype: torch.dtype, steps: int, layout: str
+) -> None:
+    generator = torch.Generator("cuda").manual_seed(steps)
+    for case, (view, reset) in enumerate(
+        itertools.product((*SURROGATE_NAMES, "ASSG"), ("hard", "soft"))
+    ):
+        size = (steps, 2, 6, *((3, 5), (2, 3), (4, 4))[case % 3])
+        x, grad = (
+            torch.randn(size, generator=generator, device="cuda").mul(0.3).add(0.2).to(dtype)
+            for _ in range(2)
+        )
+        x, outcomes = LAYOUTS[layout](x), []
+        for backend, wide in (("cupy", dtype), ("torch", torch.float32)):
+            node = ThresholdLIF(0.6, 0.9, reset, backend=backend, channels=(None, 6)[case % 2])
+            node.cuda().view = view
+            a = x.detach().to(wide).requires_grad_()
+            spikes = node(a)
+            spikes.backward(grad.to(wide))
+            assert a.grad is not None
+            assert node.v_threshold.grad is not None
+            outcomes.append((spikes.detach(), a.grad, node.v_threshold.grad))
+        (spikes, dx, dv), expected = outcomes
+        assert torch.equal(spikes, expected[0].to(dtype))
+        largest, total = float(expected[1].abs().max()), float(expected[1].abs().sum())
+        torch.testing.assert_close(
+            dx, expected[1].to(dtype), rtol=tolerance(dtype), atol=1e-6 * largest
+        )
+        torch.testing.assert_close(dv, expected[2], rtol=1e-4, atol=1e-5 * total)

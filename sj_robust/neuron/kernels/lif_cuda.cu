@@ -88,15 +88,13 @@ LIF_INLINE void store_shares(float *shares, const float *total, long long j, lon
     }
 }
 
-/* A step of the thread's neurons: x, which becomes the potential h; the spikes, if wanted. */
-LIF_INLINE void step(float *x, float *v, const float *v_threshold, float leak, ELEMENT *spikes) {
-    float fired[WIDTH];
+/* A step of the thread's neurons; h: their inputs, which become their potentials. */
+LIF_INLINE void step(float *h, float *v, float *spikes, const float *v_threshold, float leak) {
     EACH(i) {
-        x[i] = lif_charge(x[i], v[i], leak);
-        fired[i] = x[i] >= v_threshold[i] ? 1.0f : 0.0f;
-        v[i] = lif_reset(x[i], v_threshold[i], SOFT);
+        h[i] = lif_charge(h[i], v[i], leak);
+        spikes[i] = h[i] >= v_threshold[i] ? 1.0f : 0.0f;
+        v[i] = lif_reset(h[i], v_threshold[i], SOFT);
     }
-    if (spikes) store(spikes, fired);
 }
 
 LIF_INLINE void step_back(const ELEMENT *grad, const float *slope, ELEMENT *dx, const float *h, const float *v_threshold, float *carry,
@@ -122,9 +120,10 @@ extern "C" __global__ void lif_forward_kernel(const ELEMENT *__restrict__ x, con
     load_thresholds(v_threshold, threshold, j, channels, inner);
 #pragma unroll
     for (long long t = 0; t < TIMES; t++) {
-        float h[WIDTH];
+        float h[WIDTH], fired[WIDTH];
         load(h, x + t * x_stride + j);
-        step(h, v, v_threshold, leak, spikes + t * size + j);
+        step(h, v, fired, v_threshold, leak);
+        store(spikes + t * size + j, fired);
         if (potential) store(potential + t * size + j, h);
     }
 }
@@ -159,8 +158,9 @@ extern "C" __global__ void lif_backward_from_input_kernel(const ELEMENT *__restr
     load_thresholds(v_threshold, threshold, j, channels, inner);
 #pragma unroll
     for (int t = 0; t < STEPS; t++) {
+        float fired[WIDTH];
         load(h[t], x + t * x_stride + j);
-        step(h[t], v, v_threshold, leak, 0);
+        step(h[t], v, fired, v_threshold, leak);
     }
 #pragma unroll
     for (int t = STEPS - 1; t >= 0; t--)
