@@ -26,7 +26,7 @@ from sj_robust.neuron.backend import register_backend
 from sj_robust.neuron.compiler import KERNELS
 from sj_robust.neuron.surrogate import SURROGATE_NAMES
 
-# division to 2 ulp: only σ' divides, and exactly it is a quarter of the instructions on the way back
+# division to 2 ulp: only σ' divides, and exactly that is a quarter of the way back's instructions
 OPTIONS = ("-std=c++14", "--fmad=false", "--prec-div=false")
 ELEMENTS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _THREADS = 256  # per block

@@ -35,7 +35,8 @@ from sj_robust.neuron.view import wants_gradient
 
 # of inputs; the state is float32 in any case
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-IN_REGISTERS = 32  # steps up to which the CUDA kernel computes the potentials again
+# devices whose kernels read all of them, and compute potentials again for up to so many steps
+MEMORY_BOUND, IN_REGISTERS = ("cuda",), 32
 
 
 def multistep(
@@ -57,7 +58,8 @@ def multistep(
         return wide.to(x.dtype)
     x, v_threshold = dense(x), v_threshold.float()
     settings = leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma
-    if wants_gradient(x, v_threshold) and not (x.is_cuda and x.shape[0] <= IN_REGISTERS):
+    again = x.device.type in MEMORY_BOUND and x.shape[0] <= IN_REGISTERS
+    if wants_gradient(x, v_threshold) and not again:
         return lif_forward(x, v_threshold, *settings)[0]
     return lif_spikes(x, v_threshold, *settings)
 
@@ -71,7 +73,7 @@ def takes(x: Tensor, v_threshold: Tensor) -> bool:
 
 def _reads(x: Tensor) -> bool:
     """Whether the device's kernel reads such elements; others are widened for it."""
-    return x.dtype == torch.float32 or x.is_cuda
+    return x.dtype == torch.float32 or x.device.type in MEMORY_BOUND
 
 
 def serves(multistep_in_use: Multistep, x: Tensor, v_threshold: Tensor) -> bool:
