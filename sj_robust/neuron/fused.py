@@ -1,9 +1,23 @@
 """The fused backends as torch custom ops: one formula for autograd, one kernel per device.
 
 `sj_robust::lif_spikes` and `sj_robust::lif_forward` (which also keeps the potential) run all T
-steps of a layer from rest; `sj_robust::lif_backward` goes back through them; `sj_robust::lif_adapt`
-is adaptive sharpness. Each device adds its kernels: cpu_backend and cupy_backend. torch.compile
-sees them as opaque ops with known shapes and does not break its graph.
+steps of a layer from rest; `sj_robust::lif_backward` goes back through them from the potential,
+`sj_robust::lif_backward_from_input` from the input; `sj_robust::lif_adapt` is adaptive sharpness.
+Each device adds its kernels: cpu_backend and cupy_backend. torch.compile sees them as opaque ops
+with known shapes and does not break its graph.
+
+What is kept for the backward pass. A CUDA kernel waits for memory, so it computes the potentials
+again, from the input, as long as registers hold them. Bytes moved for each neuron and step, forward
++ backward, with inputs of float32 and of 16 bits:
+
+    the potential kept   x → s, h   g, h → dx   12 + 12 and 8 + 8 (h is float32 in any case)
+    the input kept       x → s      g, x → dx    8 + 12 and 4 + 6
+
+The input, of a convolution or batch norm, would else be freed once the node has read it. Kept, it
+takes 4 or 2 bytes until the backward pass where the potential takes 4 (1/T of them where one input
+is repeated T times), and while the forward pass of the node runs, 8 or 4 bytes are alive in place
+of 12 or 8: the peak is the same or lower in either type. In exchange the input must not be changed
+in place after the node has read it; autograd then raises an error. The CPU keeps the potential.
 """
 
 from __future__ import annotations
@@ -17,9 +31,12 @@ from torch import Tensor
 from sj_robust.neuron import torch_backend
 from sj_robust.neuron.backend import Multistep
 from sj_robust.neuron.surrogate import SURROGATE_NAMES, Surrogate
+from sj_robust.neuron.view import wants_gradient
 
 # of inputs; the state is float32 in any case
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# devices whose kernels read all of them, and compute potentials again for up to so many steps
+MEMORY_BOUND, IN_REGISTERS = ("cuda",), 32
 
 
 def multistep(
@@ -34,17 +51,17 @@ def multistep(
         return torch_backend.multistep(
             x, v_threshold, leak=leak, soft_reset=soft_reset, surrogate=surrogate
         )
-    if not x.dtype == v_threshold.dtype == torch.float32:
+    if not _reads(x):
         wide = multistep(
-            x.float(), v_threshold.float(), leak=leak, soft_reset=soft_reset, surrogate=surrogate
+            x.float(), v_threshold, leak=leak, soft_reset=soft_reset, surrogate=surrogate
         )
         return wide.to(x.dtype)
-    x = dense(x)
-    if not (torch.is_grad_enabled() and (x.requires_grad or v_threshold.requires_grad)):
-        return lif_spikes(x, v_threshold, leak, soft_reset)
-    return lif_forward(
-        x, v_threshold, leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma
-    )[0]
+    x, v_threshold = dense(x), v_threshold.float()
+    settings = leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma
+    again = x.device.type in MEMORY_BOUND and x.shape[0] <= IN_REGISTERS
+    if wants_gradient(x, v_threshold) and not again:
+        return lif_forward(x, v_threshold, *settings)[0]
+    return lif_spikes(x, v_threshold, *settings)
 
 
 def takes(x: Tensor, v_threshold: Tensor) -> bool:
@@ -54,13 +71,26 @@ def takes(x: Tensor, v_threshold: Tensor) -> bool:
     return v_threshold.numel() == 1 or v_threshold.shape == (*x.shape[2:3], *(1,) * (x.dim() - 3))
 
 
+def _reads(x: Tensor) -> bool:
+    """Whether the device's kernel reads such elements; others are widened for it."""
+    return x.dtype == torch.float32 or x.device.type in MEMORY_BOUND
+
+
 def serves(multistep_in_use: Multistep, x: Tensor, v_threshold: Tensor) -> bool:
     """Whether the ops themselves can stand in for that backend, for views that need the
     potential."""
     return (
         inspect.unwrap(multistep_in_use) is multistep
         and takes(x, v_threshold)
-        and x.dtype == v_threshold.dtype == torch.float32
+        and _reads(x)
+        and v_threshold.dtype == torch.float32
+    )
+
+
+def keeps_float32_state(multistep_in_use: Multistep, x: Tensor) -> bool:
+    """Whether that backend reads x as it is, of 16 bits too, and has its potentials in float32."""
+    return x.dtype == torch.float32 or (
+        inspect.unwrap(multistep_in_use) is multistep and x.dtype in DTYPES and _reads(x)
     )
 
 
@@ -86,20 +116,19 @@ def dense(x: Tensor) -> Tensor:
     return x
 
 
-def steps_like(x: Tensor) -> Tensor:
+def steps_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """An empty tensor of x's shape [T, N, *], each step laid out as x's steps are, one after the
     other."""
     return torch.empty_strided(
-        x.shape, (x[0].numel(), *x.stride()[1:]), dtype=x.dtype, device=x.device
+        x.shape, (x[0].numel(), *x.stride()[1:]), dtype=dtype or x.dtype, device=x.device
     )
 
 
-def laid_out_as(potential: Tensor, other: Tensor) -> Tensor:
-    """`other` itself where its elements lie in memory as those of `potential`; else a copy that
-    does."""
-    return (
-        other if other.stride() == potential.stride() else torch.empty_like(potential).copy_(other)
-    )
+def laid_out_as(x: Tensor, other: Tensor) -> Tensor:
+    """`other` itself where it lies in memory as `steps_like(x)`; else a copy that does."""
+    if other.stride() == (x[0].numel(), *x.stride()[1:]):
+        return other
+    return steps_like(x, other.dtype).copy_(other)
 
 
 def channels_of(x: Tensor, v_threshold: Tensor) -> tuple[int, int]:
@@ -109,7 +138,14 @@ def channels_of(x: Tensor, v_threshold: Tensor) -> tuple[int, int]:
 
 
 @torch.library.custom_op("sj_robust::lif_spikes", mutates_args=())
-def lif_spikes(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> Tensor:
+def lif_spikes(
+    x: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int = 0,
+    gamma: float = 1.0,
+) -> Tensor:
     raise NotImplementedError(f"no fused kernel for {x.device.type}")
 
 
@@ -135,6 +171,25 @@ def lif_backward(
     raise NotImplementedError(f"no fused kernel for {grad.device.type}")
 
 
+@torch.library.custom_op("sj_robust::lif_backward_from_input", mutates_args=())
+def lif_backward_from_input(
+    grad: Tensor,
+    x: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int,
+    gamma: float,
+    threshold_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    settings = leak, soft_reset, surrogate, gamma  # what a device's own kernel does at once
+    _, potential = lif_forward(x, v_threshold, *settings)
+    both: tuple[Tensor, Tensor] = lif_backward(
+        grad, potential, v_threshold, *settings, None, threshold_gradient
+    )
+    return both
+
+
 @torch.library.custom_op("sj_robust::lif_adapt", mutates_args=("mean", "spread"))
 def lif_adapt(
     potential: Tensor,
@@ -149,7 +204,14 @@ def lif_adapt(
 
 
 @lif_spikes.register_fake
-def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> Tensor:
+def _(
+    x: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int = 0,
+    gamma: float = 1.0,
+) -> Tensor:
     return steps_like(x)
 
 
@@ -157,7 +219,7 @@ def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool) -> Tensor:
 def _(
     x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    return steps_like(x), steps_like(x)
+    return steps_like(x), steps_like(x, torch.float32)
 
 
 @lif_backward.register_fake
@@ -172,7 +234,21 @@ def _(
     slope: Tensor | None,
     threshold_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(potential), torch.empty_like(v_threshold)
+    return torch.empty_like(potential, dtype=grad.dtype), torch.empty_like(v_threshold)
+
+
+@lif_backward_from_input.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int,
+    gamma: float,
+    threshold_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    return steps_like(x), torch.empty_like(v_threshold)
 
 
 @lif_adapt.register_fake
@@ -213,3 +289,22 @@ def _backward(
 
 
 lif_forward.register_autograd(_backward, setup_context=_keep)
+
+
+def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, v_threshold, *ctx.settings = inputs
+    ctx.save_for_backward(x, v_threshold)
+
+
+def _backward_from_input(
+    ctx: Any, grad: Tensor
+) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+    x, v_threshold = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[1]
+    dx, dv_threshold = lif_backward_from_input(
+        laid_out_as(x, grad), x, v_threshold, *ctx.settings, wanted
+    )
+    return dx, dv_threshold if wanted else None, None, None, None, None
+
+
+lif_spikes.register_autograd(_backward_from_input, setup_context=_keep_input)

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sj_robust.model import SpikingActivation
 from sj_robust.model.hooks import hooked
+from sj_robust.neuron import fused, select_backend
 from sj_robust.training.config import TrainConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -24,12 +25,20 @@ def autocast(model: nn.Module, config: TrainConfig, device: torch.device) -> Ite
         yield
         return
     hooks = [
-        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        module.register_forward_pre_hook(_widen)
         for module in model.modules()
         if isinstance(module, SpikingActivation)
     ]
     with hooked(hooks), torch.autocast(device.type, DTYPES[config.precision]):
         yield
+
+
+def _widen(activation: SpikingActivation, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+    """Float32 for nodes that would integrate in 16 bits. The CUDA kernel does not, and gives spikes
+    of the type it reads, as the next convolution wants them."""
+    (x, *_), node = inputs, activation.node
+    as_it_is = fused.keeps_float32_state(select_backend(node.backend, x), x)
+    return (x if as_it_is and not node.store_v_seq else x.float(),)
 
 
 def loss_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler:

@@ -7,8 +7,6 @@ import ctypes
 import itertools
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,87 +33,6 @@ GOLDEN = np.load(HERE.parent / "golden" / "lif.npz")
 CASES: list[dict[str, Any]] = [
     case for case in json.loads(str(GOLDEN["meta"])) if case["surrogate"] != "BPTR"
 ]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if not compiler:
-        pytest.skip("no C++ compiler to run the CUDA source on the CPU")
-    folder = tmp_path_factory.mktemp("cuda")
-    source = folder / "lif.cpp"
-    source.write_text(
-        "\n".join(
-            [
-                (HERE / "cuda_shim.h").read_text(),
-                cupy_backend.source(),
-                (HERE / "cuda_shim.cpp").read_text(),
-            ]
-        )
-    )
-    subprocess.run(
-        [
-            compiler,
-            "-O2",
-            "-std=c++14",
-            "-ffp-contract=off",
-            "-fPIC",
-            "-shared",
-            source,
-            "-o",
-            folder / "lif.so",
-        ],
-        check=True,
-    )
-    return ctypes.CDLL(str(folder / "lif.so"))
-
-
-@pytest.fixture
-def on_cpu(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """The cupy backend's own ops on CPU tensors: all of it is real but the launch of a kernel."""
-    kinds = {
-        np.uint64: ctypes.c_void_p,
-        np.int64: ctypes.c_longlong,
-        np.int32: ctypes.c_int,
-        np.float32: ctypes.c_float,
-    }
-
-    def launch(kernel: str, device: torch.device, threads: int, arguments: list[Any]) -> None:
-        blocks = -(-threads // 256)
-        getattr(library, f"launch_{kernel}")(
-            blocks, *(kinds[type(value)](value.item()) for value in arguments)
-        )
-
-    class Layer(torch.autograd.Function):
-        @staticmethod
-        def forward(
-            ctx: Any, x: Tensor, threshold: Tensor, leak: float, soft: bool, surrogate: Surrogate
-        ) -> Tensor:
-            ctx.settings = leak, soft, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma
-            spikes, potential = cupy_backend.lif_forward(fused.dense(x), threshold, *ctx.settings)
-            ctx.save_for_backward(potential, threshold)
-            assert torch.equal(
-                cupy_backend.lif_spikes(fused.dense(x), threshold, leak, soft), spikes
-            )
-            return spikes
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> Any:
-            potential, threshold = ctx.saved_tensors
-            grad = torch.empty_like(potential).copy_(grad)
-            dx, dv = cupy_backend.lif_backward(
-                grad, potential, threshold, *ctx.settings, None, True
-            )
-            assert torch.equal(
-                cupy_backend.lif_backward(grad, potential, threshold, *ctx.settings, None, False)[
-                    0
-                ],
-                dx,
-            )
-            return dx, dv, None, None, None
-
-    monkeypatch.setattr(cupy_backend, "launch", launch)
-    return Layer.apply
 
 
 @pytest.mark.parametrize(
@@ -227,38 +144,52 @@ def nvrtc() -> ctypes.CDLL:
     pytest.skip("no NVRTC library in torch's nvidia packages or in /usr/local/cuda")
 
 
+KERNELS = "forward", "backward", "backward_from_input", "adapt"
+# with each surrogate and both resets: (STEPS, WIDTH, KIND, SOFT)
+COMPILED = [(1, 1, 0, 1), (4, 4, 1, 0), (8, 4, 2, 1), (16, 4, 3, 0), (32, 2, 4, 1), (0, 4, 5, 0)]
+
+
+@pytest.mark.parametrize("element", cupy_backend.ELEMENTS.values())
 @pytest.mark.parametrize("architecture", ["75", "80", "90"])
-def test_cuda_source_compiles_to_ptx_without_fused_multiply_add(architecture: str) -> None:
-    library, program = nvrtc(), ctypes.c_void_p()
-    assert (
-        library.nvrtcCreateProgram(
-            ctypes.byref(program), cupy_backend.source().encode(), b"lif.cu", 0, None, None
-        )
-        == 0
-    )
-    options = [f"--gpu-architecture=compute_{architecture}", *cupy_backend.OPTIONS]
+def test_cuda_source_compiles_to_ptx_without_fused_multiply_add(
+    architecture: str, element: str
+) -> None:
+    for steps, width, kind, soft in COMPILED:
+        constants = dict(ELEMENT=element, STEPS=steps, WIDTH=width, KIND=kind, SOFT=soft)
+        text = ptx(architecture, cupy_backend.definitions(constants))
+        entries = re.findall(r"\.entry (\w+)", text)
+        assert entries == [f"lif_{name}_kernel" for name in KERNELS]
+        assert f".target sm_{architecture}" in text
+        kernels = dict(zip(entries, text.split(".entry ")[1:], strict=True))
+        assert "mul.rn.f32" in kernels["lif_forward_kernel"]
+        # without .rn, the driver's compiler may fuse them
+        assert not re.search(r"\b(mul|add|sub)\.f32", text)
+        for name, kernel in kernels.items():
+            # expf has some of its own, which touch no potential
+            if not ("backward" in name and SURROGATE_NAMES[kind % 5].startswith("EXP")):
+                assert "fma" not in kernel
+            if width == 4 and (steps or "from_input" not in name):
+                assert ".v4." in kernel
+        assert "local_depot" not in text  # all that a thread remembers is in registers
+
+
+def ptx(architecture: str, constants: list[str]) -> str:
+    library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
+    source = cupy_backend.source().encode()
+    assert not library.nvrtcCreateProgram(ctypes.byref(program), source, b"lif.cu", 0, None, None)
+    options = [f"--gpu-architecture=compute_{architecture}", *cupy_backend.OPTIONS, *constants]
     status = library.nvrtcCompileProgram(
         program, len(options), (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
     )
-    size = ctypes.c_size_t()
     library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)
     library.nvrtcGetProgramLog(program, log)
     assert status == 0, log.value.decode()
     library.nvrtcGetPTXSize(program, ctypes.byref(size))
-    ptx = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetPTX(program, ptx)
-    text = ptx.value.decode()
-    assert set(re.findall(r"\.entry (\w+)", text)) == {
-        "lif_forward_kernel",
-        "lif_backward_kernel",
-        "lif_adapt_kernel",
-    }
-    assert f".target sm_{architecture}" in text
-    forward = text[text.index(".entry lif_forward_kernel") :].split(".entry lif_backward_kernel")[0]
-    assert "mul" in forward
-    # (the backward kernel's expf has some of its own, which touch no spike)
-    assert "fma" not in forward
+    text = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetPTX(program, text)
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return text.value.decode()
 
 
 def test_the_backend_is_offered_only_where_cupy_is_installed() -> None:

@@ -148,6 +148,13 @@ def test_pytorch_finds_nothing_wrong_with_the_custom_ops() -> None:
     )
     torch.library.opcheck(fused.lif_forward, (x, threshold, 0.9, False, 0, 1.0))
     torch.library.opcheck(fused.lif_spikes, (x.detach(), threshold.detach(), 0.9, True))
+    torch.library.opcheck(fused.lif_spikes, (x, threshold, 0.9, True, 1, 2.0))
+    repeated = x[:1].detach().expand(3, -1, -1, -1, -1)
+    torch.library.opcheck(fused.lif_spikes, (repeated, threshold, 0.9, True, 1, 2.0))
+    torch.library.opcheck(
+        fused.lif_backward_from_input,
+        (x.detach(), repeated, threshold.detach(), 0.9, False, 1, 2.0, True),
+    )
     potential = torch.randn(3, 2, 4, 5, 5)
     for slope in (None, torch.rand(3, 2, 4, 5, 5)):
         torch.library.opcheck(
@@ -156,6 +163,22 @@ def test_pytorch_finds_nothing_wrong_with_the_custom_ops() -> None:
         )
     moments = torch.rand(3, 2, 4, 5, 5), torch.rand(3, 2, 4, 5, 5)
     torch.library.opcheck(fused.lif_adapt, (potential, threshold.detach(), *moments, 2.5, 0.1, 1.5))
+
+
+@needs_kernel
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_are_the_same_from_the_input_and_from_the_potential(layout: str) -> None:
+    x = LAYOUTS[layout](torch.randn(4, 3, 6, 5, 4, generator=torch.Generator().manual_seed(2)))
+    compiled = torch.compile(fused.lif_spikes, backend="aot_eager", fullgraph=True)
+    outcomes = []
+    for forward in (fused.lif_forward, fused.lif_spikes, compiled):
+        a = fused.dense(x).detach().requires_grad_()
+        threshold = torch.linspace(0.2, 1.1, 6).view(-1, 1, 1).requires_grad_()
+        out = forward(a, threshold, 0.9, True, 1, 2.0)
+        spikes = out[0] if isinstance(out, tuple) else out
+        outcomes.append((spikes, *torch.autograd.grad(spikes.square().sum(), (a, threshold))))
+    for outcome in outcomes[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(outcome, outcomes[0], strict=True))
 
 
 @needs_kernel

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from sj_robust.errors import SJRobustError
+from sj_robust.neuron import cupy_backend
 from sj_robust.training import finetune, train_ann
-from sj_robust.training.precision import autocast
+from sj_robust.training.precision import DTYPES, autocast
 from sj_robust.training.state import load_state
 
 
@@ -31,6 +32,23 @@ def test_convolutions_run_in_16_bits_and_potentials_in_32(toy, precision):
     with autocast(model, toy.config("finetune"), x.device):
         model(x)
     assert seen["convolution"] == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not cupy_backend.installed(), reason="needs CuPy")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_on_a_gpu_nodes_read_16_bits_and_give_the_spikes_of_32(toy, precision):
+    model, seen = toy.snn().train().cuda(), []
+    model.backbone[2].node.register_forward_hook(
+        lambda module, inputs, output: seen.append((inputs[0], output))
+    )
+    x = torch.rand(4, 3, 8, 8, device="cuda")
+    with autocast(model, toy.config("finetune", precision=precision), x.device):
+        model(x).sum().backward()
+    ((inputs, spikes),) = seen
+    assert inputs.dtype == spikes.dtype == DTYPES[precision]
+    assert torch.equal(spikes.float(), model.backbone[2].node(inputs.float()))
+    assert model.backbone[2].node.v_threshold.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
