@@ -36,7 +36,7 @@ from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).with_name("gpu")))
-from jobs import ROOT, TASKS, Job, proof, speed, task  # noqa: E402
+from jobs import ROOT, TASKS, Job, proof, speed, task
 
 PIECE = 15 * 2**20  # bytes of a file in OUT at most
 PATIENCE = 8.0  # seconds to save and end in, before a process is killed
@@ -252,9 +252,10 @@ def run(arguments: argparse.Namespace) -> None:
         until = 120 if "train" in arguments.parts else here.left
         here.do(speed(quick, device), until=until)
     if "train" in arguments.parts:
-        data = arguments.data or next(
-            (str(path.parent) for path in (state / "data").glob("*/train.parquet")), "sample"
-        )
+        found = [str(path.parent) for path in (state / "data").glob("*/train.parquet")]
+        data = arguments.data or next(iter(found), "sample")
+        if arguments.carry and not found:  # rather than train on the sample for minutes
+            raise SystemExit("no images were unpacked: make the call with .gpu/1 again, then this")
         words = ["--data", data, "--work", str(state / "work"), "--seconds", "{seconds}"]
         done = threading.Event()
         copying = threading.Thread(target=here.save_models_often, args=(done,))

@@ -33,7 +33,16 @@ def proof(quick: bool, device: str) -> list[Job]:
     ]
     tests = ["-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", *marked]
     ours = ["sanitizer", "kernels", "zoo", "evaluation", "odd", "nccl"]
-    trained = ["-m", "sj_robust", "train-ann", "cifar_vgg5", "--data", "sample", "--device", device]
+    trained = [
+        "-m",
+        "sj_robust",
+        "train-ann",
+        "cifar_resnet20",
+        "--data",
+        "sample",
+        "--device",
+        device,
+    ]
     trained += [
         "--epochs",
         "0.1",
