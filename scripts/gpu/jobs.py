@@ -33,26 +33,8 @@ def proof(quick: bool, device: str) -> list[Job]:
     ]
     tests = ["-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", *marked]
     ours = ["sanitizer", "kernels", "zoo", "evaluation", "odd", "nccl"]
-    trained = [
-        "-m",
-        "sj_robust",
-        "train-ann",
-        "cifar_resnet20",
-        "--data",
-        "sample",
-        "--device",
-        device,
-    ]
-    trained += [
-        "--epochs",
-        "0.1",
-        "--validation",
-        "16",
-        "--batch-size",
-        "16",
-        "--out",
-        "{result}.ann",
-    ]
+    words = "-m sj_robust train-ann cifar_resnet20 --data sample --epochs 0.1 --validation 16"
+    trained = [*words.split(), "--batch-size", "16", "--device", device, "--out", "{result}.ann"]
     return [
         *(Job(name, task("proof", name, quick, device), 110) for name in ours),
         Job("tests", tests, 110),
