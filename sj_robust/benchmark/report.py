@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import Literal
 
 from pydantic import Field
 
@@ -15,6 +16,8 @@ class BenchSettings(Strict):
 
     Attributes:
         threads: 0 is torch's own choice.
+        image_size: what the sample's images are brought to; None leaves their 32 pixels.
+        precision: of the training passes (train, rfgsm, finetune), as in TrainConfig.
     """
 
     architecture: str = "cifar_resnet20"
@@ -29,6 +32,8 @@ class BenchSettings(Strict):
     calibration_batch_size: int = Field(16, ge=1)
     calibration_timesteps: int = Field(32, ge=1)
     device: str = "cpu"
+    image_size: int | None = Field(None, ge=1)
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
 
 
 class Measurement(Strict):

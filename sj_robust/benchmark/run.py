@@ -143,7 +143,7 @@ def _settings(given: dict[str, Any]) -> BenchSettings:
 
 @contextmanager
 def _workers(settings: BenchSettings) -> Iterator[tuple[dict[str, Connection], int]]:
-    context = _context()
+    context = _context(settings.device)
     pipes, processes = {}, []
     try:
         for side in settings.sides:
@@ -176,10 +176,11 @@ def _deaf_to_ctrl_c() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _context() -> Any:
+def _context(device: str) -> Any:
     """Fresh processes, which wait for the imports once where they can be forked off one that did
-    nothing else."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
+    nothing else. CUDA cannot be used in a fork where an import has as much as asked for it."""
+    forked = "forkserver" in multiprocessing.get_all_start_methods()
+    if device.startswith("cuda") or not forked:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__package__])

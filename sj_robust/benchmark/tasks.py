@@ -124,6 +124,7 @@ TASKS: dict[str, Callable[[Work], Any]] = {
     "pgd10": pgd10,
     "balance": balance,
 }
+TRAINING = ("train", "rfgsm", "finetune")
 # roughly, of a step, for the time all will take
 COSTS = {"train": 1.0, "rfgsm": 1.4, "finetune": 3.5, "pgd10": 11.0, "balance": 3.0}
 

@@ -15,9 +15,11 @@ import torch
 from sj_robust.allocator import keep_large_blocks
 from sj_robust.benchmark.report import BenchSettings
 from sj_robust.benchmark.sides import UNIT, make
-from sj_robust.benchmark.tasks import TASKS, Work
+from sj_robust.benchmark.tasks import TASKS, TRAINING, Work
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
+from sj_robust.training.config import TrainConfig
+from sj_robust.training.precision import autocast
 
 
 def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
@@ -32,9 +34,8 @@ def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
         while task := pipe.recv():
             # as the package itself does: loops keep their blocks, a conversion needs its memory
             with nullcontext() if task == "balance" else keep_large_blocks():
-                pipe.send(
-                    (_timed(partial(TASKS[task], work), base, torch.device(settings.device)), None)
-                )
+                job = partial(_in_precision, settings, task, work)
+                pipe.send((_timed(job, base, torch.device(settings.device)), None))
     except (EOFError, BrokenPipeError):  # whoever asked has ended
         pass
     except Exception as error:
@@ -51,8 +52,16 @@ def serve(pipe: Connection, side: str, settings: BenchSettings) -> None:
             )
 
 
+def _in_precision(settings: BenchSettings, task: str, work: Work) -> Any:
+    """The task as it would run in a training of that precision: attacks that measure, and
+    balancing, are in float32 there."""
+    precision = settings.precision if task in TRAINING else "float32"
+    with autocast(work.model, TrainConfig(precision=precision), torch.device(settings.device)):
+        return TASKS[task](work)
+
+
 def _work(side: str, settings: BenchSettings) -> Work:
-    data = load_dataset("sample", "train")
+    data = load_dataset("sample", "train", image_size=settings.image_size)
     memory = torch.channels_last if settings.channels_last else torch.contiguous_format
     device = torch.device(settings.device)
 

@@ -57,6 +57,16 @@ def bench(
             "--contiguous", help="NCHW memory on all sides; the default is channels_last."
         ),
     ] = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option("--image-size", min=1, help="Bring the images, of 32 pixels, to this size."),
+    ] = None,
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision", help="float32, bf16 or fp16, of train, rfgsm and finetune; not of pgd10."
+        ),
+    ] = "float32",
     device: Annotated[str, typer.Option("--device")] = "cpu",
     out: Annotated[
         Path | None, typer.Option("--out", help="Also write the report, as JSON, to this file.")
@@ -90,6 +100,8 @@ def bench(
             repeats=repeats,
             threads=threads,
             channels_last=not contiguous,
+            image_size=image_size,
+            precision=precision,
             device=device,
             say=say,
             so_far=keep,
@@ -109,6 +121,10 @@ def _show(report: BenchReport, out: Path | None, as_json: bool) -> None:
         return
     settings, machine = report.settings, report.machine
     what = f"{settings.architecture}, T={settings.timesteps}, batch {settings.batch_size}"
+    if settings.image_size:
+        what += f", {settings.image_size} pixels"
+    if settings.precision != "float32":
+        what += f", {settings.precision}"
     columns = [
         "task",
         "side",

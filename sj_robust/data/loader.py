@@ -25,11 +25,16 @@ def batches(
     augment: Augmentation | None,
     start: int = 0,
     drop_last: bool = True,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The batches `start`, `start`+1, … of one epoch.
 
     Stateless: batch k is the same whether the epoch began at 0 or at k, and the global random state
     is left alone.
+
+    Args:
+        device: where the batches are wanted. On a GPU they are augmented there, to the same bits,
+            as one core of the CPU prepares fewer images than it trains on.
 
     Returns:
         An iterator over (indices int64 [n], x float32 [n,C,H,W] in [0,1], y int64 [n]).
@@ -44,6 +49,10 @@ def batches(
         )
     order = torch.randperm(len(dataset), generator=_generator("order", seed, epoch))
 
+    encoded = isinstance(dataset.images, EncodedImages)
+    # shifting and mirroring whole bytes is exact anywhere, resizing is not
+    early = not (encoded or (augment and augment.scale))
+
     def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
         indices = order[step * batch_size : (step + 1) * batch_size]
         if augment is None:
@@ -54,12 +63,34 @@ def batches(
                 if isinstance(dataset.images, EncodedImages)
                 else dataset.images[indices]
             )
-            images = augment(chosen, _generator("augment", seed, epoch, step))
-        return indices, images.float().div_(255), dataset.labels[indices]
+            images = augment(
+                _sent(chosen, device) if early and isinstance(chosen, Tensor) else chosen,
+                _generator("augment", seed, epoch, step),
+            )
+        return (
+            _sent(indices, device),
+            _floats(_sent(images, device)),
+            _sent(dataset.labels[indices], device),
+        )
 
-    if isinstance(dataset.images, EncodedImages):
+    if encoded:
         return ahead(partial(batch, step) for step in range(start, steps))
     return map(batch, range(start, steps))
+
+
+def _sent(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """`tensor` on a CUDA `device`, without waiting for what that is at; itself for another."""
+    if device is None or device.type != "cuda" or tensor.is_cuda:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _floats(images: Tensor) -> Tensor:
+    """Bytes as float32 in [0,1], to the same bits everywhere: CUDA would multiply by 1/255."""
+    if images.is_cuda:
+        levels = torch.arange(256.0).div_(255)
+        return _sent(levels, images.device)[images.int()]
+    return images.float().div_(255)
 
 
 def steps_per_epoch(dataset: ImageDataset, batch_size: int, *, drop_last: bool = True) -> int:

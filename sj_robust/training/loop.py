@@ -136,7 +136,7 @@ def _fit(
             for name, tensors in groups.items():
                 restore(tensors, saved.get(name, {}), folder)
             scaler.load_state_dict(progress.scaler)
-        batches = plan.batches(progress.step)
+        batches = plan.batches(progress.step, device)
         with Session(
             model, plan, folder, team, progress, groups, scaler, interrupted, show_progress
         ) as session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sj_robust.data import Augmentation, ImageDataset, batches, steps_per_epoch
@@ -50,8 +51,10 @@ class Plan:
             step > 0 and step % max(1, round(self.config.validate_every * self.per_epoch)) == 0
         )
 
-    def batches(self, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(indices, x, y) of step `start`, `start`+1, … without end."""
+    def batches(
+        self, start: int, device: torch.device | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(indices, x, y) of step `start`, `start`+1, … without end, for `device`."""
         epoch, step = divmod(start, self.per_epoch)
         while True:
             yield from batches(
@@ -61,6 +64,7 @@ class Plan:
                 epoch=epoch,
                 augment=augmentation(self.config),
                 start=step,
+                device=device,
             )
             epoch, step = epoch + 1, 0
 

@@ -8,7 +8,7 @@ from statistics import median
 import pytest
 import torch
 
-from sj_robust.benchmark import SIDES, TASKS, BenchReport, BenchSettings, bench
+from sj_robust.benchmark import SIDES, TASKS, BenchReport, BenchSettings, bench, worker
 from sj_robust.benchmark.sides import make
 from sj_robust.data import load_dataset
 from sj_robust.errors import SJRobustError
@@ -92,3 +92,20 @@ def test_the_defaults_are_those_of_the_readme() -> None:
         BenchSettings().timesteps,
         BenchSettings().batch_size,
     ) == ("cifar_resnet20", 8, 64)
+
+
+def test_images_and_training_passes_are_of_the_size_and_precision_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = BenchSettings(**TINY | dict(image_size=40, precision="bf16"))  # type: ignore[arg-type]
+    work, seen = worker._work("torch", settings), []
+    assert work.x.shape == (2, 3, 40, 40)
+
+    def forward(task: str) -> None:
+        with torch.no_grad():
+            seen.append((task, work.model.backbone.conv1(work.x).dtype))  # type: ignore[union-attr, operator]
+
+    for task in ("train", "pgd10"):
+        monkeypatch.setitem(worker.TASKS, task, lambda work, task=task: forward(task))
+        worker._in_precision(settings, task, work)
+    assert seen == [("train", torch.bfloat16), ("pgd10", torch.float32)]

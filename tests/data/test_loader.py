@@ -92,6 +92,18 @@ def test_calibration_images_are_different_ones_chosen_by_the_seed(sample: ImageD
     assert not torch.equal(calibration, calibration_batches(sample, 11, 64, seed=1))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("augment", [None, AUGMENT, Augmentation(padding=0, scale=0.5)])
+def test_batches_made_on_a_gpu_are_those_of_the_cpu(
+    sample: ImageDataset, augment: Augmentation | None
+) -> None:
+    there = epoch_of(sample, augment=augment, device=torch.device("cuda"))
+    assert all(part.is_cuda for batch in there for part in batch)
+    assert equal(
+        [tuple(part.cpu() for part in batch) for batch in there], epoch_of(sample, augment=augment)
+    )
+
+
 def test_batches_that_cannot_be_made_are_named(sample: ImageDataset) -> None:
     with pytest.raises(SJRobustError, match="batch_size=1001 is larger than sample's 1000 images"):
         batches(sample, 1001, seed=0, epoch=0, augment=None)
