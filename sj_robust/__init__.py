@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sj_robust.training import finetune as finetune
     from sj_robust.training import train_ann as train_ann
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "GradientView",
