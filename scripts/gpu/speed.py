@@ -62,7 +62,7 @@ def node(tally: Tally, arguments: argparse.Namespace) -> None:
             def back(s=spikes, a=leaf, v=threshold, g=gradient) -> None:  # type: ignore[no-untyped-def]
                 torch.autograd.grad(s, (a, v), g, retain_graph=True)
 
-            # in units of x: of so few steps the input itself is kept, and read again on the way back
+            # in units of x: of so few steps the input itself is kept, and read again
             jobs = {
                 "judging": (judged, 2),
                 "forward": (lambda a=leaf, v=threshold: multistep(a, v, **SETTINGS), 2),  # noqa: B023
