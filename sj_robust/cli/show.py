@@ -111,12 +111,12 @@ def show(
         usage("--index names an image, whose class is known: leave --label out")
     if not (out or record):
         usage("name the picture with --out FILE.png, or keep it in the checkpoint with --record")
-    if out and out.suffix.lower() != ".png":
-        usage(f"--out {str(out)!r} is no FILE.png")
-    recorded = recorded_in(checkpoint, record)
-    files = [file for file in (out, recorded and recorded.folder / ATTACKED) if file]
-    for file in files:
-        check_file(file)
+    if out:
+        check_file(out)
+        if out.suffix.lower() != ".png":
+            usage(f"--out {str(out)!r} is no FILE.png")
+    if recorded := recorded_in(checkpoint, record):
+        check_file(recorded.folder / ATTACKED)
     where = pick_device(device)
     if image:
         classifier, pixels = _of_file(checkpoint, image, image_size, resize, model, arg)

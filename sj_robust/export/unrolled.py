@@ -86,7 +86,7 @@ def export_torch(
         program, content = _program(model, input_size), io.BytesIO()
         # torch's own writer ends the process where the disk is full
         torch.export.save(program, content)
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content.getvalue())  # no view: Python 3.12 ends in a fault on one
     return _facts(
         model,
         path,
