@@ -235,4 +235,4 @@ def _class_names(
         pass  # absent or of another shape: metadata is a convenience
     if (folder / CLASSES).is_file():
         return tuple(read_names(folder / CLASSES))
-    return numbered(int(labels.max()))
+    return numbered(int(np.max(labels)))
