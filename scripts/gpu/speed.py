@@ -19,7 +19,7 @@ SETTINGS = dict(leak=1.0, soft_reset=False, surrogate=Surrogate("PCW", 1.0))
 def seconds(job: Callable[[], object], device: str, repeats: int = 20) -> float:
     """Median by CUDA's events, after two calls that warm up."""
     found = []
-    for turn in range(repeats + 2):
+    for _ in range(repeats + 2):
         if device == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -31,7 +31,6 @@ def seconds(job: Callable[[], object], device: str, repeats: int = 20) -> float:
             began = time.perf_counter()
             job()
             found.append(time.perf_counter() - began)
-        del turn
     return median(found[2:])
 
 

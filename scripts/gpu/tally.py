@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from sj_robust.files import write_atomic
 
 
 class Tally:
@@ -36,9 +37,7 @@ class Tally:
                 "first_failure": self.first_failure,
                 **content,
             }
-        whole = self.path.with_suffix(".new")
-        whole.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(whole, self.path)
+        write_atomic(self.path, json.dumps(content, indent=1))
 
 
 def main(tasks: dict[str, Callable[[Tally, argparse.Namespace], None]], about: str | None) -> None:

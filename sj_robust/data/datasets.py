@@ -282,11 +282,14 @@ def _download(name: str, repository: str, file: str) -> Path:
 def _at_path(path: Path, split: Split) -> Source:
     if path.is_file():
         return parquet_source([path], split_in_name(path) or "all")
-    below = sorted({file.parent.name for file in path.glob("*/*.parquet")})
-    if len(below) > 1 and any(map(known_name, below)):
-        raise SJRobustError(
-            f"{path} holds several data sets ({few(below)}): name one, such as {path / below[0]}"
-        )
+    # only where a name says so: class folders may hold a million files
+    if any(known_name(entry.name) for entry in path.glob("*")):
+        below = sorted({file.parent.name for file in path.glob("*/*.parquet")})
+        if len(below) > 1 and any(map(known_name, below)):
+            raise SJRobustError(
+                f"{path} holds several data sets ({few(below)}): name one, such as"
+                f" {path / below[0]}"
+            )
     files = parquet_files(path, split)
     return parquet_source(files, split) if files else folder_source(path, split)
 

@@ -13,14 +13,7 @@ from sj_robust.neuron.compiler import cpu_kernel_status, cpu_library
 
 
 @fused.lif_spikes.register_kernel("cpu")
-def _(
-    x: Tensor,
-    v_threshold: Tensor,
-    leak: float,
-    soft_reset: bool,
-    surrogate: int = 0,
-    gamma: float = 1.0,
-) -> Tensor:
+def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, *surrogate: float) -> Tensor:
     return _forward(x, v_threshold, leak, soft_reset, keep=False)[0]
 
 

@@ -204,14 +204,7 @@ def lif_adapt(
 
 
 @lif_spikes.register_fake
-def _(
-    x: Tensor,
-    v_threshold: Tensor,
-    leak: float,
-    soft_reset: bool,
-    surrogate: int = 0,
-    gamma: float = 1.0,
-) -> Tensor:
+def _(x: Tensor, *settings: Any) -> Tensor:
     return steps_like(x)
 
 
@@ -238,16 +231,7 @@ def _(
 
 
 @lif_backward_from_input.register_fake
-def _(
-    grad: Tensor,
-    x: Tensor,
-    v_threshold: Tensor,
-    leak: float,
-    soft_reset: bool,
-    surrogate: int,
-    gamma: float,
-    threshold_gradient: bool,
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, x: Tensor, v_threshold: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
     return steps_like(x), torch.empty_like(v_threshold)
 
 
