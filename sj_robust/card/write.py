@@ -191,7 +191,7 @@ def render(
         built=_BUILDER.fullmatch(config.model or ""),
         robust=robust or (found.protocol if found else ""),
         mixed=found is not None and found not in measured,
-        verdict=report and shown_verdict(report),
+        verdict=report and shown_verdict(report, alone=False),
         checks=telling_checks(report) if report else [],
         training=training,
         columns=[*curves, *([KEPT] if shares else [])],
@@ -288,7 +288,11 @@ def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
     order they were given."""
     if recipe is not None:
         return [f"sj-robust run {RECIPE}"]
-    recorded = [facts.get("command") for facts in (config.source, config.training or {})]
+    recorded = [
+        config.source.get("training_command"),
+        config.source.get("command"),
+        (config.training or {}).get("command"),
+    ]
     return [
         " ".join(command.replace("`", "'").split())
         for command in recorded

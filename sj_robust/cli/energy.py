@@ -17,6 +17,7 @@ from sj_robust.cli.measure import (
     Out,
     SplitName,
     check_report_file,
+    check_words,
     load_both,
     recorded_in,
     shown,
@@ -173,6 +174,7 @@ def latency(
     """
     from sj_robust.evaluation.latency import measure_latency
 
+    check_words(attacks=[attack] if attack else None, views=[view] if view else None)
     check_report_file(out)
     where = pick_device(device)
     classifier, dataset = load_both(

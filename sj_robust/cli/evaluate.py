@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ from sj_robust.cli.common import (
     distance,
     pick_device,
     say,
+    usage,
     within_linf,
     words,
 )
@@ -26,6 +27,7 @@ from sj_robust.cli.measure import (
     Out,
     SplitName,
     check_report_file,
+    check_words,
     load_both,
     recorded_in,
     shown,
@@ -103,10 +105,9 @@ def evaluate(
     ] = None,
     settings: dict[str, Any],
     grid: Annotated[
-        str | None,
+        Literal["8bit"] | None,
         typer.Option(
             "--grid",
-            metavar="8bit",
             help="Adversarial images of 256 values, as files hold them: a figure beside the first.",
         ),
     ] = None,
@@ -175,6 +176,11 @@ def evaluate(
 
     for value in (eps or ()) if settings["norm"] == "linf" else ():
         within_linf(value, f"--eps {value:g}")
+    if protocol is not None and attacks is not None:
+        usage(f"--protocol {protocol} says which attacks run: leave --attacks out")
+    named_attacks = None if attacks is None else words(attacks)
+    named_views = None if views == "all" else words(views)
+    check_words(protocol, named_attacks, named_views, settings["norm"])
     check_report_file(out)
     if plot:
         check_within(plot)
@@ -188,24 +194,22 @@ def evaluate(
         )
     journal = kept and Path(f"{kept}.partial")
     where = pick_device(device)
-    if protocol is not None and attacks is not None:
-        raise SJRobustError(f"--protocol {protocol} says which attacks run: leave --attacks out")
     classifier, dataset = load_both(
         recorded or checkpoint, data, split, image_size, resize, model, arg, same_classes
     )
-    chosen = None if views == "all" or not isinstance(classifier, SpikingModel) else words(views)
-    if views != "all" and chosen is None:
+    if named_views is not None and not isinstance(classifier, SpikingModel):
+        named_views = None
         say("an ANN has its exact gradient only: --views is left aside")
     report = measure(
         classifier,
         dataset,
         protocol=protocol,
         transfer={name: load(name) for name in transfer or ()},
-        grid=grid,  # type: ignore[arg-type]  # checked there
+        grid=grid,
         time_limit=time_limit,
         eps=eps or None,
-        attacks=None if attacks is None else words(attacks),
-        views=chosen,
+        attacks=named_attacks,
+        views=named_views,
         survivors_only=not every_view,
         seed=seed,
         journal=journal,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -51,6 +51,22 @@ Model = Annotated[
 Out = Annotated[
     Path | None, typer.Option("--out", help="Also write the result, as JSON, to this file.")
 ]
+
+
+def check_words(
+    protocol: str | None = None,
+    attacks: list[str] | None = None,
+    views: list[str] | None = None,
+    norm: Literal["linf", "l2"] = "linf",
+) -> None:
+    """Wrong usage, before anything is loaded, where one of them is none."""
+    from sj_robust.errors import SJRobustError
+    from sj_robust.evaluation.protocol import check_names
+
+    try:
+        check_names(protocol, attacks or (), views or (), norm)
+    except SJRobustError as error:
+        usage(str(error))
 
 
 def load_one(checkpoint: str | Checkpoint | None, model: str | None, arg: list[str] | None) -> Any:

@@ -163,6 +163,7 @@ COLUMNS = [
     "4/255",
     "8/255",
     "protocol",
+    "images",
     "energy, µJ",
 ]
 RADII = [float(Fraction(name)) for name in COLUMNS[7:10]]
@@ -171,10 +172,16 @@ RADII = [float(Fraction(name)) for name in COLUMNS[7:10]]
 def _row(entry: Entry) -> list[str]:
     found = entry.strongest
     if found is None:
-        return _cells(entry, entry.dataset, None, {}, None, None)
+        return _cells(entry, entry.dataset, None, {}, None, None, None)
     robust = {point.eps: point.value for point in found.robust if found.norm == "linf"}
     return _cells(
-        entry, entry.dataset, found.clean.value, robust, found.short_protocol, found.microjoules
+        entry,
+        entry.dataset,
+        found.clean.value,
+        robust,
+        found.short_protocol,
+        found.n,
+        found.microjoules,
     )
 
 
@@ -186,6 +193,7 @@ def _hub_row(model: HubModel) -> list[str]:
         at.get(0.0),
         at,
         model.protocol,
+        None,  # a Hub's listing does not say
         model.microjoules,
     )
 
@@ -196,6 +204,7 @@ def _cells(
     clean: float | None,
     robust: dict[float, float],
     protocol: str | None,
+    images: int | None,
     microjoules: float | None,
 ) -> list[str]:
     from sj_robust.evaluation.report import energy_name
@@ -216,6 +225,7 @@ def _cells(
         parameters,
         *accuracies,
         protocol,
+        None if images is None else f"{images:,}",
         energy,
     ]
     return ["–" if fact is None else visible(fact, 200) for fact in facts]
@@ -227,7 +237,8 @@ def _print(rows: list[list[str]]) -> None:
     room = console().width
     widths = [max(map(len, column)) for column in zip(COLUMNS, *rows, strict=True)]
     narrow = sum(widths) + 2 * len(widths) > room
-    shown = [column not in ("kind", "threat", "protocol") or room >= 95 for column in COLUMNS]
+    least = {"kind": 95, "threat": 95, "protocol": 95, "images": 110}
+    shown = [room >= least.get(column, 0) for column in COLUMNS]
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -238,7 +249,7 @@ def _print(rows: list[list[str]]) -> None:
         header = (
             {"parameters": "params", "energy, µJ": "energy\nµJ"}.get(name, name) if narrow else name
         )
-        number = name in ("T", "parameters", "clean", *COLUMNS[7:10], "energy, µJ")
+        number = name in ("T", "parameters", "clean", *COLUMNS[7:10], "images", "energy, µJ")
         table.add_column(header, justify="right" if number else "left", no_wrap=name != "protocol")
     for row in rows:
         name = re.sub(r"(?<=[./])(?=.)", "\n", row[0]) if narrow else row[0]

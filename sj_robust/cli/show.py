@@ -23,6 +23,7 @@ from sj_robust.cli.measure import (
     MaybeCheckpointName,
     Model,
     SplitName,
+    check_words,
     load_both,
     load_one,
     recorded_in,
@@ -115,6 +116,7 @@ def show(
         check_file(out)
         if out.suffix.lower() != ".png":
             usage(f"--out {str(out)!r} is no FILE.png")
+    check_words(attacks=[attack])
     if recorded := recorded_in(checkpoint, record):
         check_file(recorded.folder / ATTACKED)
     where = pick_device(device)

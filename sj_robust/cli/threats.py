@@ -14,6 +14,7 @@ from sj_robust.cli.measure import (
     Model,
     Out,
     check_report_file,
+    check_words,
     load_both,
     recorded_in,
     shown,
@@ -126,6 +127,7 @@ def threats(
                 f"--{name.replace('_', '-')} is for {' or '.join(_OF[name])}, which --detect"
                 f" {detect} leaves out: leave one of them out"
             )
+    check_words(views=[view] if view else None)
     target = recorded_in(checkpoint, record)
     check_report_file(out)
     where = pick_device(device)

@@ -186,6 +186,21 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[base]
 
 
+def check_names(
+    protocol: str | None = None,
+    attacks: Iterable[str] = (),
+    views: Iterable[str] = (),
+    norm: Norm = "linf",
+) -> None:
+    """Raise SJRobustError for a protocol, attack or view that is none: before any work."""
+    if protocol is not None:
+        find_protocol(protocol)
+    for attack in attacks:
+        parse_attack(attack, 0.1, norm)  # at whatever eps
+    for view in views:
+        parse_view(view)
+
+
 def stages_of(
     protocol: Protocol | None,
     attacks: Sequence[AttackMaker] | None,

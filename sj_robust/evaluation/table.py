@@ -38,7 +38,7 @@ def summary(report: Report) -> str:
             "",
             *(f"{check.status:<7}  {check.name.ljust(width)}  {check.found}" for check in checks),
         ]
-        lines += ["", str(shown_verdict(report))]
+        lines += ["", str(shown_verdict(report, alone=False))]
     if report.roughness:
         lines += ["", *(f"roughness  {line}" for line in report.roughness.lines())]
     if report.activity:

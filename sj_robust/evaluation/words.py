@@ -90,13 +90,23 @@ def worst(checks: Sequence[Any]) -> Status:
 
 
 def verdict(
-    checks: Sequence[Any], attacks: Sequence[str], views: Sequence[str], complete: bool
+    checks: Sequence[Any],
+    attacks: Sequence[str],
+    views: Sequence[str],
+    complete: bool,
+    *,
+    alone: bool = True,
 ) -> str:
     """What the checks found, the worst of it first, and what was tried and what was not: no more
-    than that can be known."""
+    than that can be known. `alone`: no table of the checks stands beside it."""
     by = {status: [check for check in checks if check.status == status] for status in WORST_FIRST}
+    separator = "; " if alone else ", "
+
+    def named(check: Any) -> str:
+        return f"{check.name}: {check.found}" if alone else str(check.name)
+
     sentences = [
-        f"{OPENINGS[status]}: {'; '.join(f'{check.name}: {check.found}' for check in by[status])}."
+        f"{OPENINGS[status]}: {separator.join(map(named, by[status]))}."
         for status in WORST_FIRST[:-1]
         if by[status]
     ]
@@ -127,13 +137,14 @@ def telling_checks(report: Any) -> list[Any]:
     ]
 
 
-def shown_verdict(report: Any) -> str | None:
+def shown_verdict(report: Any, *, alone: bool = True) -> str | None:
     """The verdict of a report as a reader is to meet it, said anew from its checks: an old one
     promised too much, and one that was edited may promise anything. None where no check could have
     failed."""
     if not (checks := telling_checks(report)):
         return None
-    return verdict(checks, report.settings.attacks, report.settings.views, report.stopped is None)
+    settings = report.settings
+    return verdict(checks, settings.attacks, settings.views, report.stopped is None, alone=alone)
 
 
 def chance(clean: Any, classes: int | None) -> list[str]:

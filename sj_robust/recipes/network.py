@@ -237,6 +237,7 @@ def facts_of(config: Config) -> dict[str, Any]:
         "epochs": training.get("epochs"),
         **{key: settings.get(key) for key in ("method", "eps", "attack_steps")},
         **poison_of(config),
+        "training_command": training.get("command"),
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -27,7 +27,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from sj_robust.attack import parse_attack
 from sj_robust.card import write_card
 from sj_robust.checkpoint import load_folder, record
 from sj_robust.checkpoint.config import read_config
@@ -39,10 +38,10 @@ from sj_robust.evaluation import Report, evaluate
 from sj_robust.evaluation.identity import of_request
 from sj_robust.evaluation.journal import remove_journal
 from sj_robust.evaluation.judge import image_count
-from sj_robust.evaluation.protocol import find_protocol, stages_of
+from sj_robust.evaluation.protocol import check_names, find_protocol, stages_of
 from sj_robust.files import check_within, only_one, sha256, write_atomic
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
-from sj_robust.neuron import Surrogate, parse_view
+from sj_robust.neuron import Surrogate
 from sj_robust.recipes import steps
 from sj_robust.recipes.ledger import Ledger
 from sj_robust.recipes.network import begun_from, call_builder, facts_of, fingerprint, open_ann
@@ -363,11 +362,8 @@ def _check_attacks(settings: Measurements) -> None:
     """Raise SJRobustError for a protocol, attack or view that is none: before the training, not
     after it."""
     for protocol in filter(None, (settings.protocol, *(settings.further or ()))):
-        find_protocol(protocol)
-    for attack in settings.attacks:
-        parse_attack(attack, settings.eps[0] if settings.eps else 0.0, settings.norm)
-    for view in settings.views or ():
-        parse_view(view)
+        check_names(protocol)
+    check_names(None, settings.attacks, settings.views or (), settings.norm)
     if settings.protocol:
         stages_of(find_protocol(settings.protocol), None, settings.views, False)
 

@@ -128,7 +128,6 @@ def test_latency_in_words(cli: Cli) -> None:
     [
         (("latency", ANN), "has no time steps"),
         (("latency", SNN, "--robust-images", 9), "robust_images is 9: expected 1 to 3"),
-        (("latency", SNN, "--eps", "1/255", "--attack", "magic"), "unknown attack 'magic'"),
         (("energy", SNN, "--max-images", 100_000), "max_images is 100000"),
         (("energy", SNN, "--data", "no/such/folder"), "no dataset 'no/such/folder'"),
         (("energy", "no-such-model"), "no-such-model"),

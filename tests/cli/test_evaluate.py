@@ -195,9 +195,9 @@ def test_what_has_no_effect_is_wrong_usage_and_l2_radii_may_be_large(cli: Cli) -
     for wrong, code, message in [
         (("--eps", "2", "--attacks", "pgd1"), 2, "write 8/255, not 8"),
         (("--norm", "l2", "--eps", "0"), 2, "is not above 0"),
-        (("--protocol", "quick", "--attacks", "fgsm,pgd10"), 1, "leave --attacks out"),
+        (("--protocol", "quick", "--attacks", "fgsm,pgd10"), 2, "leave --attacks out"),
         (("--attacks", "fgsm", "--restarts", "2"), 1, "restarts is 2"),
-        (("--attacks", "fgsm", "--grid", "4bit"), 1, "grid is '4bit': expected 8bit"),
+        (("--attacks", "fgsm", "--grid", "4bit"), 2, "'4bit' is not"),
         (("--attacks", "square5", "--views", "PCW:1"), 1, "leave views out"),
         (("--arg", "width=3"), 2, "--arg is for the function of --model"),
     ]:

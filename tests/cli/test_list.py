@@ -27,6 +27,7 @@ COLUMNS = [
     "4/255",
     "8/255",
     "protocol",
+    "images",
     "energy, µJ",
 ]
 IN_A_TERMINAL = """
@@ -83,6 +84,7 @@ def test_a_line_says_what_the_index_does(cli: Cli) -> None:
             assert word in line.split()
         if found:
             assert found.short_protocol in line
+            assert f"{found.n:,}" in line.split()
             assert line.split()[-1] == (
                 "–" if found.microjoules is None else f"{found.microjoules:.1f}"
             )
@@ -166,9 +168,9 @@ def test_what_cards_on_the_hub_say_and_what_strangers_write(hub: Any, cli: Cli) 
         if "/" in line.split()[0]
     }
     assert lines == {
-        "alice/good": "alice/good snn cifar10 linf 4 1,234,567 70.0 – – 50.0 quick@1 30.3",
-        "bob/odd": "bob/odd snn cifar10 – – – 70.0 – – 50.0 – –",
-        "bob/list": "bob/list snn cifar10 – – – 70.0 – – 50.0 fgsm + pgd10, 1 view –",
+        "alice/good": "alice/good snn cifar10 linf 4 1,234,567 70.0 – – 50.0 quick@1 – 30.3",
+        "bob/odd": "bob/odd snn cifar10 – – – 70.0 – – 50.0 – – –",
+        "bob/list": "bob/list snn cifar10 – – – 70.0 – – 50.0 fgsm + pgd10, 1 view – –",
     }
     shown = cli("list", "--hub", "--timesteps", 4, "--threat", "linf").stdout
     assert "alice/good" in shown and "bob/" not in shown

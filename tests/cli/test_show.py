@@ -127,7 +127,6 @@ def test_a_network_of_ones_own(cli: Cli, workplace: Path, tmp_path: Path) -> Non
         ((SNN, "--label", "zebra"), "the network has no class 'zebra'"),
         ((SNN, "--label", "10"), "expected a name, or a number from 0 to 9"),
         ((SNN, "--index", 1000), "--index is 1000: expected 0 to 999"),
-        ((SNN, "--attack", "magic"), "unknown attack 'magic'"),
         ((SNN, "--data", "no/such"), "no dataset 'no/such'"),
     ],
 )

@@ -233,6 +233,8 @@ def test_few_images_prove_nothing(ann: NormalizedClassifier, dataset: ImageDatas
         "too few"
     }, report.summary()
     assert report.verdict is not None and "Too few images to tell: " in report.verdict
+    # with the table of the checks above it the verdict's sentence names them alone
+    assert all(report.summary().count(check.found) == 1 for check in report.checks)
     assert Report.from_json(report.to_json()) == report
     nothing_left = measured(
         Wrapped(ann, logits=lambda z: z.flip(1)),
