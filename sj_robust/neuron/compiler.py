@@ -190,9 +190,9 @@ def _open(content: bytes) -> ctypes.CDLL:
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, long, number, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-    library.lif_forward_layer.argtypes = [pointer] * 4 + [long] * 5 + [number, whole, whole]
+    library.lif_forward_layer.argtypes = [pointer] * 4 + [long] * 5 + [number] + [whole] * 3
     library.lif_backward_layer.argtypes = (
-        [pointer] * 6 + [long] * 4 + [number, whole, whole, number, whole]
+        [pointer] * 7 + [long] * 5 + [number, whole, whole, number, whole, whole]
     )
     library.lif_adapt_layer.argtypes = [pointer] * 5 + [long] * 4 + [number] * 3 + [whole]
     library.lif_blocks.argtypes = [long]

@@ -14,36 +14,36 @@ from sj_robust.neuron.compiler import cpu_kernel_status, cpu_library
 
 @fused.lif_spikes.register_kernel("cpu")
 def _(x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, *surrogate: float) -> Tensor:
-    return _forward(x, v_threshold, leak, soft_reset, keep=False)[0]
+    return _forward(x, v_threshold, leak, soft_reset, None)
 
 
 @fused.lif_forward.register_kernel("cpu")
 def _(
     x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, surrogate: int, gamma: float
 ) -> tuple[Tensor, Tensor]:
-    return _forward(x, v_threshold, leak, soft_reset, keep=True)
+    potential = fused.steps_like(x, torch.float32)
+    return _forward(x, v_threshold, leak, soft_reset, potential), potential
 
 
 def _forward(
-    x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, keep: bool
-) -> tuple[Tensor, Tensor]:
-    spikes = fused.steps_like(x)
-    potential = fused.steps_like(x) if keep else spikes
-    threshold = v_threshold.contiguous()
+    x: Tensor, v_threshold: Tensor, leak: float, soft_reset: bool, potential: Tensor | None
+) -> Tensor:
+    spikes, threshold = fused.steps_like(x), v_threshold.contiguous()
     _kernel().lif_forward_layer(
         x.data_ptr(),
         threshold.data_ptr(),
         spikes.data_ptr(),
-        potential.data_ptr() if keep else None,
+        _address(potential),
         x.shape[0],
         x[0].numel(),
         x.stride(0),
         *fused.channels_of(x, v_threshold),
         leak,
         soft_reset,
+        x.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    return spikes, potential
+    return spikes
 
 
 @fused.lif_backward.register_kernel("cpu")
@@ -58,8 +58,40 @@ def _(
     slope: Tensor | None,
     threshold_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    dx, threshold = torch.empty_like(potential), v_threshold.contiguous()
-    size, kernel = potential[0].numel(), _kernel()
+    settings = leak, soft_reset, surrogate, gamma
+    return _backward(grad, potential, None, v_threshold, *settings, slope, threshold_gradient)
+
+
+@fused.lif_backward_from_input.register_kernel("cpu")
+def _(
+    grad: Tensor,
+    x: Tensor,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int,
+    gamma: float,
+    threshold_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    settings = leak, soft_reset, surrogate, gamma
+    return _backward(grad, None, x, v_threshold, *settings, None, threshold_gradient)
+
+
+def _backward(
+    grad: Tensor,
+    potential: Tensor | None,
+    x: Tensor | None,
+    v_threshold: Tensor,
+    leak: float,
+    soft_reset: bool,
+    surrogate: int,
+    gamma: float,
+    slope: Tensor | None,
+    threshold_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """From the potential, or from x; grad lies in memory as `steps_like` them."""
+    dx, threshold = torch.empty_like(grad), v_threshold.contiguous()
+    size, kernel = grad[0].numel(), _kernel()
     shares = torch.zeros(
         kernel.lif_blocks(size) if threshold_gradient else 0,
         v_threshold.numel(),
@@ -67,21 +99,28 @@ def _(
     )
     kernel.lif_backward_layer(
         grad.data_ptr(),
-        potential.data_ptr(),
+        _address(potential),
+        _address(x),
         threshold.data_ptr(),
-        None if slope is None else slope.data_ptr(),
+        _address(slope),
         dx.data_ptr(),
         shares.data_ptr() if threshold_gradient else None,
-        potential.shape[0],
+        grad.shape[0],
         size,
-        *fused.channels_of(potential, v_threshold),
+        0 if x is None else x.stride(0),
+        *fused.channels_of(grad, v_threshold),
         leak,
         soft_reset,
         surrogate,
         gamma,
+        grad.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
     return dx, shares.sum(0).to(v_threshold.dtype).view(v_threshold.shape)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
 
 
 @fused.lif_adapt.register_kernel("cpu")

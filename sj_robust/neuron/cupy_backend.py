@@ -117,7 +117,7 @@ def lif_backward_from_input(
     gamma: float,
     threshold_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    if x.shape[0] > fused.IN_REGISTERS:
+    if x.shape[0] > fused.HELD_STEPS:
         raise NotImplementedError(f"{x.shape[0]} steps are more than registers hold")
     dx, shares = fused.steps_like(x), _shares(x, threshold_gradient)
     width = _run(
@@ -204,7 +204,7 @@ def _run(
         ],
         {
             "ELEMENT": "float",
-            "STEPS": steps if steps <= fused.IN_REGISTERS else 0,
+            "STEPS": steps if steps <= fused.HELD_STEPS else 0,
             "WIDTH": width,
             "KIND": 0,
             "SOFT": 0,

@@ -6,9 +6,9 @@ steps of a layer from rest; `sj_robust::lif_backward` goes back through them fro
 Each device adds its kernels: cpu_backend and cupy_backend. torch.compile sees them as opaque ops
 with known shapes and does not break its graph.
 
-What is kept for the backward pass. A CUDA kernel waits for memory, so it computes the potentials
-again, from the input, as long as registers hold them. Bytes moved for each neuron and step, forward
-+ backward, with inputs of float32 and of 16 bits:
+What is kept for the backward pass. The kernels wait for memory, so they compute the potentials
+again, from the input, as long as registers or the cache hold them. Bytes moved for each neuron and
+step, forward + backward, with inputs of float32 and of 16 bits:
 
     the potential kept   x → s, h   g, h → dx   12 + 12 and 8 + 8 (h is float32 in any case)
     the input kept       x → s      g, x → dx    8 + 12 and 4 + 6
@@ -17,7 +17,7 @@ The input, of a convolution or batch norm, would else be freed once the node has
 takes 4 or 2 bytes until the backward pass where the potential takes 4 (1/T of them where one input
 is repeated T times), and while the forward pass of the node runs, 8 or 4 bytes are alive in place
 of 12 or 8: the peak is the same or lower in either type. In exchange the input must not be changed
-in place after the node has read it; autograd then raises an error. The CPU keeps the potential.
+in place after the node has read it; autograd then raises an error.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from sj_robust.neuron.view import wants_gradient
 
 # of inputs; the state is float32 in any case
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# devices whose kernels read all of them, and compute potentials again for up to so many steps
-MEMORY_BOUND, IN_REGISTERS = ("cuda",), 32
+# those that a device's kernels read as they are; others are widened for them
+READS = {"cpu": DTYPES[:2], "cuda": DTYPES}
+HELD_STEPS = 32  # the most that kernels compute potentials again for
 
 
 def multistep(
@@ -58,8 +59,7 @@ def multistep(
         return wide.to(x.dtype)
     x, v_threshold = dense(x), v_threshold.float()
     settings = leak, soft_reset, SURROGATE_NAMES.index(surrogate.name), surrogate.gamma
-    again = x.device.type in MEMORY_BOUND and x.shape[0] <= IN_REGISTERS
-    if wants_gradient(x, v_threshold) and not again:
+    if wants_gradient(x, v_threshold) and x.shape[0] > HELD_STEPS:
         return lif_forward(x, v_threshold, *settings)[0]
     return lif_spikes(x, v_threshold, *settings)
 
@@ -72,8 +72,8 @@ def takes(x: Tensor, v_threshold: Tensor) -> bool:
 
 
 def _reads(x: Tensor) -> bool:
-    """Whether the device's kernel reads such elements; others are widened for it."""
-    return x.dtype == torch.float32 or x.device.type in MEMORY_BOUND
+    """Whether the device's kernels read such elements."""
+    return x.dtype in READS.get(x.device.type, ())
 
 
 def serves(multistep_in_use: Multistep, x: Tensor, v_threshold: Tensor) -> bool:

@@ -83,7 +83,7 @@ def on_cpu(
             kept, again = (potential, threshold, *ctx.settings, None), (x, threshold, *ctx.settings)
             dx, dv = cupy_backend.lif_backward(grad, *kept, True)
             others = [(cupy_backend.lif_backward(grad, *kept, False)[0], dv)]
-            if len(x) <= fused.IN_REGISTERS:
+            if len(x) <= fused.HELD_STEPS:
                 others.append(cupy_backend.lif_backward_from_input(grad, *again, True))
                 others.append((cupy_backend.lif_backward_from_input(grad, *again, False)[0], dv))
             for other_dx, other_dv in others:

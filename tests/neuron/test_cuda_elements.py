@@ -164,23 +164,26 @@ def test_nothing_is_computed_of_nothing() -> None:
 @pytest.fixture
 def meta(monkeypatch: pytest.MonkeyPatch) -> str:
     """A device without memory that is taken for CUDA."""
-    monkeypatch.setattr(fused, "MEMORY_BOUND", ("cuda", "meta"))
+    monkeypatch.setitem(fused.READS, "meta", fused.READS["cuda"])
     return "meta"
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("steps", [32, 33])
-def test_on_cuda_the_node_keeps_its_input_or_beyond_32_steps_its_potential(
-    dtype: torch.dtype, steps: int, meta: str
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_node_keeps_its_input_or_beyond_32_steps_its_potential(
+    dtype: torch.dtype, steps: int, device: str, meta: str
 ) -> None:
+    if device == "cpu" and dtype == torch.float16:
+        pytest.skip("widened on the CPU")
     kept: list[Tensor] = []
 
     def keep(tensor: Tensor) -> Tensor:
         kept.append(tensor)
         return tensor
 
-    x = torch.empty(2, 6, 4, 4, dtype=dtype, device=meta, requires_grad=True)
-    threshold = torch.ones(6, 1, 1, device=meta, requires_grad=True)
+    x = torch.empty(2, 6, 4, 4, dtype=dtype, device=device, requires_grad=True)
+    threshold = torch.ones(6, 1, 1, device=device, requires_grad=True)
     sequence = x.expand(steps, *x.shape)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         spikes = fused.multistep(
@@ -194,17 +197,18 @@ def test_on_cuda_the_node_keeps_its_input_or_beyond_32_steps_its_potential(
     assert kept[0].stride(0) == (0 if steps == 32 else x.numel())
 
 
-def test_16_bits_are_widened_but_for_the_cuda_kernel(meta: str) -> None:
-    half = torch.empty(4, 2, 3, dtype=torch.bfloat16)
+def test_16_bits_are_widened_but_for_kernels_that_read_them(meta: str) -> None:
+    half = torch.empty(4, 2, 3, dtype=torch.float16)
     on_cuda, threshold = half.to(meta), torch.ones((), device=meta)
     own = cupy_backend._multistep
     spikes, potential = fused.spikes_and_potential(on_cuda, threshold, 0.9, False, own)
-    assert (spikes.dtype, potential.dtype) == (torch.bfloat16, torch.float32)
+    assert (spikes.dtype, potential.dtype) == (torch.float16, torch.float32)
     assert fused.keeps_float32_state(own, on_cuda)
     assert not fused.keeps_float32_state(torch_backend.multistep, on_cuda)
     for multistep in (fused.multistep, torch_backend.multistep):
         assert not fused.keeps_float32_state(multistep, half)
         assert fused.keeps_float32_state(multistep, half.float())
+    assert fused.keeps_float32_state(fused.multistep, half.bfloat16())
 
 
 @pytest.mark.gpu

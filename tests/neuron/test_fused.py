@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,18 +127,44 @@ def test_auto_takes_the_kernel_for_float32_and_torch_for_the_rest() -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_inputs_are_integrated_in_float32(dtype: torch.dtype) -> None:
-    x = torch.rand(40, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype).div(50)
-    node = ThresholdLIF(0.4, backend="cpu")
+@pytest.mark.parametrize("steps", [7, 40])  # the input kept, and the potential
+@pytest.mark.parametrize("reset", ["hard", "soft"])
+def test_half_precision_inputs_are_integrated_in_float32(
+    dtype: torch.dtype, steps: int, reset: Any
+) -> None:
+    random = torch.Generator().manual_seed(0)
+    x = torch.rand(steps, 3, 5, 11, 13, generator=random).to(dtype).div(8 if steps == 7 else 15)
+    weights = torch.randn(x.shape, generator=random).to(dtype)
+    node = ThresholdLIF(0.4, backend="cpu", reset=reset, leak=0.9)
     expected = node(x.float())
     assert 0 < expected.mean() < 1
     wide, narrow = x.float().requires_grad_(), x.clone().requires_grad_()
+    found = []
     for inputs in (wide, narrow):
         spikes = node(inputs)
         assert spikes.dtype == inputs.dtype
         assert torch.equal(spikes.float(), expected)
-        spikes.sum().backward()
-    assert torch.equal(narrow.grad, wide.grad.to(dtype))
+        found.append(
+            torch.autograd.grad(
+                spikes, (inputs, node.v_threshold), weights.to(inputs.dtype), retain_graph=True
+            )
+        )
+    assert torch.equal(found[1][0], found[0][0].to(dtype))  # rounded once, at the end
+    assert torch.equal(found[1][1], found[0][1])
+
+
+@needs_kernel
+def test_what_is_not_finite_stays_so_in_bf16() -> None:
+    x = torch.tensor([[float("nan")], [float("inf")], [3.3e38]], dtype=torch.bfloat16)
+    odd = x.expand(3, 3, 1).contiguous()  # [T, N, 1]
+    inputs = odd.clone().requires_grad_()
+    node = ThresholdLIF(1.0, backend="cpu", surrogate=Surrogate("STE"))
+    spikes = node(inputs)
+    assert spikes.isfinite().all()
+    (gradient,) = torch.autograd.grad(spikes, inputs, odd)
+    wide = odd.float().requires_grad_()
+    (expected,) = torch.autograd.grad(node(wide), wide, odd.float())
+    torch.testing.assert_close(gradient, expected.bfloat16(), rtol=0, atol=0, equal_nan=True)
 
 
 @needs_kernel

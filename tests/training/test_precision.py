@@ -13,22 +13,27 @@ from sj_robust.training.state import load_state
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_convolutions_run_in_16_bits_and_potentials_in_32(toy, precision):
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_convolutions_run_in_16_bits_and_potentials_in_32(toy, precision, backend):
     model, seen = toy.snn().train(), {}
+    node = model.backbone[2].node
+    node.backend = backend
     model.backbone[0].register_forward_hook(
         lambda module, inputs, output: seen.update(convolution=output.dtype)
     )
-    model.backbone[2].node.register_forward_hook(
-        lambda module, inputs, output: seen.update(node=inputs[0].dtype)
+    hook = node.register_forward_hook(
+        lambda module, inputs, output: seen.update(node=(inputs[0].detach(), output))
     )
     x = torch.rand(4, 3, 8, 8)
     with autocast(model, toy.config("finetune", precision=precision), x.device):
         model(x).sum().backward()
-    assert seen == {
-        "convolution": {"bf16": torch.bfloat16, "fp16": torch.float16}[precision],
-        "node": torch.float32,
-    }
-    assert model.backbone[2].node.v_threshold.grad.dtype == torch.float32
+    hook.remove()
+    assert seen["convolution"] == DTYPES[precision]
+    read, spikes = seen["node"]
+    assert torch.equal(spikes.float(), node(read.float()))
+    if backend == "torch" or precision == "fp16":  # others read 16 bits themselves
+        assert read.dtype == torch.float32
+    assert node.v_threshold.grad.dtype == torch.float32
     with autocast(model, toy.config("finetune"), x.device):
         model(x)
     assert seen["convolution"] == torch.float32

@@ -46,7 +46,7 @@ LIF_INLINE float lif_surrogate(int kind, float gamma, float u) {
     switch (kind) {
     case LIF_PCW: {
         float height = gamma - size;
-        return (height > 0.0f ? height : 0.0f) / (gamma * gamma);
+        return (height > 0.0f ? height : 0.0f) * (1.0f / (gamma * gamma)); /* a division in front of the loop */
     }
     case LIF_EXP: return lif_exp(gamma, size);
     case LIF_EXP_D: return 0.3f * lif_exp(gamma, size);
