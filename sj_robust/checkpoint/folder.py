@@ -3,7 +3,6 @@ not at all."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -12,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import yaml
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -48,6 +46,7 @@ from sj_robust.checkpoint.results import (
     read_report,
     read_reports,
 )
+from sj_robust.checkpoint.tensors import read_tensors, tensor_bytes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.certified import Certified
 from sj_robust.evaluation.facts import state_sha256
@@ -122,7 +121,7 @@ def save(
             f"the model has NaN or infinite weights ({few(bad, 5, '; ')}), expected"
             " finite ones: did training diverge?"
         )
-    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    content = tensor_bytes(tensors)
     config = describe(
         model,
         tensors,
@@ -206,7 +205,7 @@ def load_folder(
         SJRobustError: as of `sj_robust.load`.
     """
     config = config or read_config(folder)
-    tensors = _read_weights(folder / WEIGHTS, config)
+    tensors = read_tensors(folder / WEIGHTS, config.weights)
     if model is not None:
         backbone = model if isinstance(model, nn.Module) else model()
         backbone = unwrap(backbone)
@@ -291,46 +290,7 @@ def _check_described(classifier: Classifier, config: Config, path: Path) -> None
 def check_weights(folder: Path, config: Config) -> None:
     """Raise SJRobustError where the weights of a checkpoint folder are not those its config
     describes, as far as they tell without a network to hold them."""
-    _check_state(_read_weights(folder / WEIGHTS, config), config, folder / WEIGHTS)
-
-
-def _read_weights(path: Path, config: Config) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, after comparing its size and hash with the config's; their
-    values must be finite."""
-    expected = config.weights
-    try:
-        size = path.stat().st_size
-        content = path.read_bytes() if size == expected.bytes else b""
-    except OSError as error:
-        raise SJRobustError(
-            f"{path} cannot be read ({error.strerror}): a checkpoint folder needs {CONFIG} and"
-            f" {WEIGHTS}"
-        ) from None
-    except MemoryError:
-        raise SJRobustError(f"{path} has {size} bytes, for which there is no memory") from None
-    if size != expected.bytes:
-        raise SJRobustError(
-            f"{path} has {size} bytes, config.json records {expected.bytes}: truncated or another"
-            " file, get it again"
-        )
-    if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
-        raise SJRobustError(
-            f"{path} has sha256 {found[:12]}…, config.json records {expected.sha256[:12]}…: it was"
-            " altered, get it again"
-        )
-    try:
-        tensors = safetensors.torch.load(content)
-    except Exception as error:  # a header may lie about anything
-        raise SJRobustError(
-            f"{path} is not a valid safetensors file ({error}): save or download the checkpoint"
-            " again"
-        ) from None
-    if bad := not_finite(tensors):
-        raise SJRobustError(
-            f"{path} has NaN or infinite weights ({few(bad, 5, '; ')}), expected finite"
-            " ones: do not use this checkpoint"
-        )
-    return tensors
+    _check_state(read_tensors(folder / WEIGHTS, config.weights), config, folder / WEIGHTS)
 
 
 def _records(

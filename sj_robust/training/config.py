@@ -23,7 +23,7 @@ class TrainConfig(Growing):
     `alpha`, `step_size`) are l-infinity distances on images in [0, 1] and may be written "8/255".
     """
 
-    LATE = ("kappa", "warmup", "ramp", "poison")
+    LATE = ("kappa", "warmup", "ramp", "poison", "half_weights")
 
     method: Method = Field(
         default="pgd",
@@ -186,6 +186,13 @@ class TrainConfig(Growing):
         description=(
             "of the training passes: float32 (without it) "
             "or torch's autocast to bf16 or fp16; validation is in float32"
+        ),
+    )
+    half_weights: bool = Field(
+        default=False,
+        description=(
+            "round the trained weights to float16 at the end: a checkpoint holds exactly these, in"
+            " half the bytes, and loads them as float32"
         ),
     )
     log_every: int = Field(

@@ -1,7 +1,8 @@
-"""Training passes in 16 bits: torch's autocast and loss scaling."""
+"""Training in 16 bits: torch's autocast and loss scaling, and weights that float16 holds."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,6 +40,18 @@ def _widen(activation: SpikingActivation, inputs: tuple[Tensor, ...]) -> tuple[T
     (x, *_), node = inputs, activation.node
     as_it_is = fused.keeps_float32_state(select_backend(node.backend, x), x)
     return (x if as_it_is and not node.store_v_seq else x.float(),)
+
+
+def round_weights(model: nn.Module) -> None:
+    """Replace parameters and buffers by the nearest numbers that float16 holds; where one is too
+    large for it, a warning and nothing else."""
+    values = [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+    halves = [tensor.half().to(tensor.dtype) for tensor in values]
+    if not all(bool(torch.isfinite(half).all()) for half in halves):
+        warnings.warn("a weight is too large for float16: none was rounded", stacklevel=2)
+        return
+    for tensor, half in zip(values, halves, strict=True):
+        tensor.copy_(half)  # of the model itself: state_dict shares its memory
 
 
 def loss_scaler(config: TrainConfig, device: torch.device) -> torch.amp.GradScaler:

@@ -20,6 +20,7 @@ from sj_robust.training.config import PRESETS, Kind, TrainConfig
 from sj_robust.training.loop import fit
 from sj_robust.training.optimizer import THRESHOLD
 from sj_robust.training.plan import Plan
+from sj_robust.training.precision import round_weights
 from sj_robust.training.state import Progress, Validation
 
 
@@ -201,6 +202,8 @@ def _train(
         device=device,
         show_progress=show_progress,
     )
+    if config.half_weights:
+        round_weights(model)
     if isinstance(model, NormalizedClassifier) and classes == len(dataset.classes):
         model.classes = model.classes or dataset.classes  # known names stay: data may have none
     return _result(progress, plan, dataset, poison, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import sj_robust.model
 from sj_robust import SJRobustError, convert, evaluate, load, save
 from sj_robust.checkpoint import record
 from sj_robust.model import NormalizedClassifier, SpikingClassifier, create_ann
+from sj_robust.training.precision import round_weights
 
 
 def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -316,3 +318,32 @@ def test_an_interrupted_save_leaves_no_litter(
             save(ann, checkpoint)
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
     assert load(checkpoint).timesteps == 3
+
+
+def test_weights_that_float16_holds_take_half_the_bytes_and_come_back_whole(
+    saved: Path, ann: Any, snn: Any, dataset: Any, tmp_path: Path
+) -> None:
+    images = dataset.floats()
+    for name, model in (("ann", copy.deepcopy(ann)), ("snn", copy.deepcopy(snn))):
+        round_weights(model)
+        config = save(model, tmp_path / name)
+        whole = (saved / name / "model.safetensors").stat().st_size
+        assert config.weights.bytes < 0.6 * whole
+        back = load(tmp_path / name)
+        assert all(
+            torch.equal(tensor, model.state_dict()[key]) and tensor.dtype != torch.float16
+            for key, tensor in back.state_dict().items()
+        )
+        assert torch.equal(logits(back, images), logits(model, images))
+        # saved again, it is the same file
+        assert save(back, tmp_path / "again").weights == config.weights
+    network = timm.create_model(f"local-dir:{tmp_path / 'ann'}", pretrained=True).eval()
+    rounded = load(tmp_path / "ann")
+    assert torch.equal(logits(network, ann.normalize(images)), logits(rounded, images))
+    large = copy.deepcopy(ann)
+    with torch.no_grad():
+        next(large.parameters()).view(-1)[0] = 1e6
+    before = copy.deepcopy(large.state_dict())
+    with pytest.warns(UserWarning, match="too large for float16"):
+        round_weights(large)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in large.state_dict().items())

@@ -43,6 +43,19 @@ def test_an_snn_learns(toy, tmp_path, method):
     assert accuracy(model, toy.patterns(seed=5)) > 0.8
 
 
+def test_half_weights_are_those_that_float16_holds(toy, tmp_path):
+    rounded, plain = toy.ann(), toy.ann()
+    train_ann(rounded, toy.patterns(), toy.config(half_weights=True), tmp_path / "half")
+    train_ann(plain, toy.patterns(), toy.config(), tmp_path / "whole")
+    expected = {
+        key: tensor.half().float() if tensor.is_floating_point() else tensor
+        for key, tensor in plain.state_dict().items()
+    }
+    found = rounded.state_dict()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert any(not torch.equal(found[key], tensor) for key, tensor in plain.state_dict().items())
+
+
 def test_interval_bounds_certify_what_they_trained(toy, tmp_path):
     model = toy.ann(dropout=0)
     config = toy.config(method="ibp", eps="4/255", epochs=12, lr=0.1)
