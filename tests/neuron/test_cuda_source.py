@@ -7,8 +7,10 @@ import ctypes
 import itertools
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -173,9 +175,25 @@ def test_cuda_source_compiles_to_ptx_without_fused_multiply_add(
         assert "local_depot" not in text  # all that a thread remembers is in registers
 
 
-def ptx(architecture: str, constants: list[str]) -> str:
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_is_compiled_alone_as_cupy_does_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    cupy = SimpleNamespace(RawKernel=lambda code, kernel, options: given.append((code, options)))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    constants = dict(ELEMENT="bf16", STEPS=4, WIDTH=2, KIND=1, SOFT=0)
+    cupy_backend._compiled.__wrapped__(f"lif_{name}_kernel", *cupy_backend.definitions(constants))
+    ((code, options),) = given
+    assert options == cupy_backend.OPTIONS  # others would make CuPy compile an empty file first
+    more = ["-ftz=true", "--device-as-default-execution-space"]  # which CuPy adds
+    assert code.isascii()
+    assert re.findall(r"\.entry (\w+)", ptx("90", more, code)) == [f"lif_{name}_kernel"]
+
+
+def ptx(architecture: str, constants: list[str], code: str | None = None) -> str:
     library, program, size = nvrtc(), ctypes.c_void_p(), ctypes.c_size_t()
-    source = cupy_backend.source().encode()
+    source = (code or cupy_backend.source()).encode()
     assert not library.nvrtcCreateProgram(ctypes.byref(program), source, b"lif.cu", 0, None, None)
     options = [f"--gpu-architecture=compute_{architecture}", *cupy_backend.OPTIONS, *constants]
     status = library.nvrtcCompileProgram(
