@@ -14,7 +14,7 @@ from sj_robust.attack.mode import attack_mode
 from sj_robust.attack.view import GradientView, true_logits
 from sj_robust.budget import radius
 from sj_robust.errors import SJRobustError
-from sj_robust.model.images import checked_labels
+from sj_robust.model.images import checked_labels, value_bounds
 from sj_robust.model.unwrap import unwrap
 
 Norm = Literal["linf", "l2"]
@@ -268,8 +268,8 @@ def _check_images(x: Tensor) -> None:
     kind = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else f"of type {type(x).__name__}"
     valid = isinstance(x, Tensor) and x.dtype == torch.float32 and x.dim() >= 2
     require(valid, f"images are {kind}: expected float32 [N, C, H, W]")
-    if x.numel():
-        low, high = torch.stack(x.detach().aminmax()).tolist()
+    if bounds := value_bounds(x):
+        low, high = bounds
         inside = low >= 0 and high <= 1  # False for NaN
         require(
             inside,

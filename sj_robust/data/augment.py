@@ -58,7 +58,7 @@ class Augmentation(Strict):
             batch = _resized(images, crops) if crops else images
 
         def draw(bound: int) -> Tensor:
-            return torch.randint(bound, (count,), generator=generator).to(batch.device)
+            return sent(torch.randint(bound, (count,), generator=generator), batch.device)
 
         if self.padding:
             padded = F.pad(batch, [self.padding] * 4)
@@ -125,6 +125,13 @@ def _resized(images: Tensor, crops: Sequence[Crop]) -> Tensor:
         )
     found = torch.cat(parts)
     return found if images.is_floating_point() else found.round_().to(images.dtype)
+
+
+def sent(tensor: Tensor, device: torch.device | None) -> Tensor:
+    """`tensor` on a CUDA `device`, without waiting for what that is at; itself for another."""
+    if device is None or device.type != "cuda" or tensor.is_cuda:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _span(centre: Tensor, length: int, size: int) -> Tensor:

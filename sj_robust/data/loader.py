@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sj_robust.data.augment import Augmentation
+from sj_robust.data.augment import Augmentation, sent
 from sj_robust.data.datasets import ImageDataset
 from sj_robust.data.stream import EncodedImages, ahead
 from sj_robust.errors import SJRobustError
@@ -64,13 +64,13 @@ def batches(
                 else dataset.images[indices]
             )
             images = augment(
-                _sent(chosen, device) if early and isinstance(chosen, Tensor) else chosen,
+                sent(chosen, device) if early and isinstance(chosen, Tensor) else chosen,
                 _generator("augment", seed, epoch, step),
             )
         return (
-            _sent(indices, device),
-            _floats(_sent(images, device)),
-            _sent(dataset.labels[indices], device),
+            sent(indices, device),
+            _floats(sent(images, device)),
+            sent(dataset.labels[indices], device),
         )
 
     if encoded:
@@ -78,18 +78,11 @@ def batches(
     return map(batch, range(start, steps))
 
 
-def _sent(tensor: Tensor, device: torch.device | None) -> Tensor:
-    """`tensor` on a CUDA `device`, without waiting for what that is at; itself for another."""
-    if device is None or device.type != "cuda" or tensor.is_cuda:
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 def _floats(images: Tensor) -> Tensor:
     """Bytes as float32 in [0,1], to the same bits everywhere: CUDA would multiply by 1/255."""
     if images.is_cuda:
         levels = torch.arange(256.0).div_(255)
-        return _sent(levels, images.device)[images.int()]
+        return sent(levels, images.device)[images.int()]
     return images.float().div_(255)
 
 

@@ -26,8 +26,9 @@ _values_known = ContextVar("values_known", default=False)
 
 @contextmanager
 def values_known() -> Iterator[None]:
-    """While the block runs, the values of images are not looked at: what runs there made them
-    itself. Each look at a tensor on a GPU waits for all the work that was given to it before."""
+    """While the block runs, the values of images and labels are not looked at: what runs there made
+    them itself. Each look at a tensor on a GPU waits for all the work that was given to it
+    before."""
     token = _values_known.set(True)
     try:
         yield
@@ -73,7 +74,7 @@ def checked_images(x: Any, channels: int, like: Tensor) -> Tensor:
             f"images are on {x.device}, the network is on {like.device}: move one "
             f"of them, as with images.to({str(like.device)!r})"
         )
-    bounds = _bounds(x)
+    bounds = value_bounds(x)
     if bounds is not None:
         _check_bounds(*bounds)
     return x if x.dtype == like.dtype else x.to(like.dtype)
@@ -84,7 +85,7 @@ def checked_labels(labels: Any, count: int, classes: int | None = None) -> Tenso
     `classes` where that is known.
 
     Raises SJRobustError for anything else, such as a row of scores for each image, and where there
-    is not one for each.
+    is not one for each. Within `values_known` whole numbers are not looked at.
     """
     try:
         found = (
@@ -113,7 +114,7 @@ def checked_labels(labels: Any, count: int, classes: int | None = None) -> Tenso
             "number of a class for each image"
         )
     found = found.long()
-    if count:
+    if count and not _values_known.get():
         low, high = torch.stack(found.aminmax()).tolist()
         if low < 0 or (classes is not None and high >= classes):
             upper = "or more" if classes is None else f"to {classes - 1} ({classes} classes)"
@@ -122,8 +123,9 @@ def checked_labels(labels: Any, count: int, classes: int | None = None) -> Tenso
     return found
 
 
-def _bounds(x: Tensor) -> tuple[float, float] | None:
-    """The least and the highest value, NaN where there is one; None where nobody can look."""
+def value_bounds(x: Tensor) -> tuple[float, float] | None:
+    """The least and the highest value, NaN where there is one; None where nobody can look, or needs
+    to."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or _values_known.get():
         return None
     if (x.is_cuda and torch.cuda.is_current_stream_capturing()) or not x.numel():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from sj_robust.distributed import Team
 from sj_robust.errors import SJRobustError
@@ -185,6 +186,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
     time."""
     with (
         torch.random.fork_rng([device] if device.type == "cuda" else []),
-        torch.backends.cudnn.flags(enabled=True, deterministic=True),
+        # TF32 as it is: without a word on it, flags would allow it
+        cudnn.flags(enabled=True, deterministic=True, allow_tf32=cudnn.allow_tf32),
     ):
         yield

@@ -4,15 +4,16 @@ import json
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sj_robust.attack import PGD
 from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import certify_intervals
 from sj_robust.model import NormalizedClassifier
-from sj_robust.training import finetune, train_ann
+from sj_robust.training import finetune, loop, train_ann
 from sj_robust.training.plan import Plan
+from sj_robust.training.session import reproducible
 from sj_robust.training.validation import validate
 
 
@@ -32,6 +33,39 @@ def test_an_ann_learns(toy, tmp_path, method):
     assert not model.training
     assert result.best.clean > 0.9
     assert (result.best.robust is None) == (method == "natural")
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades", "trades-rfgsm", "mart"])
+@pytest.mark.parametrize("kind", ["ann", "finetune"])
+def test_a_step_reads_nothing_back(toy, tmp_path, monkeypatch, kind, method):
+    """On a GPU each look at a tensor waits for all the work before it."""
+    looks: list[str] = []
+
+    def watched(*args, step=loop.train_step):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+                real = getattr(Tensor, name)
+
+                def look(tensor, name=name, real=real):
+                    looks.append(name)
+                    return real(tensor)
+
+                patch.setattr(Tensor, name, look)
+            return step(*args)
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    config = toy.config(kind, epochs=0.2, method=method, validation_steps=1)
+    run, model = (train_ann, toy.ann()) if kind == "ann" else (finetune, toy.snn())
+    run(model, toy.patterns(), config, tmp_path)
+    assert not looks
+
+
+def test_training_leaves_tf32_as_it_is(monkeypatch):
+    for allowed in (False, True):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        with reproducible(torch.device("cpu")):
+            assert torch.backends.cudnn.allow_tf32 == allowed
+        assert torch.backends.cudnn.allow_tf32 == allowed
 
 
 @pytest.mark.parametrize("method", ["natural", "pgd", "trades", "trades-rfgsm", "mart"])
