@@ -133,6 +133,20 @@ def test_assg_statistics_live_as_long_as_one_attack() -> None:
     assert torch.equal(gradient(x[:, :1]), first[:, :1])
 
 
+@pytest.mark.parametrize("channels", [None, 6])
+def test_assg_keeps_its_statistics_in_float32(channels: int | None) -> None:
+    x = torch.randn(4, 2, 6, 3, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        node = ThresholdLIF(0.6, channels=channels, backend="torch")
+        node.view = "ASSG"
+        a = x.to(dtype).requires_grad_()
+        for _ in range(3):  # a tenth of the difference each
+            (gradient,) = torch.autograd.grad(node(a).sum(), a)
+        found.append(gradient.float())
+    assert (found[0] - found[1]).norm() < 0.02 * found[1].norm()
+
+
 def test_assg_does_not_let_the_gradient_vanish_where_potentials_are_large() -> None:
     """The mean of σ'(u)·|u| stays put when all inputs and the threshold are scaled: a fixed width
     fails there."""

@@ -100,7 +100,10 @@ class AdaptiveSharpness(View):
             or mean.shape != potential.shape
             or mean.device != potential.device
         ):
-            mean, spread = torch.ones_like(potential), torch.zeros_like(potential)
+            # in 16 bits a tenth of a difference is lost in the average
+            wide = torch.promote_types(potential.dtype, torch.float32)
+            mean = torch.ones_like(potential, dtype=wide)
+            spread = torch.zeros_like(potential, dtype=wide)
         mean, spread = fused.laid_out_as(potential, mean), fused.laid_out_as(potential, spread)
         moments[step] = mean, spread
         if fused.serves(multistep, potential, v_threshold):
@@ -111,7 +114,7 @@ class AdaptiveSharpness(View):
         for block in torch_backend.blocks(potential):  # in the cache, a dozen operations cost one
             for t in range(potential.shape[0]):
                 m, d = mean[t, block], spread[t, block]
-                size = (potential[t, block] - v_threshold).abs_()
+                size = (potential[t, block].to(m.dtype) - v_threshold).abs_()
                 m.lerp_(size, 1 - self.MOMENTUM)
                 d.lerp_((size - m).abs_(), 1 - self.MOMENTUM)
                 alpha = torch.add(m, d, alpha=self.RELAXATION).add_(1e-4).reciprocal_()
