@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from sj_robust.neuron import Surrogate, ThresholdLIF, select_backend
 from sj_robust.neuron.surrogate import SURROGATE_NAMES
 from sj_robust.neuron.views import AdaptiveSharpness
 
-# of a gradient against the largest of its tensor
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8, torch.float16: 2**-10}
+# of a gradient against the largest of its tensor: of 16 bits, the last
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
 def fused(device: str) -> str:
@@ -48,17 +49,21 @@ def compare(
     (spikes, dx, dv), (spikes0, dx0, dv0) = found, expected
     wrong = int((spikes != spikes0).sum())
     tally.check(wrong == 0, f"{what}: {wrong} of {spikes.numel()} spikes differ")
-    far = float((dx - dx0).abs().max() / dx0.abs().max().clamp_min(1e-30))
+    gap = (dx - dx0).masked_fill(dx == dx0, 0)  # of ±inf, where fp16 ends
+    size = dx0.nan_to_num(posinf=0, neginf=0).abs()
+    far = float(gap.abs().max() / size.max().clamp_min(1e-30))
     tally.check(far <= tolerance, f"{what}: the input's gradient is off by {far:.1e}")
     # the threshold's is a sum of terms of both signs
-    far = float((dv - dv0).abs().max() / dx0.abs().sum().clamp_min(1e-30))
+    far = float((dv - dv0).abs().max() / size.sum().clamp_min(1e-30))
     tally.check(far <= max(sums, tolerance), f"{what}: the threshold's gradient, by {far:.1e}")
 
 
 def kernels(tally: Tally, arguments: argparse.Namespace) -> None:
-    """The fused backend against the torch backend on the CPU and on the device, and against the
-    golden vectors."""
-    device, golden = arguments.device, np.load("tests/golden/lif.npz")
+    """The fused backend against the golden vectors, and against the torch backend on the CPU and on
+    the device."""
+    device = arguments.device
+    vectors(tally, device, 7 if arguments.quick else 1)
+    sharpness(tally, device)
     cases = [
         (name, gamma, soft, leak, dtype, last, channels)
         for (name, gamma), soft, leak, dtype, last, channels in itertools.product(
@@ -95,9 +100,14 @@ def kernels(tally: Tally, arguments: argparse.Namespace) -> None:
         same = torch.equal(spikes.float().cpu(), expected[0])
         tally.check(same, f"without gradients {what}: spikes differ")
         tally.keep()
+
+
+def vectors(tally: Tally, device: str, every: int) -> None:
+    """The golden vectors, or one of `every` so many."""
+    golden = np.load("tests/golden/lif.npz")
     x = torch.tensor(golden["x"]).unflatten(0, (int(golden["T"]), -1))
     known = [case for case in json.loads(str(golden["meta"])) if case["surrogate"] != "BPTR"]
-    for case in known[:: 7 if arguments.quick else 1]:
+    for case in known[::every]:
         found = outcome(
             fused(device),
             x.to(device),
@@ -110,7 +120,7 @@ def kernels(tally: Tally, arguments: argparse.Namespace) -> None:
         expected = [torch.tensor(golden[f"{case['key']}_{n}"]) for n in ("spikes", "dx", "dvth")]
         expected = [a.reshape(b.shape).float() for a, b in zip(expected, found, strict=True)]
         compare(tally, f"golden {case['key']}", found, expected, 1e-5)
-    sharpness(tally, device)
+    tally.keep()
 
 
 def sharpness(tally: Tally, device: str) -> None:
@@ -133,6 +143,7 @@ def sharpness(tally: Tally, device: str) -> None:
                 found.append([t.detach().cpu() for t in (spikes, *grads) if t is not None])
         for step, (one, other) in enumerate(zip(found[3:], found[:3], strict=True)):
             compare(tally, f"ASSG {channels=} step {step}", one, other, 2e-5, sums=1e-4)
+    tally.keep()
 
 
 def zoo(tally: Tally, arguments: argparse.Namespace) -> None:
@@ -260,7 +271,9 @@ def nccl(tally: Tally, arguments: argparse.Namespace) -> None:
     from sj_robust.distributed import Team
 
     cuda = arguments.device == "cuda"
-    store = dist.FileStore(str(arguments.result.with_suffix(".store")), 1)
+    path = arguments.result.with_suffix(".store")
+    path.unlink(missing_ok=True)  # of a run that was stopped
+    store = dist.FileStore(str(path), 1)
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if cuda else "gloo", store=store, rank=0, world_size=1
     )
@@ -277,15 +290,18 @@ def nccl(tally: Tally, arguments: argparse.Namespace) -> None:
 
 STEP = """
 import torch
-from sj_robust.neuron import ThresholdLIF, Surrogate
+from sj_robust.neuron import ThresholdLIF
 for channels in (None, 6):
     for reset in ("hard", "soft"):
-        node = ThresholdLIF(0.6, 0.9, reset=reset, channels=channels).to("DEVICE")
-        for shape in ((3, 2, 6, 5, 7), (1, 1, 6, 1, 1), (8, 4, 6, 32, 32)):
-            x = torch.randn(shape, device="DEVICE", requires_grad=True)
-            node.view = Surrogate("PCW", 1.0); node(x).sum().backward()
-            node.view = "ASSG"; node(x).sum().backward()
-            with torch.no_grad(): node(x)
+        node = ThresholdLIF(0.6, 0.9, reset=reset, channels=channels, backend="BACKEND")
+        node.to("DEVICE")
+        for shape in ((3, 2, 6, 5, 7), (1, 1, 6, 1, 1), (8, 4, 6, 32, 32), (40, 2, 6, 3, 5)):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = torch.randn(shape, device="DEVICE", dtype=dtype, requires_grad=True)
+                for view in ("PCW:1", "ASSG"):
+                    node.view = view
+                    node(x).sum().backward()
+                with torch.no_grad(): node(x)
 print("DONE")
 """
 
@@ -293,10 +309,15 @@ print("DONE")
 def sanitizer(tally: Tally, arguments: argparse.Namespace) -> None:
     """compute-sanitizer's memcheck on a few steps of the node, where the tool is there."""
     tool = shutil.which("compute-sanitizer")
-    wrapped = [tool, "--tool", "memcheck", "--error-exitcode", "99"] if tool else []
+    # calls that fail are no errors here: torch tries what a driver may lack
+    words = "--tool memcheck --report-api-errors no --error-exitcode 99"
+    wrapped = [tool, *words.split()] if tool else []
     tally.keep(tool=tool or "compute-sanitizer is not there: the step runs without it")
+    step = STEP.replace("DEVICE", arguments.device).replace("BACKEND", fused(arguments.device))
     done = subprocess.run(
-        [*wrapped, sys.executable, "-c", STEP.replace("DEVICE", arguments.device)],
+        [*wrapped, sys.executable, "-c", step],
+        # else tensors lie in large blocks, and what is read beside one is still in its block
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
         capture_output=True,
         text=True,
         check=False,
