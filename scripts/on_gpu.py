@@ -153,7 +153,8 @@ class Run:
                             file.suffix in (".log", ".json", ".jsonl", ".png")
                             and "probe" not in file.parts
                         ):
-                            archive.write(file, file.relative_to(self.state))
+                            with suppress(OSError):  # a task that begins removes its result
+                                archive.write(file, file.relative_to(self.state))
             self.deliver("logs.zip", logs.getvalue())
 
     def text(self) -> str:
@@ -255,7 +256,7 @@ def run(arguments: argparse.Namespace) -> None:
         found = [str(path.parent) for path in (state / "data").glob("*/train.parquet")]
         data = arguments.data or next(iter(found), "sample")
         if arguments.carry and not found:  # rather than train on the sample for minutes
-            raise SystemExit("no images were unpacked: make the call with .gpu/1 again, then this")
+            raise SystemExit("no images were unpacked, and wheels lack: carry .gpu/1, not .gpu/2")
         words = ["--data", data, "--work", str(state / "work"), "--seconds", "{seconds}"]
         done = threading.Event()
         copying = threading.Thread(target=here.save_models_often, args=(done,))

@@ -51,7 +51,7 @@ def speed(quick: bool, device: str) -> list[Job]:
     large = "--image-size", "224", "--sides"
     cases = [  # architecture, T, batch, precision, tasks, further words
         ("cifar_resnet20", 8, 128, "float32", "train,pgd10", ()),
-        ("cifar_wrn16_4", 8, 128, "bf16", "train", ()),
+        ("cifar_wrn16_4", 8, 128, "bf16", "train", ("--sides", "ann,torch,cupy")),
         ("cifar_resnet20", 8, 128, "bf16", "train", ()),
         ("cifar_wrn16_4", 8, 128, "float32", "train,pgd10", ("--sides", "ann,cupy")),
         ("cifar_vgg11", 8, 128, "bf16", "train", ()),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sj_robust.files import write_atomic
+
+BEGAN = time.monotonic()  # before a task imports torch, which takes some of its time
 
 
 class Tally:

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tally import Tally, main
+from tally import BEGAN, Tally, main
 
 from sj_robust import evaluate, load, load_dataset
-from sj_robust.errors import SJRobustError
 from sj_robust.files import write_atomic
 from sj_robust.recipes.network import open_ann
 from sj_robust.recipes.spec import AnnSettings, CalibratedConversion
 from sj_robust.recipes.steps import make_ann, make_converted, make_finetuned
-from sj_robust.training import TrainConfig, finetune, preset, train_ann
+from sj_robust.training import finetune, preset, train_ann
 from sj_robust.training.log import read_log
+from sj_robust.training.state import exists, load_state
 
 EPS = 8 / 255
 SAFE = 0.85  # of the time: saving, drawing and a slow start take some
@@ -27,7 +27,7 @@ AT_END = 40  # seconds for the conversion and the measurement
 
 
 def train(tally: Tally, arguments: argparse.Namespace) -> None:
-    end, quick, work = time.monotonic() + arguments.seconds, arguments.quick, arguments.work
+    end, quick, work = BEGAN + arguments.seconds, arguments.quick, arguments.work
     device = arguments.device
     data, test = (load_dataset(arguments.data, split) for split in ("train", "test"))  # type: ignore[arg-type]
     architecture, steps = ("cifar_resnet20", 2) if quick else ("cifar_wrn16_4", 8)
@@ -52,9 +52,8 @@ def train(tally: Tally, arguments: argparse.Namespace) -> None:
     def planned(name: str, config: Any, run: Callable[..., Any], share: float) -> Any:
         """`config` with as many epochs as that share of the time left allows; or that of the run
         that is gone on with."""
-        kept = work / f"{name}.config.json"
-        if (work / f"{name}.training").is_dir() and kept.is_file():
-            return TrainConfig.model_validate_json(kept.read_text(encoding="utf-8"))
+        if exists(state := work / f"{name}.training"):
+            return load_state(state)[0].config
         probe = config.model_copy(
             update={"epochs": config.batch_size * (3 if quick else 60) / len(data)}
         )
@@ -73,9 +72,7 @@ def train(tally: Tally, arguments: argparse.Namespace) -> None:
             "epochs": epochs,
         }
         tally.keep(**{name: facts})
-        config = config.model_copy(update={"epochs": epochs, "validate_every": epochs / 5})
-        write_atomic(kept, config.model_dump_json(indent=1))
-        return config
+        return config.model_copy(update={"epochs": epochs, "validate_every": epochs / 5})
 
     def fresh() -> Any:
         return open_ann(settings, data, seed=0)
@@ -133,8 +130,8 @@ def measure(tally: Tally, name: str, work: Path, test: Any, device: str, limit: 
             batch_size=250,
             device=device,
         )
-    except SJRobustError as error:
-        tally.keep(**{f"{name} measured": str(error)})
+    except Exception as error:  # of one network: the others are measured
+        tally.keep(**{f"{name} measured": f"{type(error).__name__}: {error}"[:500]})
         return
     write_atomic(work / f"{name}.evaluation.json", report.to_json())
     tally.keep(**{f"{name} measured": report.summary().splitlines()[:12]})
