@@ -134,7 +134,7 @@ class Run:
         text = (self.state / "logs" / f"{job.name}.log").read_text(
             encoding="utf-8", errors="replace"
         )
-        return [line for line in text.splitlines() if line.strip()][-8:]
+        return [line for line in text.splitlines() if line.strip()][-24:]
 
     def report(self) -> None:
         """Write all that is known into OUT."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 LIMIT = 64 * 2**20  # bytes that travel in one call: the repository and the carried folders
-SPARE = 2**18
+SPARE = 3 * 2**19  # a kilobyte and a half for each of a thousand files, should they count in a tar
 COLUMN = 64  # images
 # of what sj-robust and spikingjelly need, on a machine with torch, timm, CuPy and the like
 MISSING = ["spikingjelly", "loguru", "SciencePlots", "pyautoattack"]

@@ -308,7 +308,8 @@ print("DONE")
 
 def sanitizer(tally: Tally, arguments: argparse.Namespace) -> None:
     """compute-sanitizer's memcheck on a few steps of the node, where the tool is there."""
-    tool = shutil.which("compute-sanitizer")
+    name = "compute-sanitizer"
+    tool = shutil.which(name) or shutil.which(name, path="/usr/local/cuda/bin")
     # calls that fail are no errors here: torch tries what a driver may lack
     words = "--tool memcheck --report-api-errors no --error-exitcode 99"
     wrapped = [tool, *words.split()] if tool else []
