@@ -186,7 +186,8 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(
         key
         for key, tensor in tensors.items()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        # isfinite does not know all types of 8 bits
+        if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all()
     )
 
 

@@ -46,7 +46,7 @@ from sj_robust.checkpoint.results import (
     read_report,
     read_reports,
 )
-from sj_robust.checkpoint.tensors import read_tensors, tensor_bytes
+from sj_robust.checkpoint.tensors import as_state, read_tensors, tensor_bytes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.certified import Certified
 from sj_robust.evaluation.facts import state_sha256
@@ -205,7 +205,7 @@ def load_folder(
         SJRobustError: as of `sj_robust.load`.
     """
     config = config or read_config(folder)
-    tensors = read_tensors(folder / WEIGHTS, config.weights)
+    tensors = read_tensors(folder / WEIGHTS, config)
     if model is not None:
         backbone = model if isinstance(model, nn.Module) else model()
         backbone = unwrap(backbone)
@@ -235,12 +235,7 @@ def _check_state(tensors: Mapping[str, Tensor], config: Config, path: Path) -> N
             f"{path} has {len(tensors)} tensors, {CONFIG} records {config.weights.tensors}: it was"
             " altered, get it again"
         )
-    state = (
-        tensors
-        if config.kind == "snn"
-        else {f"backbone.{key}": tensor for key, tensor in tensors.items()}
-    )
-    if (found := state_sha256(state)) != config.weights.state_sha256:
+    if (found := state_sha256(as_state(tensors, config))) != config.weights.state_sha256:
         raise SJRobustError(
             f"{path} holds the weights {found[:12]}…, {CONFIG} records"
             f" {config.weights.state_sha256[:12]}… as what was measured: they are another"
@@ -290,7 +285,7 @@ def _check_described(classifier: Classifier, config: Config, path: Path) -> None
 def check_weights(folder: Path, config: Config) -> None:
     """Raise SJRobustError where the weights of a checkpoint folder are not those its config
     describes, as far as they tell without a network to hold them."""
-    _check_state(read_tensors(folder / WEIGHTS, config.weights), config, folder / WEIGHTS)
+    _check_state(read_tensors(folder / WEIGHTS, config), config, folder / WEIGHTS)
 
 
 def _records(

@@ -347,3 +347,33 @@ def test_weights_that_float16_holds_take_half_the_bytes_and_come_back_whole(
     with pytest.warns(UserWarning, match="too large for float16"):
         round_weights(large)
     assert all(torch.equal(tensor, before[key]) for key, tensor in large.state_dict().items())
+
+
+class OwnHalves(nn.Module):
+    """A network that keeps a table in float16, as its own code wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.register_buffer("table", torch.tensor([0.5, 2.0, 0.1], dtype=torch.float16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x.mean((2, 3)) * self.table.float())
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_float16_of_a_network_itself_comes_back_as_float16(tmp_path: Path, rounded: bool) -> None:
+    model = NormalizedClassifier(OwnHalves(), [0.5] * 3, [0.25] * 3)
+    if rounded:
+        round_weights(model)
+    with pytest.warns(UserWarning, match="load will need model="):
+        save(model, tmp_path / "own", input_size=(3, 8, 8))
+    back = load(tmp_path / "own", model=OwnHalves)
+    assert {key: tensor.dtype for key, tensor in back.state_dict().items()} == {
+        "backbone.linear.weight": torch.float32,
+        "backbone.linear.bias": torch.float32,
+        "backbone.table": torch.float16,
+    }
+    assert all(
+        torch.equal(value, model.state_dict()[key]) for key, value in back.state_dict().items()
+    )

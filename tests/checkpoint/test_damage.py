@@ -218,6 +218,14 @@ def retype(tensors: dict[str, Any]) -> None:
     tensors["backbone.fc.bias"] = torch.zeros(10, dtype=torch.float64)
 
 
+def eighths(tensors: dict[str, Any]) -> None:
+    tensors["backbone.fc.bias"] = torch.zeros(10).to(torch.float8_e4m3fn)
+
+
+def poisoned_eighths(tensors: dict[str, Any]) -> None:
+    tensors["backbone.fc.bias"] = torch.full((10,), float("nan")).to(torch.float8_e4m3fn)
+
+
 def poison(tensors: dict[str, Any]) -> None:
     tensors["backbone.fc.weight"][0, 0] = float("inf")
 
@@ -234,6 +242,8 @@ def rename_all(tensors: dict[str, Any]) -> None:
         (add, ["unexpected backbone.extra"]),
         (reshape, ["backbone.fc.bias is [11], expected [10]"]),
         (retype, ["backbone.fc.bias is torch.float64, expected torch.float32"]),
+        (eighths, ["backbone.fc.bias is torch.float8_e4m3fn, expected torch.float32"]),
+        (poisoned_eighths, ["NaN or infinite weights (backbone.fc.bias)"]),
         (poison, ["NaN or infinite weights (backbone.fc.weight)"]),
         (rename_all, ["missing backbone.act1.node.v_threshold", "more"]),
     ],
