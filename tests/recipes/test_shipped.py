@@ -45,7 +45,11 @@ def recipe(path: Path) -> Recipe:
 def network(recipe: Recipe, classes: int) -> tuple[str, torch.nn.Module]:
     """The architecture's name and the ANN without memory for its weights."""
     architecture, args = recipe.ann.architecture, recipe.ann.args
-    if recipe.ann.checkpoint:
+    if (begun := recipe.ann.checkpoint or "").startswith("runs/"):  # what another recipe makes
+        recipe = read_recipe(RECIPES[0].with_name(f"{Path(begun).parent.name}.yaml"))
+        assert begun == f"runs/{recipe.name}/ann"
+        architecture, args = recipe.ann.architecture, recipe.ann.args
+    elif recipe.ann.checkpoint:
         config = read_config(zoo.find(recipe.ann.checkpoint).folder)
         assert config.num_classes == classes or recipe.ann.train  # with a fresh classifier
         architecture, args = config.architecture, config.model_args
