@@ -294,9 +294,9 @@ def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
         (config.training or {}).get("command"),
     ]
     return [
-        " ".join(command.replace("`", "'").split())
+        _code(" ".join(line.strip() for line in command.strip().splitlines()))
         for command in recorded
-        if isinstance(command, str)
+        if isinstance(command, str) and command.strip()
     ]
 
 
@@ -344,6 +344,12 @@ def _line(value: object, longest: int = 300) -> _Inert:
         .replace("<", "&lt;")
     )
     return _Inert(re.sub(r"\](?=[(\[:])", r"]\\", text))
+
+
+def _code(command: str) -> _Inert:
+    """A recorded command as a line of a block of code: there nothing is markup but the block's
+    own end, and what is escaped or left out would be another command."""
+    return _Inert(visible(command.replace("`", "'")))
 
 
 def _spoken(value: object) -> str:

@@ -274,6 +274,20 @@ def test_without_a_recipe_the_recorded_commands_are_given(checkpoint: Path, edit
     assert "| source | command |" not in text
 
 
+def test_a_recorded_command_is_given_as_it_was_typed(checkpoint: Path, edit: Any) -> None:
+    (checkpoint / "recipe.yaml").unlink()
+    typed = "sj-robust convert 'runs/a  <b' --mean '1|2' " + "--percentile 99.7 " * 20
+    edit(
+        checkpoint, lambda config: config["source"].update(command=f" {typed}\n", architecture="x")
+    )
+    edit(checkpoint, lambda config: config["training"].update(command=" \n"))
+    assert f"```bash\n{typed.strip()}\n```\n" in write_card(checkpoint).read_text()
+    edit(checkpoint, lambda config: config["source"].update(command="sj-robust \x1b[2J\u202e"))
+    assert "```bash\nsj-robust \\x1b[2J\\u202e\n```\n" in write_card(checkpoint).read_text()
+    edit(checkpoint, lambda config: config["source"].update(command=""))
+    assert "The command was not recorded." in write_card(checkpoint).read_text()
+
+
 def test_writing_a_card_again_changes_nothing(checkpoint: Path) -> None:
     first = write_card(checkpoint).read_bytes()
     plot = (checkpoint / "figures" / "accuracy.png").read_bytes()
