@@ -168,7 +168,8 @@ def resolve(folder_or_name: str | Path) -> Path:
     """The checkpoint folder meant by a path, or else by the name of a zoo model, whose files are
     verified against the index. Raises SJRobustError where there is none."""
     path = Path(folder_or_name)
-    if os.path.isdir(path):  # unlike Path.is_dir false for a name that no file can have
+    # unlike Path.is_dir false for a name that no file can have; "" is no folder's
+    if folder_or_name != "" and os.path.isdir(path):
         return path
     if (
         isinstance(folder_or_name, Path)

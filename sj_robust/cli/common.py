@@ -242,6 +242,8 @@ def pick_device(device: str | None) -> Any:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = own_device(torch.device(device))
+        if chosen.type == "meta":
+            raise RuntimeError("its tensors hold no numbers")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise SJRobustError(

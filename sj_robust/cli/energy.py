@@ -174,7 +174,9 @@ def latency(
     """
     from sj_robust.evaluation.latency import measure_latency
 
-    check_words(attacks=[attack] if attack else None, views=[view] if view else None)
+    check_words(
+        attacks=None if attack is None else [attack], views=None if view is None else [view]
+    )
     check_report_file(out)
     where = pick_device(device)
     classifier, dataset = load_both(

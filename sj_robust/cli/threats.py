@@ -127,7 +127,7 @@ def threats(
                 f"--{name.replace('_', '-')} is for {' or '.join(_OF[name])}, which --detect"
                 f" {detect} leaves out: leave one of them out"
             )
-    check_words(views=[view] if view else None)
+    check_words(views=None if view is None else [view])
     target = recorded_in(checkpoint, record)
     check_report_file(out)
     where = pick_device(device)

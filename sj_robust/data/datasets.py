@@ -219,7 +219,7 @@ def load_dataset(
         source = _named(name, split)
     else:
         path = Path(name_or_path).expanduser()
-        if not path.exists():
+        if name_or_path == "" or not path.exists():  # "" would be the working directory
             hint = did_you_mean(str(name_or_path), NAMES)
             raise SJRobustError(
                 f"no dataset {str(name_or_path)!r}: expected one of {', '.join(NAMES)}, or the path"

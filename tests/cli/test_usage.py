@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -91,10 +92,16 @@ def test_the_general_help_names_every_command(cli: Cli) -> None:
         ("evaluate", "x", "--data", "sample", "--protocol", "strng"),
         ("evaluate", "x", "--data", "sample", "--attacks", "fgsm,pgx10"),
         ("evaluate", "x", "--data", "sample", "--views", "PCX:1"),
+        ("evaluate", "x", "--data", "sample", "--views", ","),
+        ("evaluate", "x", "--data", "sample", "--views", ""),
+        ("evaluate", "x", "--data", "sample", "--attacks", "fgsm,fgsm"),
         ("evaluate", "x", "--data", "sample", "--grid", "9bit"),
         ("show", "x", "--out", "y.png", "--attack", "pgx10"),
         ("latency", "x", "--data", "sample", "--view", "PCX:1"),
+        ("latency", "x", "--data", "sample", "--view", ""),
+        ("latency", "x", "--data", "sample", "--attack", "", "--eps", "8/255"),
         ("threats", "x", "--data", "sample", "--detect", "cleanse", "--view", "PCX:1"),
+        ("threats", "x", "--data", "sample", "--detect", "cleanse", "--view", ""),
         ("finetune", "x", "--data", "sample", "--out", "y", "--method", "magic"),
         ("convert", "--data", "sample", "--out", "y"),
         ("convert", "x", "--data", "sample", "--out", "y", "--arg", "width"),
@@ -196,6 +203,21 @@ def test_a_folder_of_something_else_is_refused_before_any_work(cli: Cli, tmp_pat
     training = ("train-ann", "cifar_resnet20", "--data", "sample", "--out", tmp_path)
     assert "is kept: choose another folder" in failure(cli(*training))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_name_is_not_the_working_directory(cli: Cli, tmp_path: Path) -> None:
+    zoo = next(entry for entry in list_models() if entry.kind == "ann")
+    shutil.copytree(zoo.folder, tmp_path / "x")
+    here = {"cwd": tmp_path / "x"}
+    assert cli("info", ".", **here).returncode == 0
+    assert "'' is neither a checkpoint folder nor a zoo model" in failure(cli("info", "", **here))
+    args = ("convert", zoo.name, "--data", "", "--out", tmp_path / "never")
+    assert "no dataset ''" in failure(cli(*args, **here))
+
+
+def test_a_device_that_computes_nothing_is_refused(cli: Cli) -> None:
+    line = failure(cli("evaluate", "x", "--data", "sample", "--device", "meta"))
+    assert "device 'meta' cannot be used here (its tensors hold no numbers)" in line
 
 
 def test_a_device_that_is_not_there_is_named(cli: Cli) -> None:
