@@ -3,6 +3,7 @@ shards can be put together."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -91,9 +92,13 @@ class Journal:
         journal = cls(own, key, starts=starts)
         if path is not None:
             for file in (path, *sorted(path.parent.glob(f"{path.name}.rank*"))):
-                with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                with suppress(
+                    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
+                ):
                     found = json.loads(file.read_text(encoding="utf-8"))
-                    if found["key"] == key:
+                    # one without a digest was begun before there was any
+                    whole = found.get("digest") in (None, _digest(found["units"], found["starts"]))
+                    if whole and found["key"] == key:
                         units = {UnitKey(*name): Unit(**unit) for name, unit in found["units"]}
                         kept = starts and Starts.from_json(starts.norm, found["starts"])
                         journal.merge(units)
@@ -149,10 +154,21 @@ class Journal:
                 _merge(own, part)
             units = [[key, vars(unit)] for key, unit in own.items() if unit.seen]
             starts = self.starts.to_json() if self.starts else {}
-            write_atomic(self.path, json.dumps({"key": self.key, "units": units, "starts": starts}))
+            content = {
+                "key": self.key,
+                "units": units,
+                "starts": starts,
+                "digest": _digest(units, starts),
+            }
+            write_atomic(self.path, json.dumps(content))
         self._next = time.monotonic() + max(
             _SAVE_SECONDS, (time.monotonic() - started) / _SAVE_SHARE
         )
+
+
+def _digest(units: Any, starts: Any) -> str:
+    """Of what was done: a digit that a bad disk or a hand has changed would go on as an outcome."""
+    return hashlib.sha256(json.dumps([units, starts]).encode()).hexdigest()
 
 
 def _merge(units: Units, others: Units) -> None:

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from sj_robust.evaluation import Report
 from sj_robust.evaluation import evaluate as evaluate_and_check
 from sj_robust.evaluation.journal import Journal, UnitKey
 from sj_robust.evaluation.judge import Passes
+from sj_robust.evaluation.starts import Starts
 from sj_robust.model import SpikingClassifier
 
 # test_checks has the checks; here they would only take time
@@ -107,6 +110,41 @@ def test_notes_of_another_evaluation_or_damaged_ones_count_for_nothing(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda notes: notes["units"][0][1].update(fallen=[]),
+        lambda notes: notes["units"][0][1].update(seen=["a"]),
+        lambda notes: notes["starts"].update({"1": [0.5, -1.0, 0.1, "", 0]}),
+    ],
+)
+def test_notes_that_somebody_changed_count_for_nothing(
+    tmp_path: Path, change: Callable[[Any], object]
+) -> None:
+    path = tmp_path / "notes"
+    journal = Journal.open(path, {"seed": 0}, starts=Starts("linf"))
+    image = torch.tensor([3])
+    hit = lambda chosen, x, y: (torch.tensor([True]), lambda: None)  # noqa: E731
+    journal.work(UNIT, [(image, torch.zeros(1, 1), image)], Passes(), hit)
+    journal.save()
+    again = Journal.open(path, {"seed": 0}, starts=Starts("linf"))
+    assert again.units == journal.units == {UNIT: again.units[UNIT]}
+    notes = json.loads(path.read_text())
+    change(notes)
+    path.write_text(json.dumps(notes))
+    assert not Journal.open(path, {"seed": 0}, starts=Starts("linf")).units
+    path.write_text("[" * 100_000)
+    assert not Journal.open(path, {"seed": 0}, starts=Starts("linf")).units
+
+
+def test_notes_of_before_there_was_a_digest_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "notes"
+    key = json.loads(json.dumps(Journal.open(path, {"seed": 0}).key))
+    unit = {"seen": [3], "fallen": [], "seconds": 1.0, "forward": 1, "backward": 0}
+    path.write_text(json.dumps({"key": key, "units": [[UNIT, unit]], "starts": {}}))
+    assert Journal.open(path, {"seed": 0}).units[UNIT].seen == [3]
+
+
 def test_a_killed_command_goes_on_and_leaves_nothing_but_its_report(tmp_path: Path) -> None:
     command = [
         sys.executable,
