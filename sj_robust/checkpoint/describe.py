@@ -164,6 +164,19 @@ def _rebuilds(model: Classifier, config: Config, tensors: Mapping[str, Tensor]) 
         return torch.allclose(original(images), rebuilt(images), rtol=1e-3, atol=1e-3)
 
 
+def check_facts(**facts: Any) -> None:
+    """Raise SJRobustError, before hours of work, where a config could not hold one of these, by the
+    names of its fields."""
+    for name, value in facts.items():
+        kind: Any = Config.model_fields[name].annotation
+        try:
+            TypeAdapter(kind).validate_python(value)
+        except ValidationError as error:
+            raise SJRobustError(
+                f"the model could not be saved: {name}.{first_error(error)}; rename it"
+            ) from None
+
+
 def _validated(facts: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(facts)

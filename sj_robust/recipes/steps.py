@@ -11,6 +11,7 @@ import torch
 
 from sj_robust.catalog import Checkpoint
 from sj_robust.checkpoint import save
+from sj_robust.checkpoint.describe import check_facts
 from sj_robust.checkpoint.files import check_replaceable
 from sj_robust.conversion import convert
 from sj_robust.conversion.activations import module_kind
@@ -67,6 +68,11 @@ def check_out(folder: str | os.PathLike[str]) -> None:
     check_replaceable(Path(folder))
 
 
+def _check_names(model: Any, dataset: ImageDataset, builder: str | None, **facts: Any) -> None:
+    """Raise SJRobustError, before hours of work, for names that a checkpoint cannot hold."""
+    check_facts(classes=list(model.classes or dataset.classes), model=builder, **facts)
+
+
 def save_trained(
     model: NormalizedClassifier | SpikingModel,
     folder: str | os.PathLike[str],
@@ -102,6 +108,12 @@ def make_ann(
     `settings.checkpoint` led to, of `network.begun_from`. command: the line that
     was typed, for the record.
     """
+    facts: dict[str, Any] = {
+        "name": settings.name,
+        "builder": settings.model,
+        "license": license,
+    }
+    _check_names(ann, dataset, **facts)
     start = begun and begun.config
     source, training = None, start.training if start else None
     if settings.weights:  # whose weights these were: the card names them
@@ -125,7 +137,6 @@ def make_ann(
         if start:
             ann.source |= poison_of(start)
     if not rank():
-        facts = {"name": settings.name, "builder": settings.model, "license": license}
         save_trained(ann, folder, dataset, training, **facts)
     return result
 
@@ -145,6 +156,7 @@ def make_converted(
 ) -> SpikingClassifier:
     """Convert `ann` on images drawn from `dataset` by `seed` and save it as `folder`. `source`:
     what it says of the ANN."""
+    _check_names(ann, dataset, builder, name=name)
     snn = convert_with(
         ann,
         dataset,
@@ -172,6 +184,7 @@ def make_finetuned(
     command: str | None = None,
 ) -> TrainResult:
     """Finetune `snn` and save it as `folder`; everything else as `make_ann`."""
+    _check_names(snn, dataset, builder, name=name)
     result = finetune(
         snn,
         dataset,

@@ -102,6 +102,23 @@ def test_a_checkpoint_with_something_of_the_users_in_it_is_refused_before_the_wo
     assert not (tmp_path / "snn.training").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="such names")
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "x" * 210])
+def test_a_class_that_no_checkpoint_can_name_is_told_before_the_work(
+    cli: Callable[..., Any], workplace: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(workplace / "colours" / "train", tmp_path / "data")
+    (tmp_path / "data" / "red").rename(tmp_path / "data" / name)
+    normal = ("--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2")
+    network = ("--model", "my_networks:make", "--data", tmp_path / "data", *normal)
+    for command in (("train-ann", "--batch-size", 8, "--validation", 8), ("convert",)):
+        done = cli(*command, *network, "--out", tmp_path / "out")
+        assert done.returncode == 1
+        assert "sj-robust: the model could not be saved: classes." in done.stderr
+        assert done.stderr.endswith("; rename it\n")
+        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
 @pytest.mark.parametrize("option", ["--out", "--plot"])
 def test_the_result_is_shown_where_it_can_no_longer_be_written(
     cli: Callable[..., Any], workplace: Path, tmp_path: Path, option: str
