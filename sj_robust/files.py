@@ -10,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ except ImportError:  # Windows
 
 
 _begun: set[Path] = set()  # temporary files and folders that are being written
+_LEFT = 3600.0  # seconds
 
 
 def remove_begun() -> None:
@@ -40,22 +42,37 @@ def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Pat
     it when not.
 
     For one file that a library wants to write itself. The rename is atomic on POSIX file systems.
-    `mode`: less the umask, as of open.
+    `mode`: less the umask, as of open. What earlier calls left beside `path` when they were killed
+    is removed after an hour.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    _clear_left(target)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     os.close(handle)
     temporary = Path(name)
     _begun.add(temporary)
     try:
-        yield temporary
+        with _named(target):
+            yield temporary
         temporary.chmod(mode & ~_umask())
         _flush(temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
         _begun.discard(temporary)
+
+
+@contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Let a full disk be that of `target`: the system names no file where one was open."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        if full and error.filename is None:
+            error.filename = str(target)
+        raise
 
 
 def write_atomic(path: str | os.PathLike[str], content: str | bytes, mode: int = 0o666) -> None:
@@ -124,7 +141,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary, lock = _begin(target)
     _begun.add(temporary)
     try:
-        yield temporary
+        with _named(target):
+            yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 _flush(file)
@@ -179,12 +197,13 @@ def _begin(target: Path) -> tuple[Path, int | None]:
 
 
 def _clear_left(target: Path) -> None:
-    """Remove the temporary folders of killed processes beside `target`, and put back an old version
-    that was moved aside for nothing."""
+    """Remove the temporary files and folders of killed processes beside `target`, and put back an
+    old version that was moved aside for nothing."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
         if (
             path.suffix not in (".part", ".old")
             or path.is_symlink()
+            or _left_file(path)
             or (lock := _lock(path)) is None
         ):
             continue
@@ -195,6 +214,17 @@ def _clear_left(target: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def _left_file(path: Path) -> bool:
+    """Whether it is a file; removed where nobody has written to it for long. It has no lock, as
+    libraries that write have their own."""
+    if not path.is_file():
+        return False
+    with suppress(OSError):
+        if time.time() - path.stat().st_mtime > _LEFT:
+            path.unlink()
+    return True
 
 
 def _lock(folder: Path) -> int | None:

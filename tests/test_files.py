@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -125,6 +126,25 @@ def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one
         (folder / "newer").write_text("newer")
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "model"]
     assert [path.name for path in target.iterdir()] == ["newer"]
+
+
+def test_what_killed_processes_left_of_a_file_is_removed_once_it_is_old(tmp_path: Path) -> None:
+    names = [f".{name}.abcdefgh.part" for name in ("state", "state.x")] + [".state.12345678.part"]
+    old, others, living = (tmp_path / name for name in names)  # others: of a file called state.x
+    for path in (old, others, living):
+        path.write_text("half")
+    for path in (old, others):
+        os.utime(path, (0, 0))
+    write_atomic(tmp_path / "state", "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"state", others.name, living.name}
+
+
+def test_a_full_disk_is_that_of_the_file(tmp_path: Path) -> None:
+    for make, name in ((atomic_path, "file"), (atomic_folder, "folder")):
+        with pytest.raises(OSError, match="No space left") as raised, make(tmp_path / name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        assert raised.value.filename == str(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_old_version_moved_aside_by_a_killed_process_comes_back(tmp_path: Path) -> None:

@@ -122,8 +122,15 @@ def save_state(folder: Path, progress: Progress, groups: Groups) -> None:
             f" {folder} is the last good one. Lower lr and start again in another folder"
         )
     text = progress.model_dump_json()
-    with atomic_path(folder / STATE_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"progress": text, "digest": _digest(text, tensors)})
+    metadata = {"progress": text, "digest": _digest(text, tensors)}
+    try:
+        with atomic_path(folder / STATE_FILE) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:  # in place of an OSError
+        raise SJRobustError(
+            f"{folder / STATE_FILE} cannot be written ({first_line(error)}): make room, and resume"
+            " from the last state saved there"
+        ) from error
 
 
 def load_state(folder: Path) -> tuple[Progress, Groups]:

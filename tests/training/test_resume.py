@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from sj_robust.errors import SJRobustError
 from sj_robust.model import NormalizedClassifier
 from sj_robust.training import train_ann
-from sj_robust.training.state import load_state
+from sj_robust.training.state import load_state, save_state
 
 STATE = "state.safetensors"
 TIMING = ("seconds", "images_per_second")
@@ -294,3 +294,18 @@ def test_ctrl_c_while_the_last_curves_are_drawn_is_not_dropped(toy, tmp_path, mo
         train_ann(toy.ann(), toy.patterns(), toy.config(epochs=1), tmp_path)
     assert load_state(tmp_path)[0].finished
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_full_disk_is_told_and_the_last_state_stays(finished):
+    resource = pytest.importorskip("resource")
+    progress, groups = load_state(finished)
+    files, before = sorted(finished.iterdir()), (finished / STATE).read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        with pytest.raises(SJRobustError, match=r"state.safetensors cannot be written .*make room"):
+            save_state(finished, progress, groups)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(finished.iterdir()) == files
+    assert (finished / STATE).read_bytes() == before
