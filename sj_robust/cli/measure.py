@@ -63,12 +63,8 @@ def check_words(
     from sj_robust.errors import SJRobustError
     from sj_robust.evaluation.protocol import check_names
 
-    if views == []:
-        usage("no view is named: name at least one, or leave --views out for all 19")
-    if attacks and len(set(attacks)) < len(attacks):
-        usage(f"an attack is named twice: {', '.join(attacks)}")
     try:
-        check_names(protocol, attacks or (), views or (), norm)
+        check_names(protocol, attacks or (), views, norm)
     except SJRobustError as error:
         usage(str(error))
 

@@ -189,16 +189,16 @@ def find_protocol(name: str) -> Protocol:
 def check_names(
     protocol: str | None = None,
     attacks: Iterable[str] = (),
-    views: Iterable[str] = (),
+    views: Sequence[str] | None = None,
     norm: Norm = "linf",
 ) -> None:
-    """Raise SJRobustError for a protocol, attack or view that is none: before any work."""
+    """Raise SJRobustError, before any work, for a protocol, attack or view that is none, for an
+    attack twice, and for no view at all."""
     if protocol is not None:
         find_protocol(protocol)
-    for attack in attacks:
-        parse_attack(attack, 0.1, norm)  # at whatever eps
-    for view in views:
-        parse_view(view)
+    _check_distinct([parse_attack(attack, 0.1, norm).name for attack in attacks])  # at whatever eps
+    if views is not None:
+        _parsed(views)
 
 
 def stages_of(
@@ -362,11 +362,15 @@ def make_plan(
             "transfer out, or use pgd10"
         )
     names = [run.attack.name for run in first]
+    _check_distinct(names)
+    return plan if names else []
+
+
+def _check_distinct(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         raise SJRobustError(
             f"two attacks have the same name: {', '.join(names)}; evaluate them one at a time"
         )
-    return plan if names else []
 
 
 def view_names(model: nn.Module, views: Sequence[View | str] | None) -> list[str] | None:
@@ -378,6 +382,10 @@ def view_names(model: nn.Module, views: Sequence[View | str] | None) -> list[str
         raise SJRobustError(
             f"a {type(model).__name__} has its exact gradient and no other: leave views out"
         )
+    return _parsed(views)
+
+
+def _parsed(views: Sequence[View | str]) -> list[str]:
     if not views:
         raise SJRobustError("views is empty: name at least one, or leave it out for all 19")
     return [view_name(parse_view(view)) for view in views]

@@ -24,10 +24,19 @@ from pathlib import Path
 
 from sj_robust.errors import SJRobustError
 from sj_robust.files import private_cache, write_atomic
+from sj_robust.neuron.fused import HELD_STEPS
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
 
-_ALWAYS = ("-O3", "-std=c11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_ALWAYS = (
+    f"-DMOST_STEPS={HELD_STEPS}",
+    "-O3",
+    "-std=c11",
+    "-fPIC",
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 # the first that compiles and loads
 _TRIES = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",), ())
 _SECONDS = 120

@@ -3,6 +3,8 @@ compiler."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -48,33 +50,15 @@ def _forward(
 
 @fused.lif_backward.register_kernel("cpu")
 def _(
-    grad: Tensor,
-    potential: Tensor,
-    v_threshold: Tensor,
-    leak: float,
-    soft_reset: bool,
-    surrogate: int,
-    gamma: float,
-    slope: Tensor | None,
-    threshold_gradient: bool,
+    grad: Tensor, potential: Tensor, v_threshold: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    settings = leak, soft_reset, surrogate, gamma
-    return _backward(grad, potential, None, v_threshold, *settings, slope, threshold_gradient)
+    return _backward(grad, potential, None, v_threshold, *settings)
 
 
 @fused.lif_backward_from_input.register_kernel("cpu")
-def _(
-    grad: Tensor,
-    x: Tensor,
-    v_threshold: Tensor,
-    leak: float,
-    soft_reset: bool,
-    surrogate: int,
-    gamma: float,
-    threshold_gradient: bool,
-) -> tuple[Tensor, Tensor]:
-    settings = leak, soft_reset, surrogate, gamma
-    return _backward(grad, None, x, v_threshold, *settings, None, threshold_gradient)
+def _(grad: Tensor, x: Tensor, v_threshold: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    leak, soft_reset, surrogate, gamma, wanted = settings
+    return _backward(grad, None, x, v_threshold, leak, soft_reset, surrogate, gamma, None, wanted)
 
 
 def _backward(

@@ -363,7 +363,7 @@ def _check_attacks(settings: Measurements) -> None:
     after it."""
     for protocol in filter(None, (settings.protocol, *(settings.further or ()))):
         check_names(protocol)
-    check_names(None, settings.attacks, settings.views or (), settings.norm)
+    check_names(None, settings.attacks, settings.views, settings.norm)
     if settings.protocol:
         stages_of(find_protocol(settings.protocol), None, settings.views, False)
 

@@ -3,13 +3,13 @@
    x, the spikes and their gradients are float or, where `half` says so, the upper half of one (bfloat16); all else is float, and
    so is every sum. A step of the layer is a dense block of memory of `size` elements in any order of its dimensions; step t of x
    lies at x + t·x_stride (0 repeats one step), of every other array at t·size. The threshold of the neuron at offset j is
-   threshold[(j / inner) % channels]. Blocks are fixed, so the results do not depend on the number of threads. */
+   threshold[(j / inner) % channels]. Blocks are fixed, so the results do not depend on the number of threads. MOST_STEPS: how many
+   potentials of a neuron are computed again at once, given by whoever compiles this. */
 
 #include "lif.h"
 #include <stdint.h>
 
 #define BLOCK 512
-#define MOST_STEPS 32 /* HELD_STEPS of fused.py: the potentials of a block that are computed again at once */
 
 LIF_INLINE float load(const void *from, int64_t i, int half) {
     if (!half) return ((const float *)from)[i];
