@@ -10,7 +10,6 @@ import os
 import shutil
 import stat
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,8 +22,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-_begun: set[Path] = set()  # temporary files and folders that are being written
-_LEFT = 3600.0  # seconds
+_begun: set[Path] = set()  # temporary folders that are being written
 
 
 def remove_begun() -> None:
@@ -32,8 +30,6 @@ def remove_begun() -> None:
     with no exception to do it."""
     for path in list(_begun):
         shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -43,24 +39,17 @@ def atomic_path(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Pat
 
     For one file that a library wants to write itself. The rename is atomic on POSIX file systems.
     `mode`: less the umask, as of open. What earlier calls left beside `path` when they were killed
-    is removed after an hour.
+    is removed.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_left(target)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
-    _begun.add(temporary)
-    try:
+    with _beside(target) as folder:
+        temporary = folder / target.name
         with _named(target):
             yield temporary
         temporary.chmod(mode & ~_umask())
         _flush(temporary)
         os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-        _begun.discard(temporary)
 
 
 @contextmanager
@@ -137,10 +126,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = behind_links(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _clear_left(target)
-    temporary, lock = _begin(target)
-    _begun.add(temporary)
-    try:
+    with _beside(target) as temporary:
+        temporary.chmod(0o777 & ~_umask())
         with _named(target):
             yield temporary
         for file in temporary.rglob("*"):
@@ -153,11 +140,6 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(target, old)
             os.replace(temporary, target)
             shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # after an exchange this is the old version
-        _begun.discard(temporary)
-        if lock is not None:
-            os.close(lock)
 
 
 def behind_links(folder: str | os.PathLike[str]) -> Path:
@@ -184,11 +166,28 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     check_within(target.parent, target.name)
 
 
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`, locked so that other processes see it is at work, removed
+    in the end. What killed processes left there is removed first. For files too: a file of its own
+    could not be locked, as HDF5 locks what it writes."""
+    _clear_left(target)
+    temporary, lock = _begin(target)
+    _begun.add(temporary)
+    try:
+        yield temporary
+    finally:
+        # after an exchange this is the old version
+        shutil.rmtree(temporary, ignore_errors=True)
+        _begun.discard(temporary)
+        if lock is not None:
+            os.close(lock)
+
+
 def _begin(target: Path) -> tuple[Path, int | None]:
-    """A temporary folder beside `target`, and a descriptor that tells other processes that it is at
-    work."""
+    """A temporary folder beside `target`, for this user alone, and a descriptor that tells other
+    processes that it is at work."""
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part"))
-    temporary.chmod(0o777 & ~_umask())
     lock = _lock(temporary)
     if lock is None or temporary.exists():
         return temporary, lock
@@ -197,13 +196,12 @@ def _begin(target: Path) -> tuple[Path, int | None]:
 
 
 def _clear_left(target: Path) -> None:
-    """Remove the temporary files and folders of killed processes beside `target`, and put back an
+    """Remove the temporary folders of killed processes beside `target`, and put back an
     old version that was moved aside for nothing."""
     for path in target.parent.glob(f".{glob.escape(target.name)}.????????.*"):
         if (
             path.suffix not in (".part", ".old")
             or path.is_symlink()
-            or _left_file(path)
             or (lock := _lock(path)) is None
         ):
             continue
@@ -214,17 +212,6 @@ def _clear_left(target: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(lock)
-
-
-def _left_file(path: Path) -> bool:
-    """Whether it is a file; removed where nobody has written to it for long. It has no lock, as
-    libraries that write have their own."""
-    if not path.is_file():
-        return False
-    with suppress(OSError):
-        if time.time() - path.stat().st_mtime > _LEFT:
-            path.unlink()
-    return True
 
 
 def _lock(folder: Path) -> int | None:

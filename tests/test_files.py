@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -98,45 +100,41 @@ def test_a_folder_is_never_missing_while_it_is_replaced(tmp_path: Path) -> None:
 
 WRITER = """
 import sys, time
-from sj_robust.files import atomic_folder
-with atomic_folder(sys.argv[1]) as folder:
-    (folder / "half").write_text("half")
-    print(folder, flush=True)
+from pathlib import Path
+from sj_robust.files import atomic_folder, atomic_path
+make = {"folder": atomic_folder, "file": atomic_path}[sys.argv[2]]
+with make(sys.argv[1]) as path:
+    (path / "half" if path.is_dir() else path).write_text("half")
+    print(path, flush=True)
     time.sleep(600)
 """
 
 
+@pytest.mark.parametrize(
+    ("kind", "make"), [("folder", atomic_folder), ("file", atomic_path)], ids=["folder", "file"]
+)
 @pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
 def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_living_one_makes_is_not(
-    tmp_path: Path,
+    kind: str, make: Callable[[Path], AbstractContextManager[Path]], tmp_path: Path
 ) -> None:
+    def write(text: str) -> None:
+        with make(target) as path:
+            (path / "whole" if path.is_dir() else path).write_text(text)
+            assert left.exists() or first.returncode is not None
+
     target, other = tmp_path / "model", tmp_path / ".model.x.abcdefgh.part"
-    other.mkdir()  # of a folder called model.x
-    command = [sys.executable, "-c", WRITER, str(target)]
+    other.mkdir()  # of one called model.x
+    command = [sys.executable, "-c", WRITER, str(target), kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
         left = Path(first.stdout.readline().strip())
-        with atomic_folder(target) as folder:
-            (folder / "whole").write_text("whole")
-            assert left.is_dir()
-        assert left.is_dir()
+        write("whole")
+        assert left.exists()
         first.kill()
-    assert left.is_dir()
-    with atomic_folder(target) as folder:
-        (folder / "newer").write_text("newer")
+    assert left.exists()
+    write("newer")
     assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "model"]
-    assert [path.name for path in target.iterdir()] == ["newer"]
-
-
-def test_what_killed_processes_left_of_a_file_is_removed_once_it_is_old(tmp_path: Path) -> None:
-    names = [f".{name}.abcdefgh.part" for name in ("state", "state.x")] + [".state.12345678.part"]
-    old, others, living = (tmp_path / name for name in names)  # others: of a file called state.x
-    for path in (old, others, living):
-        path.write_text("half")
-    for path in (old, others):
-        os.utime(path, (0, 0))
-    write_atomic(tmp_path / "state", "whole")
-    assert {path.name for path in tmp_path.iterdir()} == {"state", others.name, living.name}
+    assert (target / "whole" if kind == "folder" else target).read_text() == "newer"
 
 
 def test_a_full_disk_is_that_of_the_file(tmp_path: Path) -> None:
