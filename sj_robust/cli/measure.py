@@ -61,7 +61,7 @@ def check_words(
 ) -> None:
     """Wrong usage, before anything is loaded, where one of them is none."""
     from sj_robust.errors import SJRobustError
-    from sj_robust.evaluation.protocol import check_names
+    from sj_robust.evaluation.plan import check_names
 
     try:
         check_names(protocol, attacks or (), views, norm)

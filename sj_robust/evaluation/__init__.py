@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sj_robust.evaluation.interval_certificate import certify_intervals as certify_intervals
     from sj_robust.evaluation.latency import Latency as Latency
     from sj_robust.evaluation.latency import measure_latency as measure_latency
-    from sj_robust.evaluation.protocol import DEFAULT_VIEWS as DEFAULT_VIEWS
+    from sj_robust.evaluation.plan import DEFAULT_VIEWS as DEFAULT_VIEWS
     from sj_robust.evaluation.protocol import PROTOCOLS as PROTOCOLS
     from sj_robust.evaluation.protocol import Protocol as Protocol
     from sj_robust.evaluation.protocol import Stage as Stage
@@ -50,7 +50,8 @@ _HOME = {
     "energy": ("Energy", "measure_energy"),
     "interval_certificate": ("IntervalCertificate", "certify_intervals"),
     "latency": ("Latency", "measure_latency"),
-    "protocol": ("DEFAULT_VIEWS", "PROTOCOLS", "Protocol", "Stage"),
+    "plan": ("DEFAULT_VIEWS",),
+    "protocol": ("PROTOCOLS", "Protocol", "Stage"),
     "report": (
         "Accuracy",
         "Activity",

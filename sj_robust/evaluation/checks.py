@@ -22,7 +22,7 @@ from sj_robust.attack.mode import attack_mode
 from sj_robust.attack.view import forget
 from sj_robust.evaluation.ensemble import Outcome
 from sj_robust.evaluation.judge import Judge, TimeUp
-from sj_robust.evaluation.protocol import Run
+from sj_robust.evaluation.plan import Run
 from sj_robust.evaluation.report import Check, attempt, eps_name, interval_name, wilson
 from sj_robust.evaluation.words import BLACK_BOX, EXACT, Status, gradient_views
 from sj_robust.model import SpikingModel

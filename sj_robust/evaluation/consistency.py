@@ -9,7 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluation.words import OLD_OPENINGS, OPENINGS, ROTATION, TRANSFER, of_old, worst
+from sj_robust.evaluation.protocol import PROTOCOLS
+from sj_robust.evaluation.words import (
+    OLD_OPENINGS,
+    OPENINGS,
+    ROTATION,
+    TRANSFER,
+    gradient_views,
+    of_old,
+    worst,
+)
 
 
 def check_figures(report: Any) -> None:
@@ -41,6 +50,7 @@ def _check(report: Any, images: int) -> None:
         )
     _check_outcomes(report, images)
     _check_attacks(report)
+    _check_protocol(report)
     _check_costs(report, images)
     _check_roughness(report)
     _check_verdict(report)
@@ -147,6 +157,24 @@ def _check_attacks(report: Any) -> None:
             number // len(names)
         ].accuracy.correct:
             _refuse(f"an image was broken at eps {result.eps:g} through a view that has no result")
+
+
+def _check_protocol(report: Any) -> None:
+    """Its attacks, and views that it fixes, where this release has it in that version."""
+    named, classes = report.settings.protocol, report.model.num_classes
+    protocol = {str(known): known for known in PROTOCOLS.values()}.get(named)
+    if protocol is None or classes < 4:  # for few classes other attacks take the place of some
+        return
+    spiking = report.model.kind == "snn"
+    stages = [stage for stage in protocol.stages if stage.suits(spiking=spiking)]
+    attacks = [stage.attack for stage in stages]
+    if report.settings.attacks != attacks:
+        _refuse(f"{named} runs {', '.join(map(str, attacks))}, not {report.settings.attacks}")
+    for number, result in enumerate(report.robust):
+        expected = {view for view in stages[number % len(stages)].views if view != TRANSFER}
+        taken = set(gradient_views(_sources(result)))
+        if spiking and protocol.name != "autoattack" and taken != expected:
+            _refuse(f"{result.attack} of {named} is through {', '.join(sorted(expected))}")
 
 
 def _sources(result: Any) -> Sequence[str]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sj_robust.attack import Attack
 from sj_robust.evaluation.journal import Journal, UnitKey
 from sj_robust.evaluation.judge import Judge, TimeUp
-from sj_robust.evaluation.protocol import Run
+from sj_robust.evaluation.plan import Run
 from sj_robust.evaluation.report import (
     Accuracy,
     JointResult,

@@ -39,16 +39,15 @@ from sj_robust.evaluation.judge import (
     warn_of_state,
 )
 from sj_robust.evaluation.options import Options
-from sj_robust.evaluation.protocol import (
+from sj_robust.evaluation.plan import (
     Run,
-    Stage,
     check_classes,
-    find_protocol,
     for_few_classes,
     make_plan,
     stages_of,
     view_names,
 )
+from sj_robust.evaluation.protocol import Stage, find_protocol
 from sj_robust.evaluation.report import Accuracy, Activity, Check, PerImage, Report, Settings
 from sj_robust.evaluation.roughness import measure_roughness
 from sj_robust.evaluation.starts import Starts
@@ -80,10 +79,11 @@ class Evaluation:
         named = options.protocol
         self.protocol = find_protocol(named) if isinstance(named, str) else named
         views = view_names(model, options.views)
-        if self.protocol is None and not isinstance(model, SpikingModel):
+        spiking = isinstance(model, SpikingModel)
+        if self.protocol is None and not spiking:
             views = [EXACT]  # one turn of a rotation, not one for each view that it has not
         stages = stages_of(self.protocol, options.attacks, views, bool(options.transfer))
-        self.stages = tuple(stage for stage in stages if stage.suits(model))
+        self.stages = tuple(stage for stage in stages if stage.suits(spiking=spiking))
         self.model = model
         self.eps = (
             options.eps

@@ -13,7 +13,7 @@ from typing import Any
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.identity import NAMED, of_report
 from sj_robust.evaluation.journal import Unit, UnitKey, Units
-from sj_robust.evaluation.protocol import Run
+from sj_robust.evaluation.plan import Run
 from sj_robust.evaluation.report import Report, attempt, eps_name
 
 

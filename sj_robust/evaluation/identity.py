@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from sj_robust.evaluation.options import Options
-from sj_robust.evaluation.protocol import Run, find_protocol
+from sj_robust.evaluation.plan import Run
+from sj_robust.evaluation.protocol import find_protocol
 from sj_robust.evaluation.report import DatasetFacts, ModelFacts, Report
 
 # what a report names too, and what to call it

@@ -27,7 +27,7 @@ from sj_robust.evaluation.judge import (
     image_count,
     true_forward,
 )
-from sj_robust.evaluation.protocol import check_classes
+from sj_robust.evaluation.plan import check_classes
 from sj_robust.evaluation.report import Accuracy, Facts, Measurement, eps_name
 from sj_robust.evaluation.words import first_only
 from sj_robust.model import PurifiedSNN, SpikingJellyClassifier, SpikingModel, expose

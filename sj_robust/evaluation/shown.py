@@ -28,15 +28,8 @@ from sj_robust.evaluation.judge import (
     true_forward,
     warn_of_state,
 )
-from sj_robust.evaluation.protocol import (
-    TURNS,
-    AttackMaker,
-    Run,
-    Stage,
-    check_classes,
-    make_plan,
-    view_names,
-)
+from sj_robust.evaluation.plan import Run, check_classes, make_plan, view_names
+from sj_robust.evaluation.protocol import TURNS, AttackMaker, Stage
 from sj_robust.evaluation.words import eps_name
 from sj_robust.files import write_atomic
 from sj_robust.model import SpikingModel, expose

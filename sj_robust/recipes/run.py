@@ -38,7 +38,8 @@ from sj_robust.evaluation import Report, evaluate
 from sj_robust.evaluation.identity import of_request
 from sj_robust.evaluation.journal import remove_journal
 from sj_robust.evaluation.judge import image_count
-from sj_robust.evaluation.protocol import check_names, find_protocol, stages_of
+from sj_robust.evaluation.plan import check_names, stages_of
+from sj_robust.evaluation.protocol import find_protocol
 from sj_robust.files import check_within, only_one, sha256, write_atomic
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate

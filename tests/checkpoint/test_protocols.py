@@ -32,7 +32,12 @@ def under(report: Report, protocol: str | None, robust: int, first: int = 0) -> 
     content, eps = json.loads(report.to_json()), tuple(report.settings.eps)[first:]
     content["settings"]["protocol"] = protocol
     content |= outcomes(
-        report.clean.correct, (robust,) * len(eps), eps, report.clean.total, content["settings"]
+        report.model.kind,
+        report.clean.correct,
+        (robust,) * len(eps),
+        eps,
+        report.clean.total,
+        content["settings"],
     )
     return Report.from_json(json.dumps(content))
 

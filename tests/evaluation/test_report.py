@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from sj_robust import list_models
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import Accuracy, EnergyEstimate, Report, eps_name, evaluate, wilson
 
@@ -229,6 +230,8 @@ def swap_first_outcomes(content: dict) -> None:
         at("activity", "spikes_per_image", value=1.0),
         at("activity", "neurons", value=1),
         at("activity", "spikes_per_neuron", value=0.0),
+        at("settings", "protocol", value="strong@2"),
+        at("settings", "protocol", value="quick@1"),
         at("verdict", value="No sign of masked gradients: can be trusted."),
         at("checks", value=[]),
     ],
@@ -242,6 +245,21 @@ def test_figures_that_contradict_each_other_are_refused(report: Report, change) 
     ) as error:
         Report.from_json(json.dumps(content))
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", ["ann", "snn"])
+def test_a_protocol_is_believed_by_its_attacks_and_views(kind: str) -> None:
+    entry = next(one for one in list_models() if one.kind == kind and one.results)
+    content = json.loads((entry.folder / "evaluation.json").read_text())
+    assert content["settings"]["protocol"] == "strong@2"
+    for taken_for in ("quick@1", "paper@1", "autoattack@1"):
+        content["settings"]["protocol"] = taken_for
+        with pytest.raises(SJRobustError, match=f"contradicts itself: {taken_for} runs"):
+            Report.from_json(json.dumps(content))
+    # a version that this release does not have, and attacks of no protocol
+    for taken_for in ("strong@1", None):
+        content["settings"]["protocol"] = taken_for
+        Report.from_json(json.dumps(content))
 
 
 def test_names_of_a_stranger_print_as_one_line(report: Report) -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from sj_robust import list_models
 from sj_robust.evaluation import Accuracy, Check, Report
-from sj_robust.evaluation.words import verdict
+from sj_robust.evaluation.protocol import PROTOCOLS
+from sj_robust.evaluation.words import BLACK_BOX, EXACT, ROTATION, TRANSFER, verdict
 
 PGD, TRADES, ANN = (
     "resnet20-snn-t4.made_up_pgd",
@@ -62,15 +63,15 @@ def make(tmp_path: Path) -> Make:
         content["settings"] |= (
             SETTINGS | {"views": VIEWS if kind == "snn" else ["exact"]} | settings
         )
+        content |= outcomes(
+            kind, clean, correct, eps, content["dataset"]["evaluated"], content["settings"]
+        )
         tried = content["settings"]["attacks"], content["settings"]["views"]
         content |= {
             "checks": [check.model_dump() for check in checks or []],
             "stopped": stopped,
             "verdict": verdict(checks, *tried, stopped is None) if checks else None,
         }
-        content |= outcomes(
-            clean, correct, eps, content["dataset"]["evaluated"], content["settings"]
-        )
         content["roughness"] = roughness
         content["energy"] = None if energy is None else cost(kind, energy)
         (folder / "evaluation.json").write_text(
@@ -81,7 +82,35 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
+def runs_of(kind: str, settings: dict[str, Any]) -> list[tuple[str, list[str], dict[str, Any]]]:
+    """Its attacks with their views and settings: those of the protocol that the settings name where
+    there is one of that version, whose attacks and views become the settings'."""
+    protocol = {str(one): one for one in PROTOCOLS.values()}.get(settings["protocol"])
+    if protocol is None:
+        return [(attack, settings["views"], {}) for attack in settings["attacks"]]
+    runs: list[tuple[str, list[str], dict[str, Any]]] = []
+    for stage in protocol.stages:
+        if not stage.suits(spiking=kind == "snn"):
+            continue
+        attack, views = str(stage.attack), [view for view in stage.views if view != TRANSFER]
+        if protocol.name == "autoattack" and views:
+            views = [view for view in settings["views"] if view != BLACK_BOX]
+        if not views:
+            runs.append((attack, [BLACK_BOX], {}))
+        elif kind == "ann":
+            runs.append((attack, [EXACT], {}))
+        elif attack.startswith("rotating"):
+            runs.append((attack, [ROTATION], {"sources": views}))
+        else:
+            runs.append((attack, views, {}))
+    settings["attacks"] = [attack for attack, *_ in runs]
+    taken = [view for _, views, own in runs for view in own.get("sources", views)]
+    settings["views"] = list(dict.fromkeys(taken))
+    return runs
+
+
 def outcomes(
+    kind: str,
     clean: int,
     correct: tuple[int, ...],
     eps: tuple[float, ...],
@@ -90,7 +119,7 @@ def outcomes(
 ) -> dict[str, Any]:
     """What a report says of `total` images, the first `clean` of which are right; the first attack
     and view break all that are broken."""
-    attacks, views, clean = settings["attacks"], settings["views"], max([clean, *correct])
+    runs, clean = runs_of(kind, settings), max([clean, *correct])
     first = [
         next((at for at, right in enumerate(correct) if image >= right), len(eps))
         for image in range(clean)
@@ -105,11 +134,11 @@ def outcomes(
                 "carried": clean - before,
             }
         )
-        by = f"{attacks[0]} {views[0]}"
+        by = f"{runs[0][0]} {runs[0][1][0]}"
         broken_by.append(
             [by if image < clean and first[image] <= at else None for image in range(total)]
         )
-        for number, attack in enumerate(attacks):
+        for number, (attack, views, own) in enumerate(runs):
             idle = {"attempted": right, "broken": 0, "alone": None}
             per_view = dict.fromkeys(views, idle)
             if number == 0:
@@ -118,7 +147,7 @@ def outcomes(
                 {
                     "eps": radius,
                     "attack": attack,
-                    "settings": {},
+                    "settings": own,
                     "per_view": per_view,
                     "alone": None,
                     "joint": Accuracy.of(right, total).model_dump(),
