@@ -14,7 +14,7 @@ from sj_robust.cli.common import (
     Seed,
     budget,
     command,
-    fraction,
+    distance,
     pick_device,
     say,
     usage,
@@ -64,7 +64,7 @@ def certify(
         float | None,
         typer.Option(
             "--sigma",
-            parser=fraction,
+            parser=distance,
             metavar="SIGMA",
             help="Of smoothing: standard deviation of the noise, on images in [0,1].",
         ),

@@ -58,8 +58,11 @@ def within_linf(value: float, text: str) -> None:
 
 
 def words(text: str) -> list[str]:
-    """The parts of a comma-separated list."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+    """The parts of a comma-separated list; none at all is wrong usage."""
+    parts = [word.strip() for word in text.split(",") if word.strip()]
+    if not parts:
+        raise typer.BadParameter(f"{text!r} names nothing: name one, or leave the option out")
+    return parts
 
 
 def numbers(text: str | None) -> list[float] | None:

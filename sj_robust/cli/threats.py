@@ -108,12 +108,16 @@ def threats(
     """
     from sj_robust.catalog import locate
     from sj_robust.data import load_dataset
+    from sj_robust.errors import SJRobustError
     from sj_robust.recipes.network import poison_of
     from sj_robust.settings import checked
     from sj_robust.threats import DETECTORS, PoisonFacts, measure_threats
+    from sj_robust.threats.poison import parse_poison
 
     named: dict[str, Any] = {"all": DETECTORS, "none": ()}
-    detectors = named.get(detect, words(detect))
+    detectors = named[detect] if detect in named else words(detect)
+    if unknown := [name for name in detectors if name not in DETECTORS]:
+        usage(f"unknown detector {unknown[0]!r}: expected some of {', '.join(DETECTORS)}")
     given = {
         "view": view,
         "steps": steps,
@@ -128,6 +132,11 @@ def threats(
                 f" {detect} leaves out: leave one of them out"
             )
     check_words(views=None if view is None else [view])
+    if poison is not None:
+        try:
+            parse_poison(poison)
+        except SJRobustError as error:
+            usage(str(error))
     target = recorded_in(checkpoint, record)
     check_report_file(out)
     where = pick_device(device)

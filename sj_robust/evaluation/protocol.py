@@ -134,8 +134,8 @@ PROTOCOLS = {
 def find_protocol(name: str) -> Protocol:
     """ "strong" or "strong@1" → the protocol. Raises SJRobustError for unknown names and versions
     that this release does not have."""
-    base, _, version = name.partition("@")
-    if base not in PROTOCOLS or version not in ("", str(PROTOCOLS[base].version)):
+    base = name.partition("@")[0]
+    if base not in PROTOCOLS or name not in (base, str(PROTOCOLS[base])):
         raise SJRobustError(
             f"unknown protocol {name!r}: expected one of {', '.join(map(str, PROTOCOLS.values()))}"
         )

@@ -91,6 +91,8 @@ class Session:
             if not self.progress.finished:
                 self.training.restart()
                 yield self.progress.step
+        if self.team.first:  # of a run that was killed after its last state too
+            draw_curves(self.folder)
 
     def note(self, facts: dict[str, Tensor]) -> None:
         """Count a step; what it found goes to the log, every so many steps."""
@@ -152,7 +154,7 @@ class Session:
         if stop:
             raise KeyboardInterrupt
         old = self.undrawn.seconds > DRAW_SECONDS
-        if first and (progress.finished or (progress.validated and old)):
+        if first and progress.validated and old and not progress.finished:
             draw_curves(self.folder)
             self.undrawn.restart()
 

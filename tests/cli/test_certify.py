@@ -75,7 +75,6 @@ def test_a_spiking_one_in_words(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (("--sigma", 0), "sigma is 0.0"),
         (("--sigma", 0.25, "--alpha", 1.5), "alpha is 1.5"),
         (("--sigma", 0.25, "--n", 4), "expected at least 10"),
         (("--sigma", 0.25, "--max-images", 100_000), "max_images is 100000"),
@@ -121,6 +120,7 @@ def test_interval_bounds_are_recorded_and_in_the_card(cli: Cli, tmp_path: Path) 
     [
         (),
         ("--sigma", "little"),
+        ("--sigma", 0),
         ("--sigma", 0.25, "--n", 0),
         ("--sigma", 0.25, "--n0", 0),
         ("--sigma", 0.25, "--eps", "2/255"),

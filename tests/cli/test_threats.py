@@ -113,9 +113,7 @@ def test_the_record_is_kept_in_the_second_generation(
 def test_failures_are_one_line(cli: Cli, folder: Path) -> None:
     snn = ("threats", folder / "snn", "--data", "colours")
     for args, why in (
-        (("--poison", "patch"), "a trigger needs a target"),
         (("--poison", "patch:2:target=5"), "expected 0 to 1"),
-        (("--detect", "magic"), "unknown detector 'magic'"),
         (("--detect", "cleanse"), "expected 3 or more, not 2"),
         (("--most-lost", 2), "most_lost is 2"),
     ):
@@ -123,6 +121,9 @@ def test_failures_are_one_line(cli: Cli, folder: Path) -> None:
         assert (done.returncode, done.stdout) == (1, "")
         assert why in done.stderr and len(done.stderr.splitlines()) == 1
     for args, why in (
+        (("--poison", "patch"), "a trigger needs a target"),
+        (("--detect", "magic"), "unknown detector 'magic'"),
+        (("--detect", ""), "names nothing"),
         (("--seed", 5), "--seed goes with --poison: the recorded one has seed 7"),
         (("--detect", "clustering", "--view", "activation"), "--view is for cleanse"),
         (("--detect", "pruning", "--steps", 5), "--steps is for cleanse"),

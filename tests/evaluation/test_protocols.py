@@ -45,6 +45,7 @@ def test_protocols_have_names_and_versions(snn: SpikingClassifier, dataset: Imag
             "unknown protocol 'fast': expected one of quick@1, paper@1, strong@2, autoattack@1",
         ),
         ("quick@7", "unknown protocol 'quick@7'"),
+        ("quick@", "unknown protocol 'quick@'"),
         ("strong@1", "unknown protocol 'strong@1'"),
     ):
         with pytest.raises(SJRobustError, match=message):

@@ -244,6 +244,12 @@ def test_the_state_is_plain_safetensors_with_batch_norm_buffers(finished):
     assert [path.name for path in sorted(finished.iterdir())] == ["curves.png", "log.jsonl", STATE]
 
 
+def test_curves_that_a_kill_after_the_last_state_left_out_are_drawn(toy, finished):
+    (finished / "curves.png").unlink()
+    train_ann(toy.ann(), toy.patterns(), toy.config(epochs=0.5), finished, resume=True)
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_scheduler_s_signal_ends_the_process_once_the_state_is_saved(
     toy, tmp_path, uninterrupted, number
