@@ -208,6 +208,10 @@ def render(
         nodes=nodes,
         per_channel=bool(config.settings.get("channels")),
         commands=_commands(config, recipe),
+        before=[
+            {key: value for key, value in earlier.items() if key not in ("command", "before")}
+            for earlier in _earlier(config)
+        ],
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
         example=", ".join(map(str, config.input_size or (channels, 32, 32))),
@@ -283,6 +287,15 @@ def _energy(report: Report | None) -> list[list[str]]:
     ]
 
 
+def _earlier(config: Config) -> list[dict[str, Any]]:
+    """What is recorded of each finetuning before the last, the first one first."""
+    found: list[dict[str, Any]] = []
+    training: Any = config.training
+    while isinstance(training, dict) and isinstance(training := training.get("before"), dict):
+        found.insert(0, training)
+    return found
+
+
 def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
     """What to type to make the model again: the recipe's one command, else those recorded, in the
     order they were given."""
@@ -291,6 +304,7 @@ def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
     recorded = [
         config.source.get("training_command"),
         config.source.get("command"),
+        *(earlier.get("command") for earlier in _earlier(config)),
         (config.training or {}).get("command"),
     ]
     return [

@@ -115,7 +115,7 @@ def threats(
     from sj_robust.threats.poison import parse_poison
 
     named: dict[str, Any] = {"all": DETECTORS, "none": ()}
-    detectors = named[detect] if detect in named else words(detect)
+    detectors: Any = named[detect] if detect in named else words(detect)
     if unknown := [name for name in detectors if name not in DETECTORS]:
         usage(f"unknown detector {unknown[0]!r}: expected some of {', '.join(DETECTORS)}")
     given = {

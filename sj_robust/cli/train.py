@@ -154,7 +154,7 @@ def finetune(
     OUT becomes its checkpoint; the state to resume from, the log and the curves go to OUT.training.
     Under torchrun the processes share every batch.
     """
-    from sj_robust import load
+    from sj_robust.catalog import locate
     from sj_robust.data import load_dataset
     from sj_robust.distributed import rank
     from sj_robust.errors import SJRobustError
@@ -168,7 +168,8 @@ def finetune(
     where = pick_device(device)
     if arg and not model:
         usage("--arg is for the function of --model, and there is none: leave it out")
-    snn = load(checkpoint, model=call_builder(model, arguments(arg)) if model else None)
+    found = locate(checkpoint)
+    snn = found.load(call_builder(model, arguments(arg)) if model else None)
     if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
@@ -178,6 +179,7 @@ def finetune(
         config,
         dataset,
         out,
+        found.config,
         resume=resume,
         builder=model,
         device=where,

@@ -228,6 +228,16 @@ def fingerprint(settings: AnnSettings, begun: Checkpoint | None) -> dict[str, An
 def facts_of(config: Config) -> dict[str, Any]:
     """What a spiking network records of the ANN checkpoint it was converted from: flat, for its
     card."""
+    command = (config.training or {}).get("command")
+    return {
+        **trained(config),
+        **poison_of(config),
+        **({} if command is None else {"training_command": command}),
+    }
+
+
+def trained(config: Config) -> dict[str, Any]:
+    """Which checkpoint it is and how it was trained last, in a few facts."""
     training: dict[str, Any] = config.training or {}
     settings = training.get("config") or {}
     found = {
@@ -236,8 +246,6 @@ def facts_of(config: Config) -> dict[str, Any]:
         "trained_on": training.get("dataset"),
         "epochs": training.get("epochs"),
         **{key: settings.get(key) for key in ("method", "eps", "attack_steps")},
-        **poison_of(config),
-        "training_command": training.get("command"),
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -11,6 +11,7 @@ import torch
 
 from sj_robust.catalog import Checkpoint
 from sj_robust.checkpoint import save
+from sj_robust.checkpoint.config import Config
 from sj_robust.checkpoint.describe import check_facts
 from sj_robust.checkpoint.files import check_replaceable
 from sj_robust.conversion import convert
@@ -22,7 +23,7 @@ from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.spiking import SpikingModel
 from sj_robust.neuron import Surrogate
 from sj_robust.progress import bar
-from sj_robust.recipes.network import poison_of
+from sj_robust.recipes.network import poison_of, trained
 from sj_robust.recipes.spec import AnnSettings, CalibratedConversion
 from sj_robust.training import TrainConfig, TrainResult, finetune, train_ann
 
@@ -175,6 +176,7 @@ def make_finetuned(
     config: TrainConfig,
     dataset: ImageDataset,
     folder: str | os.PathLike[str],
+    before: Config | None = None,
     *,
     resume: bool = True,
     name: str | None = None,
@@ -183,7 +185,8 @@ def make_finetuned(
     show_progress: bool | None = None,
     command: str | None = None,
 ) -> TrainResult:
-    """Finetune `snn` and save it as `folder`; everything else as `make_ann`."""
+    """Finetune `snn` and save it as `folder`; everything else as `make_ann`. `before`: of the
+    checkpoint that it is, whose training is recorded beside the new one."""
     _check_names(snn, dataset, builder, name=name)
     result = finetune(
         snn,
@@ -196,6 +199,9 @@ def make_finetuned(
     )
     if not rank():
         training = _recorded(result, command)
+        if before and before.training:
+            further = {key: before.training.get(key) for key in ("command", "before")}
+            training["before"] = trained(before) | {key: it for key, it in further.items() if it}
         save_trained(snn, folder, dataset, training, name=name, builder=builder)
     return result
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import sj_robust
+from sj_robust.checkpoint.config import read_config
 from sj_robust.evaluation import Report
 from sj_robust.files import sha256
 
@@ -177,6 +178,23 @@ def test_an_interrupted_training_goes_on_only_with_resume(cli: Cli, ann: Path) -
     assert "resume" in refused.stderr
     # it had finished, so there is nothing left to do
     assert cli(*again, "--resume").returncode == 0
+
+
+def test_a_network_finetuned_twice_records_both(cli: Cli, snn: Path, workplace: Path) -> None:
+    for before, method, name in (("snn", "pgd", "first"), ("first", "trades", "second")):
+        out = ("--method", method, "--epochs", 0.5, "--out", f"steps/{name}")
+        assert cli("finetune", f"steps/{before}", *TRAINING, *out).returncode == 0
+    first, second = (read_config(workplace / "steps" / name) for name in ("first", "second"))
+    assert first.training and "before" not in first.training
+    assert second.training
+    assert second.training["config"]["method"] == "trades"
+    earlier = second.training["before"]
+    assert (earlier["weights_sha256"], earlier["method"]) == (first.weights.sha256, "pgd")
+    assert cli("card", "steps/second").returncode == 0
+    card = (workplace / "steps/second/README.md").read_text()
+    assert "| earlier finetuning | method | pgd |" in card
+    typed = [f"--out steps/{name}" for name in ("snn", "first", "second")]
+    assert sorted(typed, key=card.index) == typed
 
 
 @pytest.mark.parametrize("begins", ["checkpoint", "weights"])
