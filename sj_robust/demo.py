@@ -13,8 +13,8 @@ from sj_robust.evaluation import Report, eps_name
 from sj_robust.recipes.run import RunResult, run
 from sj_robust.recipes.spec import Recipe, make_recipe
 
-ANN = "vgg5.cifar10_linf_pgd_eps8"
-NAME = "vgg5-snn-t4.sample_linf_pgd_eps8"
+ANN = "vgg6.cifar10_linf_trades_eps8"
+NAME = "vgg6-snn-t4.sample_linf_pgd_eps8"
 
 
 def demo_recipe(ann: str = ANN, *, seed: int = 0) -> Recipe:

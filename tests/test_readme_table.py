@@ -58,7 +58,7 @@ def test_each_model_has_a_row_with_its_figures(script: Any, readme: Path) -> Non
 
 
 def test_a_selection_has_these_models_alone(script: Any, tmp_path: Path) -> None:
-    names = "resnet20-snn-t4.cifar10_linf_pgd", "vgg5.cifar10_linf_pgd_eps8"
+    names = "resnet20-snn-t4.cifar10_linf_pgd", "vgg6.cifar10_linf_trades_eps8"
     marker, path = "<!-- zoo table: {}\n{} -->".format(*names), tmp_path / "selection.md"
     path.write_text(f"{marker}\n{script.END}\n")
     script.main([str(path)])

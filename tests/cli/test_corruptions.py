@@ -66,7 +66,7 @@ def test_a_spiking_one_in_words(cli: Cli) -> None:
     ("wrong", "code", "message"),
     [
         (("--names", "haze"), 1, "sj-robust: unknown corruption 'haze'"),
-        (("--names", ","), 1, "sj-robust: no names given"),
+        (("--names", ","), 2, "names nothing"),
         (("--severities", "7"), 1, "sj-robust: severity is 7"),
         (("--severities", "1.5"), 2, "'1.5' is not a whole number"),
         (("--severities", "high"), 2, "'high' is not a whole number"),
