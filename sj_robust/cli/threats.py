@@ -112,12 +112,17 @@ def threats(
     from sj_robust.recipes.network import poison_of
     from sj_robust.settings import checked
     from sj_robust.threats import DETECTORS, PoisonFacts, measure_threats
+    from sj_robust.threats.measure import check_detectors
     from sj_robust.threats.poison import parse_poison
 
     named: dict[str, Any] = {"all": DETECTORS, "none": ()}
     detectors: Any = named[detect] if detect in named else words(detect)
-    if unknown := [name for name in detectors if name not in DETECTORS]:
-        usage(f"unknown detector {unknown[0]!r}: expected some of {', '.join(DETECTORS)}")
+    try:
+        check_detectors(detectors)
+        if poison is not None:
+            parse_poison(poison)
+    except SJRobustError as error:
+        usage(str(error))
     given = {
         "view": view,
         "steps": steps,
@@ -132,11 +137,6 @@ def threats(
                 f" {detect} leaves out: leave one of them out"
             )
     check_words(views=None if view is None else [view])
-    if poison is not None:
-        try:
-            parse_poison(poison)
-        except SJRobustError as error:
-            usage(str(error))
     target = recorded_in(checkpoint, record)
     check_report_file(out)
     where = pick_device(device)

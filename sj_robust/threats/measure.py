@@ -209,15 +209,20 @@ def _pruned(
     )
 
 
+def check_detectors(names: Sequence[str]) -> None:
+    """Raise SJRobustError for one that there is not."""
+    if unknown := [name for name in names if name not in DETECTORS]:
+        raise SJRobustError(
+            f"unknown detector {unknown[0]!r}: expected some of {', '.join(DETECTORS)}"
+        )
+
+
 def _check_detectors(
     detect: Sequence[Detector] | None, training: ImageDataset | None
 ) -> Sequence[Detector]:
     if detect is None:
         return DETECTORS if training is not None else ()
-    if unknown := [name for name in detect if name not in DETECTORS]:
-        raise SJRobustError(
-            f"unknown detector {unknown[0]!r}: expected some of {', '.join(DETECTORS)}"
-        )
+    check_detectors(detect)
     if detect and training is None:
         raise SJRobustError(f"{detect[0]} needs training images: pass training=")
     return detect
