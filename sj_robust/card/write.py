@@ -210,7 +210,7 @@ def render(
         commands=_commands(config, recipe),
         before=[
             {key: value for key, value in earlier.items() if key not in ("command", "before")}
-            for earlier in _earlier(config)
+            for earlier in config.trainings[:-1]
         ],
         training_settings=training["config"] if isinstance(training.get("config"), dict) else {},
         shape=", ".join(map(str, config.input_size or (channels, "H", "W"))),
@@ -287,15 +287,6 @@ def _energy(report: Report | None) -> list[list[str]]:
     ]
 
 
-def _earlier(config: Config) -> list[dict[str, Any]]:
-    """What is recorded of each finetuning before the last, the first one first."""
-    found: list[dict[str, Any]] = []
-    training: Any = config.training
-    while isinstance(training, dict) and isinstance(training := training.get("before"), dict):
-        found.insert(0, training)
-    return found
-
-
 def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
     """What to type to make the model again: the recipe's one command, else those recorded, in the
     order they were given."""
@@ -304,8 +295,7 @@ def _commands(config: Config, recipe: dict[str, Any] | None) -> list[str]:
     recorded = [
         config.source.get("training_command"),
         config.source.get("command"),
-        *(earlier.get("command") for earlier in _earlier(config)),
-        (config.training or {}).get("command"),
+        *(training.get("command") for training in config.trainings),
     ]
     return [
         _code(" ".join(line.strip() for line in command.strip().splitlines()))

@@ -48,9 +48,10 @@ GRID = "8bit"
 STRONGEST_FIRST = ("strong", "autoattack", "paper", "quick", "custom", GRID)
 BESIDE = {protocol: f"evaluation_{protocol}.json" for protocol in STRONGEST_FIRST}
 EVALUATIONS = (EVALUATION, *BESIDE.values())
+MEASURED = frozenset({*EVALUATIONS, SOURCE_EVALUATION, THREATS, CERTIFICATES})
 FILES = frozenset(
     {
-        *(CONFIG, WEIGHTS, *EVALUATIONS, SOURCE_EVALUATION, THREATS, CERTIFICATES),
+        *(CONFIG, WEIGHTS, *MEASURED),
         *(CARD, RECIPE, FIGURES, ORIGIN),
     }
 )
@@ -226,6 +227,17 @@ class Config(_Strict):
             if isinstance(text, str):
                 return text, seed if _integer(seed) else 0  # type: ignore[return-value]
         return None
+
+    @property
+    def trainings(self) -> list[dict[str, Any]]:
+        """What is recorded of each training after the conversion, or of an ANN's; the first one
+        first."""
+        found: list[dict[str, Any]] = []
+        training: Any = self.training
+        while isinstance(training, dict) and training:
+            found.insert(0, training)
+            training = training.get("before")
+        return found
 
     @property
     def ann_sha256(self) -> str | None:

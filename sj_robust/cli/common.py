@@ -90,13 +90,21 @@ Out = Annotated[Path, typer.Option("--out", help="The folder to write.")]
 
 
 def command(
-    app: typer.Typer, name: str, example: str, *, again: str = ""
+    app: typer.Typer,
+    name: str,
+    example: str,
+    *,
+    again: str | Callable[[dict[str, Any]], str] = "",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a function as the command `name`, with `example` under its help.
 
-    Its failures, and Ctrl-C with what to do then (`again`), are one line on stderr and exit code 1;
-    so is SIGTERM, with 143.
+    Its failures, and Ctrl-C with what to do then (`again`, which may depend on the options given),
+    are one line on stderr and exit code 1; so is SIGTERM, with 143.
     """
+
+    def advice(given: dict[str, Any]) -> str:
+        text = again if isinstance(again, str) else again(given)
+        return text and f"; {text}"
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -107,12 +115,9 @@ def command(
             except (typer.Exit, typer.Abort, typer.BadParameter, BrokenPipeError):
                 raise
             except KeyboardInterrupt:
-                fail("interrupted" + (f"; {again}" if again else ""))
+                fail(f"interrupted{advice(kwargs)}")
             except Ended as end:
-                fail(
-                    f"ended by {end.signal}" + (f"; {again}" if again else ""),
-                    code=int(end.code or 1),
-                )
+                fail(f"ended by {end.signal}{advice(kwargs)}", code=int(end.code or 1))
             except SJRobustError as error:
                 fail(str(error), error)
             except OSError as error:

@@ -40,8 +40,6 @@ from sj_robust.files import check_within
 if TYPE_CHECKING:
     from sj_robust.evaluation.report import Report
 
-AGAIN = "the same command goes on where it stopped if it has --out or --record"
-
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
@@ -49,9 +47,15 @@ def add_to(app: typer.Typer) -> None:
         app,
         "evaluate",
         "sj-robust evaluate runs/snn --data cifar10 --protocol strong --eps 8/255 --record",
-        again=AGAIN,
+        again=_again,
     )(evaluate)
     command(app, "card", "sj-robust card runs/snn")(card)
+
+
+def _again(given: dict[str, Any]) -> str:
+    if given.get("out") or given.get("record"):
+        return "the same command goes on where it stopped"
+    return "nothing was kept: with --out or --record the same command would go on where it stopped"
 
 
 @takes(EvaluationSettings, leave_out=("eps", "protocol", "attacks", "views"))
@@ -163,7 +167,8 @@ def evaluate(
 
     An image counts as robust only if it survives all of them, judged by the true spiking forward
     pass. With --out or --record what is done is kept beside the report, and the same command goes
-    on there after an interruption.
+    on there after an interruption. A report that is in the file of --out is not measured again, but
+    extended where there are more images, and never replaced by another evaluation's.
     """
     from sj_robust import evaluate as measure
     from sj_robust import load
@@ -193,6 +198,9 @@ def evaluate(
             " without --grid first"
         )
     journal = kept and Path(f"{kept}.partial")
+    earlier = _report(out) if out and out.exists() else None
+    if earlier is None or earlier.stopped:  # a stopped one goes on by its journal
+        earlier = _report(extend) if extend else None
     where = pick_device(device)
     classifier, dataset = load_both(
         recorded or checkpoint, data, split, image_size, resize, model, arg, same_classes
@@ -213,7 +221,7 @@ def evaluate(
         survivors_only=not every_view,
         seed=seed,
         journal=journal,
-        extend=None if extend is None else _report(extend),
+        extend=earlier,
         device=where,
         **settings,
     )

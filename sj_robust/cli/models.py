@@ -19,6 +19,7 @@ from sj_robust.cli.options import zoo_names
 from sj_robust.text import visible
 
 if TYPE_CHECKING:
+    from sj_robust.checkpoint.config import Config
     from sj_robust.checkpoint.zoo import Entry
     from sj_robust.hub.search import HubModel
 
@@ -142,6 +143,8 @@ def info(
         "nodes": "; ".join(
             f"{', '.join(layers)}: {text}" for text, layers in config.layers_by_node.items()
         ),
+        "made from": _pairs(_plain(config.source)),
+        **_trained(config),
         "made with": _pairs(config.created_with),
         **{f"under {one.place}": _measured(one.model_dump(mode="json")) for one in found},
     }
@@ -166,6 +169,19 @@ COLUMNS = [
     "images",
     "energy, µJ",
 ]
+# of a training's settings, what tells it from others
+TRAINED = (
+    "method",
+    "eps",
+    "attack_steps",
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "ema",
+    "precision",
+    "poison",
+)
 RADII = [float(Fraction(name)) for name in COLUMNS[7:10]]
 
 
@@ -277,9 +293,29 @@ def _measured(results: dict[str, Any]) -> str:
     )
 
 
+def _trained(config: Config) -> dict[str, str]:
+    """A line for each training, the first one first."""
+    lines: dict[str, str] = {}
+    for training in config.trainings:
+        settings = training.get("config")
+        settings = _plain(settings) if isinstance(settings, dict) else {}
+        run = {key: training.get(key) for key in ("dataset", "split", "images", "steps", "seconds")}
+        line = _pairs({key: settings.get(key) for key in TRAINED} | _plain(run))
+        lines[f"training {len(lines) + 1}" if len(config.trainings) > 1 else "training"] = line
+    return lines
+
+
+def _plain(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if not isinstance(value, dict | list)}
+
+
 def _pairs(facts: dict[str, Any]) -> str:
+    from sj_robust.evaluation.report import eps_name
+
     return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        f"{key} {(eps_name if key == 'eps' else '{:.4g}'.format)(value)}"
+        if isinstance(value, float)
+        else f"{key} {value}"
         for key, value in facts.items()
         if value is not None
     )

@@ -104,7 +104,7 @@ def train_ann(
     from sj_robust.training import preset as named
 
     config = named("ann", preset, seed=seed, **settings)
-    steps.check_out(out)
+    steps.check_out(out, resume=resume)
     where = pick_device(device)
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
     source = from_text(
@@ -164,7 +164,7 @@ def finetune(
     from sj_robust.training import preset as named
 
     config = named("finetune", preset, seed=seed, **settings)
-    steps.check_out(out)
+    steps.check_out(out, resume=resume)
     where = pick_device(device)
     if arg and not model:
         usage("--arg is for the function of --model, and there is none: leave it out")

@@ -185,7 +185,8 @@ def certify(
         batch_size: noisy copies per forward pass; no more than memory and time depend on it.
         seed: noise is a function of (seed, index of the image, number of the copy) alone.
         device: the model is moved there; default: where it is.
-        show_progress: None shows a bar on a terminal only.
+        show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
+            shows nothing.
 
     Raises:
         SJRobustError: data and model do not fit, or settings are out of range.

@@ -131,7 +131,8 @@ def evaluate_corruptions(
             alone.
         device: the model is moved there; default: where it is. The images are made on the CPU and
             are the same for all.
-        show_progress: None shows a bar on a terminal only.
+        show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
+            shows nothing.
 
     Raises:
         SJRobustError: data and model do not fit, or unknown names and severities.

@@ -161,7 +161,8 @@ def measure_energy(
             restored.
         max_images: the first so many images; default 256, or all where there are fewer.
         device: the model is moved there; default: where it is.
-        show_progress: None shows a bar on a terminal only.
+        show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
+            shows nothing.
 
     Raises:
         SJRobustError: data and model do not fit, or settings are out of range.

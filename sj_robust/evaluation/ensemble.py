@@ -149,7 +149,7 @@ def searcher(
 
             return hit, note
 
-        bar.advance(work * (1 - len(missing) / max(1, len(given))) if len(missing) else work)
+        bar.skip(work * (1 - len(missing) / max(1, len(given))) if len(missing) else work)
         with suppress(TimeUp):
             journal.work(key, judge.batches(missing), judge.passes, batch)
 

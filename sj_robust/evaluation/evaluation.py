@@ -24,7 +24,7 @@ from sj_robust.evaluation.activity import count_spikes
 from sj_robust.evaluation.checks import run_checks
 from sj_robust.evaluation.energy import estimate_energy
 from sj_robust.evaluation.ensemble import attack_ensemble, searcher
-from sj_robust.evaluation.extend import taken_over
+from sj_robust.evaluation.extend import check_same, taken_over
 from sj_robust.evaluation.grid import LIMIT, grid_radii, on_grid
 from sj_robust.evaluation.identity import of_evaluation
 from sj_robust.evaluation.journal import Journal
@@ -114,6 +114,8 @@ class Evaluation:
             team = stack.enter_context(processes(_PATIENCE, advice))
             with on_grid(models) if self.options.grid else nullcontext():
                 self._prepare(team)
+                if self.options.extend and self._says_all(self.options.extend):
+                    return self.options.extend
                 self._attack(team)
                 checks = self._check() if team.first else []
             self._measure(team, checks)
@@ -155,9 +157,7 @@ class Evaluation:
         }
         path = None if options.journal is None else Path(options.journal)
         hands_on = any(run.from_best for runs in self.plan for run in runs)
-        identity = of_evaluation(
-            options, self.described, self.data, self.plan, self.transfer, self.predicted
-        )
+        identity = of_evaluation(options, self.described, self.data, self.plan, self.transfer)
         self.journal = Journal.open(
             path,
             identity,
@@ -166,7 +166,21 @@ class Evaluation:
         )
         team.gather(None)  # nobody writes before all have read
         if options.extend is not None:
-            self.journal.merge(taken_over(options.extend, self.plan, identity, self.total))
+            check_same(options.extend, identity)
+            if not self._says_all(options.extend):
+                self.journal.merge(
+                    taken_over(options.extend, self.plan, identity, self.predicted.tolist())
+                )
+
+    def _says_all(self, earlier: Report) -> bool:
+        """Whether a report of this evaluation leaves nothing to do."""
+        return (
+            not earlier.stopped
+            and earlier.settings.survivors_only == self.options.survivors_only
+            and earlier.per_image.predicted == self.predicted.tolist()
+            and bool(earlier.checks or not self.options.check_images)
+            and bool(earlier.roughness or not self.options.roughness_images)
+        )
 
     def _attack(self, team: Team) -> None:
         """Every process its share of the images; afterwards each knows the outcome of all."""

@@ -11,50 +11,56 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sj_robust.errors import SJRobustError
-from sj_robust.evaluation.identity import NAMED, of_report
+from sj_robust.evaluation.identity import differing, of_report
 from sj_robust.evaluation.journal import Unit, UnitKey, Units
 from sj_robust.evaluation.plan import Run
 from sj_robust.evaluation.report import Report, attempt, eps_name
 
 
-def taken_over(
-    report: Report, plan: Sequence[Sequence[Run]], identity: Mapping[str, Any], evaluated: int
-) -> Units:
-    """The units of a journal that hold what `report` found about the first images of the same
-    evaluation, and what it cost. `identity`: all that decides this evaluation's outcome, on
-    `evaluated` images.
-
-    An image that the model now sees otherwise (another processor may round its logits to another
-    class) is left to be attacked anew. Raises SJRobustError, saying what differs, unless model,
-    data, attacks, views and seed are those of the report; where it was stopped, or gave every view
-    all images, so that it does not say who attacked what; and where it has more images than these.
-    """
+def check_same(report: Report, identity: Mapping[str, Any]) -> None:
+    """Raise SJRobustError, saying what differs, unless model, data, attacks, views and seed of this
+    evaluation are those of the report."""
     theirs = of_report(report)
     ours = {**identity, "plan": [run for runs in identity["plan"] for run in runs]}
-    differing = [NAMED[key] for key, value in theirs.items() if _plain(ours[key]) != _plain(value)]
-    if differing:
+    if names := differing(_plain(theirs), {key: _plain(ours[key]) for key in theirs}):
         raise SJRobustError(
-            f"the report to extend is of another evaluation ({', '.join(differing)} differ): leave"
-            " it out to start anew"
+            f"the report to go on from is of another evaluation ({', '.join(names)} differ): start"
+            " anew without it, into another file"
         )
+
+
+def taken_over(
+    report: Report,
+    plan: Sequence[Sequence[Run]],
+    identity: Mapping[str, Any],
+    predicted: Sequence[int],
+) -> Units:
+    """The units of a journal that hold what `report` found about the first images of the same
+    evaluation, and what it cost. `identity`: all that decides this evaluation's outcome;
+    `predicted`: the classes that the model sees now, one for each of its images.
+
+    An image that the model now sees otherwise (another processor may round its logits to another
+    class) is left to be attacked anew. Raises SJRobustError where the report was stopped, or gave
+    every view all images, so that it does not say who attacked what; and where it has more images
+    than these.
+    """
     if report.stopped or not (identity["survivors_only"] and report.settings.survivors_only):
         why = (
             "was stopped before its end"
             if report.stopped
-            else "or this evaluation gives every view all images"
+            else "gives every view all images, or this evaluation does"
         )
         raise SJRobustError(
-            f"the report to extend {why}: expected a complete one that attacked survivors only, as"
-            " it says who met what"
+            f"the report to go on from {why}: expected a complete one that attacked survivors only,"
+            " as it says who met what"
         )
-    if report.dataset.evaluated > evaluated:
+    if report.dataset.evaluated > len(predicted):
         raise SJRobustError(
-            f"the report to extend has {report.dataset.evaluated} images, this evaluation"
-            f" {evaluated}: expected at least as many"
+            f"the report to go on from has {report.dataset.evaluated} images, this evaluation"
+            f" {len(predicted)}: expected at least as many"
         )
     outcome = report.per_image
-    seen = identity["predicted"]  # of more images
-    classes = zip(seen, outcome.predicted, outcome.label, strict=False)
+    classes = zip(predicted, outcome.predicted, outcome.label, strict=False)
     standing = [image for image, (now, then, label) in enumerate(classes) if now == then == label]
     units: Units = {}
     costs = iter(report.robust)
@@ -79,7 +85,7 @@ def taken_over(
     return units
 
 
-def _plain(value: object) -> object:
+def _plain(value: Any) -> Any:
     """As JSON has it: the report may come from a file, where tuples are lists, and settings lie in
     another order."""
     return json.loads(json.dumps(value))

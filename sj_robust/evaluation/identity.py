@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
-
 from sj_robust.evaluation.options import Options
 from sj_robust.evaluation.plan import Run
 from sj_robust.evaluation.protocol import find_protocol
@@ -24,6 +22,14 @@ NAMED = {
     "plan": "attacks",
     "transfer": "the models to transfer from",
 }
+_ONLY_OURS = {"survivors_only": "who is attacked", "version": "the versions of the file"}
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """What to call the parts of an evaluation's identity that another one has otherwise."""
+    keys = dict.fromkeys([*theirs, *ours])
+    names = NAMED | _ONLY_OURS
+    return [names.get(key, key) for key in keys if theirs.get(key) != ours.get(key)]
 
 
 def of_evaluation(
@@ -32,20 +38,18 @@ def of_evaluation(
     data: DatasetFacts,
     plan: Sequence[Sequence[Run]],
     transfer: Mapping[str, str],
-    predicted: Tensor,
 ) -> dict[str, Any]:
-    """All of it, once the model has seen the images.
+    """All of it, but for the classes that the model sees, which another processor may round
+    otherwise: they decide which images are attacked, and nothing of how.
 
     Args:
         plan: the runs at each eps.
         transfer: the hash of each other model's weights.
-        predicted: classes int64 [n], which another processor may round otherwise.
     """
     return {
         "weights": model.weights_sha256,
         "settings": model.settings,
         "images": data.fingerprint,
-        "predicted": predicted.tolist(),
         "plan": [[[run.settings, list(run.seen)] for run in runs] for runs in plan],
         "transfer": dict(transfer),
         "survivors_only": options.survivors_only,

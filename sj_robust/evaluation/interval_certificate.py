@@ -159,7 +159,8 @@ def certify_intervals(
         batch_size: images per forward pass; bounds take a fourth of it, and of a spiking network
             that divided by T.
         device: the model is moved there; default: where it is.
-        show_progress: None shows a bar on a terminal only.
+        show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
+            shows nothing.
 
     Raises:
         SJRobustError: data and model do not fit, settings are out of range, a layer of which no

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.identity import differing
 from sj_robust.evaluation.judge import Passes
 from sj_robust.evaluation.starts import Starts
 from sj_robust.files import write_atomic
@@ -61,8 +63,8 @@ Units = dict[UnitKey, Unit]
 
 @dataclass
 class Journal:
-    """Units by their keys. `key` is everything that decides the outcome: a file with another key,
-    or a damaged one, counts for nothing.
+    """Units by their keys. `key` is everything that decides the outcome: a file with another key is
+    refused and kept, a damaged one counts for nothing.
 
     Without a path nothing is kept. Each process of several writes `path`.rankN beside it, and into
     it what it did itself in this session or an earlier one, so that no cost is in two files.
@@ -91,14 +93,23 @@ class Journal:
         own = path if path is None or rank is None else Path(f"{path}.rank{rank}")
         journal = cls(own, key, starts=starts)
         if path is not None:
-            for file in (path, *sorted(path.parent.glob(f"{path.name}.rank*"))):
+            for file in journal_files(path):
                 with suppress(
                     OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
                 ):
                     found = json.loads(file.read_text(encoding="utf-8"))
                     # one without a digest was begun before there was any
                     whole = found.get("digest") in (None, _digest(found["units"], found["starts"]))
-                    if whole and found["key"] == key:
+                    # the classes seen, once noted as well, decide which images are attacked, and
+                    # nothing of how: another processor may round one of them to another class
+                    theirs = {part: it for part, it in found["key"].items() if part != "predicted"}
+                    if whole and theirs != key and found["units"]:
+                        raise SJRobustError(
+                            f"{file} keeps what another evaluation has done"
+                            f" ({', '.join(differing(theirs, key))} differ): name another file, or"
+                            " remove it"
+                        )
+                    if whole and theirs == key:
                         units = {UnitKey(*name): Unit(**unit) for name, unit in found["units"]}
                         kept = starts and Starts.from_json(starts.norm, found["starts"])
                         journal.merge(units)
@@ -176,7 +187,12 @@ def _merge(units: Units, others: Units) -> None:
         units.setdefault(name, Unit()).add(unit)
 
 
+def journal_files(path: Path) -> list[Path]:
+    """Where the notes of an evaluation lie: in `path`, and those of its processes beside it."""
+    return [path, *sorted(path.parent.glob(f"{path.name}.rank*"))]
+
+
 def remove_journal(path: Path) -> None:
-    """Remove the notes of an evaluation whose report is safe, those of its processes too."""
-    for file in (path, *path.parent.glob(f"{path.name}.rank*")):
+    """Remove the notes of an evaluation whose report is safe."""
+    for file in journal_files(path):
         file.unlink(missing_ok=True)

@@ -132,7 +132,8 @@ def measure_latency(
             fewer.
         seed: as in `evaluate`; at t = T the attack is the same as there.
         device: the model is moved there; default: where it is.
-        show_progress: None shows a bar on a terminal only.
+        show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
+            shows nothing.
 
     Raises:
         SJRobustError: the model is not spiking, or its steps see later ones; data and model do not

@@ -95,11 +95,13 @@ def evaluate(
         seed: noise depends on (seed, attack, view, index of the image) alone.
         journal: a file that keeps what is done, batch by batch, so that the same call goes on there
             after a kill, to the same report but for its cost, also with another batch size, device
-            or number of processes. To be removed once the report is safe.
+            or number of processes. One of another evaluation is refused. To be removed once the
+            report is safe.
         extend: a complete report of the same evaluation on fewer images, whose outcomes are taken
-            over; the others are attacked.
+            over; the others are attacked. One that leaves nothing to do is returned.
         device: the model is moved there; default: where it is.
-        show_progress: None shows a bar on a terminal only.
+        show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
+            shows nothing.
 
     Raises:
         SJRobustError: data and model do not fit, settings are out of range or without effect, an

@@ -14,8 +14,11 @@ from typing import Any
 from sj_robust.data import ImageDataset
 from sj_robust.distributed import Team
 from sj_robust.errors import SJRobustError
+from sj_robust.evaluation.journal import journal_files
 from sj_robust.files import sha256, write_atomic
 from sj_robust.recipes.steps import training_folder
+
+JOURNAL = ".partial"  # in place of a report's .json, what its evaluation has done so far
 
 
 class Ledger:
@@ -74,7 +77,8 @@ class Ledger:
         if same and _intact(self.folder, earlier.get("outputs")):
             return "kept"
         if not same:
-            _set_aside([path, training_folder(path)], known=bool(earlier))
+            notes = journal_files(path.with_suffix(JOURNAL))
+            _set_aside([path, training_folder(path), *notes], known=bool(earlier))
             _write(record_path, record)
         return "made"
 

@@ -44,7 +44,7 @@ from sj_robust.files import check_within, only_one, sha256, write_atomic
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.neuron import Surrogate
 from sj_robust.recipes import steps
-from sj_robust.recipes.ledger import Ledger
+from sj_robust.recipes.ledger import JOURNAL, Ledger
 from sj_robust.recipes.network import begun_from, call_builder, facts_of, fingerprint, open_ann
 from sj_robust.recipes.spec import Measurements, Recipe
 from sj_robust.training.config import FREE_FIELDS
@@ -272,7 +272,7 @@ class _Run:
             if further
             else self.folder / "evaluated" / f"{kind}.json"
         )
-        journal = path.with_suffix(".partial")
+        journal = path.with_suffix(JOURNAL)
 
         def work(_: Path) -> None:
             report = evaluate(

@@ -11,13 +11,14 @@ import torch
 
 from sj_robust.catalog import Checkpoint
 from sj_robust.checkpoint import save
-from sj_robust.checkpoint.config import Config
+from sj_robust.checkpoint.config import MEASURED, Config, read_config
 from sj_robust.checkpoint.describe import check_facts
-from sj_robust.checkpoint.files import check_replaceable
+from sj_robust.checkpoint.files import check_replaceable, own_files
 from sj_robust.conversion import convert
 from sj_robust.conversion.activations import module_kind
 from sj_robust.data import ImageDataset, calibration_batches
 from sj_robust.distributed import rank
+from sj_robust.errors import SJRobustError
 from sj_robust.files import check_folder, sha256
 from sj_robust.model import NormalizedClassifier, SpikingClassifier
 from sj_robust.model.spiking import SpikingModel
@@ -62,11 +63,23 @@ def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
     return path.with_name(path.name + ".training")
 
 
-def check_out(folder: str | os.PathLike[str]) -> None:
-    """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as
-    `folder`."""
+def check_out(folder: str | os.PathLike[str], *, resume: bool | None = None) -> None:
+    """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as `folder`,
+    or would take the place of one that took hours: measured, or unless `resume` trained. None: nothing
+    could be resumed."""
     check_folder(folder)
-    check_replaceable(Path(folder))
+    target = Path(folder)
+    check_replaceable(target)
+    there = [file for file in own_files(target) if file in MEASURED] if target.is_dir() else []
+    if there:
+        what = f"was measured ({', '.join(there)})"
+    elif target.is_dir() and not resume and any(target.iterdir()) and read_config(target).training:
+        what = "was trained"
+    else:
+        return
+    others = "choose another --out, or remove it"
+    advice = f"go on with --resume, {others}" if resume is False and "trained" in what else others
+    raise SJRobustError(f"{target} holds a checkpoint that {what} and is kept: {advice}")
 
 
 def _check_names(model: Any, dataset: ImageDataset, builder: str | None, **facts: Any) -> None:

@@ -80,7 +80,8 @@ def measure_threats(
         max_images: the first so many images of `dataset` only.
         seed: with which the training set was poisoned; also that of the detectors.
         device: the model is moved there; default: where it is.
-        show_progress: None shows a bar on a terminal only.
+        show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
+            shows nothing.
 
     Raises:
         SJRobustError: data and model do not fit, a target that is no class, no image of another

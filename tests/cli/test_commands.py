@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +161,27 @@ def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -
     told = json.loads(cli("info", "steps/tuned", "--json").stdout)
     assert told["config"]["training"]["dataset"] == "colours"
     assert [results["n"] for results in told["results"]] == [16]
+    lines = cli("info", "steps/tuned").stdout
+    assert re.search(r"^made from +.*trained_on colours.*method pgd", lines, re.MULTILINE)
+    assert re.search(r"^training +method pgd, eps 4/255, .*dataset colours", lines, re.MULTILINE)
+
+    # what took long is not replaced without a word
+    before = {path: path.read_bytes() for path in tuned.iterdir() if path.is_file()}
+    for again in (
+        ("convert", "steps/ann", *CALIBRATION),
+        ("finetune", "steps/snn", *TRAINING, "--epochs", 0.5, "--resume"),
+    ):
+        done = cli(*again, "--out", "steps/tuned")
+        assert done.returncode == 1
+        assert (
+            "steps/tuned holds a checkpoint that was measured (evaluation.json) and is kept"
+        ) in done.stderr
+    for file in ("evaluation.json", "README.md"):
+        (tuned / file).unlink()
+    done = cli("convert", "steps/ann", *CALIBRATION, "--out", "steps/tuned")
+    assert "steps/tuned holds a checkpoint that was trained and is kept" in done.stderr
+    for path, content in before.items():
+        path.write_bytes(content)
 
 
 def test_an_interrupted_training_goes_on_only_with_resume(cli: Cli, ann: Path) -> None:

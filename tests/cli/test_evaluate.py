@@ -299,3 +299,35 @@ def test_classes_are_compared_by_name_in_every_command(
             "blue",
             "red",
         ]
+
+
+def test_a_finished_report_is_not_measured_again_nor_replaced(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    measure = partial(
+        *(cli, "evaluate", "resnet20-snn-t4.cifar10_linf_pgd", "--data", "sample"),
+        *("--attacks", "fgsm", "--views", "PCW:1", "--check-images", 0, "--out", out),
+    )
+    first = measure("--eps", "2/255", "--max-images", 4)
+    assert first.returncode == 0, first.stderr
+    written = out.read_bytes()
+    again = measure("--eps", "2/255", "--max-images", 4)
+    assert (again.returncode, again.stdout) == (0, first.stdout)  # the cost too: of the first one
+    assert out.read_bytes() == written
+    for other, message in (
+        (("--eps", "4/255", "--max-images", 4), "of another evaluation (attacks differ)"),
+        (("--eps", "2/255", "--max-images", 2), "has 4 images, this evaluation 2"),
+        (
+            ("--eps", "2/255", "--max-images", 6, "--every-view"),
+            "gives every view all images, or this evaluation does",
+        ),
+    ):
+        done = measure(*other)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert out.read_bytes() == written
+    grown = measure("--eps", "2/255", "--max-images", 6)
+    assert grown.returncode == 0, grown.stderr
+    assert "first 4 images is taken from an earlier report" in out.read_text()
+    out.write_text("my notes")
+    assert measure("--eps", "2/255", "--max-images", 6).returncode == 1
+    assert out.read_text() == "my notes"

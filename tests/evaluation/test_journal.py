@@ -91,22 +91,68 @@ def test_an_interrupted_evaluation_ends_with_the_same_report(
 
 
 @pytest.mark.parametrize(
-    "change",
-    [dict(seed=1), dict(eps=[8 / 255]), dict(max_images=30), dict(views=["PCW:1"]), "damage"],
+    ("change", "called"),
+    [
+        (dict(seed=1), "seed"),
+        (dict(eps=[8 / 255]), "attacks"),
+        (dict(views=["PCW:1"]), "attacks"),
+        (dict(survivors_only=False), "who is attacked"),
+    ],
 )
-def test_notes_of_another_evaluation_or_damaged_ones_count_for_nothing(
-    snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path, change: object
+def test_notes_of_another_evaluation_are_refused_and_kept(
+    snn: SpikingClassifier,
+    dataset: ImageDataset,
+    tmp_path: Path,
+    change: dict[str, Any],
+    called: str,
 ) -> None:
     journal = tmp_path / "notes.partial"
-    settings = {"attacks": ["pgd3"], **SETTINGS}
+    settings: dict[str, Any] = {"attacks": ["pgd3"], **SETTINGS}
     evaluate(snn, dataset, journal=journal, **settings)
-    if isinstance(change, dict):
-        settings |= change
-    else:
-        journal.write_text(journal.read_text()[:-20])
-    assert facts(evaluate(snn, dataset, journal=journal, **settings)) == facts(
-        evaluate(snn, dataset, **settings)
-    )
+    before = journal.read_bytes()
+    with pytest.raises(SJRobustError, match=rf"notes.partial .* \({called} differ\): .* remove it"):
+        evaluate(snn, dataset, journal=journal, **settings | change)
+    assert journal.read_bytes() == before
+
+
+@pytest.mark.parametrize("images", [30, 50])
+def test_notes_go_on_with_fewer_or_more_images(
+    snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path, images: int
+) -> None:
+    settings: dict[str, Any] = {"attacks": ["pgd3"], **SETTINGS}
+    evaluate(snn, dataset, journal=tmp_path / "notes", **settings)
+    settings["max_images"] = images
+    found = evaluate(snn, dataset, journal=tmp_path / "notes", **settings)
+    expected = evaluate(snn, dataset, **settings)
+    assert found.per_image == expected.per_image
+    assert found.joint == expected.joint
+
+
+def test_damaged_notes_count_for_nothing(
+    snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path
+) -> None:
+    journal = tmp_path / "notes.partial"
+    settings: dict[str, Any] = {"attacks": ["pgd3"], **SETTINGS}
+    expected = evaluate(snn, dataset, journal=journal, **settings)
+    journal.write_text(journal.read_text()[:-20])
+    assert facts(evaluate(snn, dataset, journal=journal, **settings)) == facts(expected)
+
+
+def test_notes_go_on_where_another_processor_sees_other_classes(
+    snn: SpikingClassifier, dataset: ImageDataset, tmp_path: Path
+) -> None:
+    """Older notes name the classes seen; what was found of an image does not depend on those of
+    others."""
+    journal = tmp_path / "notes.partial"
+    settings: dict[str, Any] = {"attacks": [attack], **SETTINGS}
+    Interrupted.left = 100
+    expected = evaluate(snn, dataset, journal=journal, **settings)
+    notes = json.loads(journal.read_text())
+    notes["key"]["predicted"] = [0] * expected.dataset.evaluated
+    journal.write_text(json.dumps(notes))
+    before = Interrupted.left
+    assert facts(evaluate(snn, dataset, journal=journal, **settings)) == facts(expected)
+    assert Interrupted.left == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="kill -9")
