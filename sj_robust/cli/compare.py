@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sj_robust.cli.common import Json, command, console, print_table, say, show, show_json, usage
+from sj_robust.cli.common import (
+    Json,
+    command,
+    console,
+    print_json,
+    print_table,
+    say,
+    show,
+    show_json,
+    usage,
+)
 from sj_robust.cli.hub import calm
 from sj_robust.cli.options import zoo_names
 from sj_robust.files import check_file
@@ -59,6 +69,13 @@ def compare(
             ),
         ),
     ] = None,
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired",
+            help="Of two models: images that hold on one alone, and the exact McNemar test.",
+        ),
+    ] = False,
     markdown: Annotated[
         bool, typer.Option("--markdown", help="Print a Markdown table instead of text.")
     ] = False,
@@ -85,6 +102,11 @@ def compare(
         usage("--markdown and --json exclude each other: choose one")
     if not names and not hub:
         usage("expected NAME..., or --hub for every model on the Hub")
+    if paired:
+        if len(names or ()) != 2 or hub or markdown or html:
+            usage("--paired takes two models, and --protocol and --json alone beside them")
+        _paired(*(names or ()), protocol=protocol, as_json=as_json)
+        return
     if dataset and not hub:
         usage("--dataset chooses among the models of --hub")
     if html is not None:
@@ -102,6 +124,31 @@ def compare(
         print(comparison.to_markdown(), end="")
     else:
         _print(comparison)
+
+
+def _paired(first: str, second: str, *, protocol: str | None, as_json: bool) -> None:
+    from sj_robust.compare import compare_paired
+    from sj_robust.evaluation.report import eps_name
+
+    if any("/" in name and not os.path.isdir(name) for name in (first, second)):
+        calm()
+    pairs = compare_paired(first, second, protocol)
+    if as_json:
+        print_json([pair.model_dump(mode="json") for pair in pairs])
+        return
+    rows = [
+        [
+            eps_name(pair.eps) if pair.eps else "clean",
+            str(pair.first),
+            str(pair.second),
+            str(pair.first_alone),
+            str(pair.second_alone),
+            f"{pair.p:.2g}",
+        ]
+        for pair in pairs
+    ]
+    print_table(None, ["eps", first, second, "first alone", "second alone", "p"], rows)
+    show(f"The first {pairs[0].images} images; p of the exact McNemar test.")
 
 
 def _print(comparison: Comparison) -> None:

@@ -65,8 +65,8 @@ def training_folder(checkpoint: str | os.PathLike[str]) -> Path:
 
 def check_out(folder: str | os.PathLike[str], *, resume: bool | None = None) -> None:
     """Raise SJRobustError, before hours of work, where a checkpoint could not be saved as `folder`,
-    or would take the place of one that took hours: measured, or unless `resume` trained. None: nothing
-    could be resumed."""
+    or would take the place of one that took hours: that was measured, or unless `resume` trained.
+    None: there is nothing to resume."""
     check_folder(folder)
     target = Path(folder)
     check_replaceable(target)
