@@ -31,7 +31,8 @@ def fraction(text: str) -> float:
     try:
         return number(text)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        several = ": for several, give the option once for each" if "," in text else ""
+        raise typer.BadParameter(f"{error}{several}") from None
 
 
 def budget(text: str) -> float:

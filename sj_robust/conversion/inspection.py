@@ -108,7 +108,10 @@ def inspect_conversion(
         agreement=agreement,
         accuracy=_accuracy(sequence.mean(0), labels),
         ann_accuracy=_accuracy(expected, labels),
-        advice=_advice(snn, dead, saturated, len(nodes), agreement),
+        advice=[
+            *_of_the_ann(_accuracy(expected, labels), expected),
+            *_advice(snn, dead, saturated, len(nodes), agreement),
+        ],
     )
 
 
@@ -223,6 +226,16 @@ def _accuracy(logits: Tensor | None, labels: Tensor | None) -> float | None:
     )
 
 
+def _of_the_ann(accuracy: float | None, logits: Tensor | None) -> list[str]:
+    """What to try where the ANN itself hardly tells its classes apart."""
+    if accuracy is None or logits is None or accuracy > 2 / logits.shape[1]:
+        return []
+    return [
+        f"The ANN itself is right on {accuracy:.0%} of the images, not clearly above chance: train"
+        " it first, or see to its weights, mean and std."
+    ]
+
+
 def _advice(
     snn: SpikingClassifier,
     dead: list[str],
@@ -276,7 +289,7 @@ def _advice(
         advice.append("Without batch norms thresholds decide alone: try reset='soft' first.")
     if len(agreement) > 1 and last.cosine > agreement[len(agreement) // 2 - 1].cosine + 0.02:
         advice.append(f"The agreement still grows at T={last.timesteps}: take more steps.")
-    advice.append("Calibrate with more images of the training set, and check mean and std.")
+    advice.append("Calibrate with more images of the training set.")
     if hard and not settings.get("folded"):
         advice.append("Try reset='soft'.")
     return advice

@@ -254,15 +254,24 @@ def _named(name: str, split: Split) -> Source:
     if root := os.environ.get("SJ_ROBUST_DATA"):
         folder = Path(root).expanduser()
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
+        if known_name(folder.name) == name:  # the data set's own folder
+            entries.append(folder)
         if found := [entry for entry in entries if known_name(entry.name) == name]:
             return _at_path(found[0], split)
     known = KNOWN[name]
     if not known.files:
         raise SJRobustError(
             f"{name} cannot be downloaded freely: pass the path of a folder of images by class, "
-            f"or set SJ_ROBUST_DATA to the folder that holds {name}/"
+            f"or {_place(name)}"
         )
     return parquet_source([_download(name, known.hub, known.files[split])], split)
+
+
+def _place(name: str) -> str:
+    """Where else a data set is looked for."""
+    root = os.environ.get("SJ_ROBUST_DATA")
+    there = f", and {root} holds none" if root else ""
+    return f"set SJ_ROBUST_DATA to the folder that holds {name}/{there}"
 
 
 def _download(name: str, repository: str, file: str) -> Path:
@@ -275,7 +284,7 @@ def _download(name: str, repository: str, file: str) -> Path:
         reason = f"which {error}" if isinstance(error, LimitError) else type(error).__name__
         raise SJRobustError(
             f"could not download {name} ({repository} on the Hugging Face Hub; {reason}): "
-            f"pass the path of your copy, or set SJ_ROBUST_DATA to the folder that holds {name}/"
+            f"pass the path of your copy, or {_place(name)}"
         ) from harmless(error)
 
 

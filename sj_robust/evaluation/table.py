@@ -26,8 +26,8 @@ def summary(report: Report) -> str:
             *_table(report),
             "",
             (
-                f"cost  {report.forward_images} images forward, {report.backward_images} backward,"
-                f" {report.seconds:.0f} s"
+                f"cost  {report.seconds:.0f} s; the attacks took {report.forward_images} images"
+                f" forward and {report.backward_images} backward"
             ),
         ]
     if report.stopped:

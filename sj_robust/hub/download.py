@@ -203,7 +203,7 @@ def _cached(name: HubName, why: str) -> tuple[Path, Origin]:
     config = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
     if not isinstance(config, str):
         raise SJRobustError(
-            f"{name} is not in the cache: {why}"
+            f"{name} is not in the cache, and no folder in {Path.cwd()}: {why}"
             + ("" if "did you mean" in why else suggestion(name.repo))
         )
     folder = Path(config).parent

@@ -204,7 +204,9 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
         )
         return f"{hub}, or a proxy on the way, is not an address to ask ({line(error)}): {advice}"
     if unreachable(error):
-        advice = f"check the network and HF_ENDPOINT, then run it again{_looked_for(name, doing)}"
+        # what looks like owner/name may be a misspelt folder
+        meant = suggestion(name.repo) if doing == "pull" else ""
+        advice = f"check the network and HF_ENDPOINT, then run it again{meant}"
         return f"{hub} cannot be reached ({type(error).__name__}): {advice}"
     if error.__cause__ is not None and isinstance(
         error, errors.LocalEntryNotFoundError | ValueError | RuntimeError
@@ -224,16 +226,6 @@ def explain(error: BaseException, name: HubName, doing: str = "pull") -> str:
             f" HF_ENDPOINT? ({line(error)})"
         )
     return f"{doing} of {name} failed: {line(error)}"
-
-
-def _looked_for(name: HubName, doing: str) -> str:
-    """Why the Hub was asked at all: what looks like owner/name may be a misspelt folder."""
-    return (
-        f" (it was asked for {name.repo}, which is no folder in"
-        f" {Path.cwd()}{suggestion(name.repo)})"
-        if doing == "pull"
-        else ""
-    )
 
 
 def _explain_status(status: int, name: HubName, doing: str, wait: float | None) -> str:

@@ -254,7 +254,7 @@ def _checked_here(staged: Path) -> str:
     size = sum((staged / path).stat().st_size for path in files)
     return (
         f"only the local checks were made, and passed ({len(files)} files, {size:,} bytes, for"
-        f" {_tag(read_config(staged))})"
+        f" {_tag(read_config(staged))}: {', '.join(files)})"
     )
 
 

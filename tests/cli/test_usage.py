@@ -322,3 +322,9 @@ def test_options_have_the_bounds_and_words_of_the_settings(cli: Cli) -> None:
         done = cli(*command, name, wrong)
         assert done.returncode == 2
         assert name in done.stderr
+
+
+def test_several_radii_in_one_are_told_how_to_be_given(cli: Cli) -> None:
+    done = cli("evaluate", "resnet20.cifar10_linf_pgd", "--data", "sample", "--eps", "8/255,4/255")
+    assert done.returncode == 2
+    assert "for several, give the option once for each" in " ".join(done.stderr.split())

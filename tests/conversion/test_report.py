@@ -171,6 +171,17 @@ def test_dead_and_saturated_layers_are_named_with_what_to_try(
     assert any("at every step" in line for line in report.advice)
 
 
+def test_an_ann_near_chance_is_what_the_advice_names_first(
+    snn: SpikingClassifier, ann: Gated, images: Tensor
+) -> None:
+    found = NormalizedClassifier(ann, MEAN, STD)(images)
+    right, wrong = found.argmax(1), (found.argmax(1) + 1) % found.shape[1]
+    first = inspect_conversion(snn, images, ann, wrong).advice[0]
+    assert first.startswith("The ANN itself is right on 0% of the images")
+    named = [line for line in inspect_conversion(snn, images, ann, right).advice if "ANN" in line]
+    assert not any(line.startswith("The ANN itself") for line in named)
+
+
 def test_images_of_another_form_are_named(snn: SpikingClassifier) -> None:
     with pytest.raises(SJRobustError, match=r"\[3, 10, 10\]"):
         inspect_conversion(snn, torch.rand(3, 10, 10))

@@ -116,6 +116,11 @@ def test_named_data_is_looked_up_in_the_users_folder(
     monkeypatch.setenv("SJ_ROBUST_DATA", str(tmp_path))
     loaded = load_dataset("tiny-imagenet", "test")
     assert (len(loaded), loaded.name, loaded.split) == (3, "tiny-imagenet", "test")
+    # the data set's own folder is meant as well
+    monkeypatch.setenv("SJ_ROBUST_DATA", str(tmp_path / "tiny_imagenet"))
+    assert len(load_dataset("tiny-imagenet", "test")) == 3
+    with pytest.raises(SJRobustError, match=rf"holds imagenet/, and {tmp_path}.* holds none"):
+        load_dataset("imagenet", "test")
 
 
 def test_the_sample_is_found_in_a_wheel_and_in_a_checkout(
