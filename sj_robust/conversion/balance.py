@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sj_robust.conversion.norms import batch_statistics
 from sj_robust.conversion.percentile import percentile
+from sj_robust.conversion.room import free_bytes
 from sj_robust.errors import SJRobustError
 from sj_robust.model.classifier import SpikingActivation, SpikingClassifier
 from sj_robust.model.hooks import hooked
@@ -56,14 +57,20 @@ def balance_thresholds(
         The raw thresholds by node name, in the order in which the nodes run.
 
     Raises:
-        SJRobustError: a percentile that is not a finite number above 0. This, and whatever the
-            forward pass raises, leaves thresholds undefined.
+        SJRobustError: a percentile that is not a finite number above 0, or less memory than the
+            batches need where they wait. This, and whatever the forward pass raises, leaves
+            thresholds undefined.
     """
     raw: dict[str, float] = {}
     relay = _Relay(len(batches))
+    waiting: dict[str, int] = {}  # bytes of a batch's input to each node, by its name
 
     def at_node(name: str) -> Any:
         def balance(activation: SpikingActivation, inputs: tuple[Tensor, ...]) -> None:
+            if name not in waiting:
+                before = next(reversed(waiting.values()), 0)
+                waiting[name] = inputs[0].nbytes
+                _check_room(name, inputs[0], (len(batches) - 1) * (inputs[0].nbytes - before))
             copies = activation.timesteps if activation.repeats else 1
             highest = relay.meet(percentile(inputs[0], q, copies))
             if name not in raw:
@@ -91,6 +98,18 @@ def balance_thresholds(
     finally:
         model.timesteps = steps
     return raw
+
+
+def _check_room(name: str, one: Tensor, more: int) -> None:
+    """Raise SJRobustError where the inputs of the other batches, `more` bytes, will not fit: the
+    system would end the process without a word."""
+    free = free_bytes() if one.device.type == "cpu" else None
+    if free is not None and more > free:
+        raise SJRobustError(
+            f"all calibration images wait at {name}, which takes {more / 2**30:.1f} GiB more, and"
+            f" {free / 2**30:.1f} GiB of memory are free: lower batches, the batch size or the"
+            " calibration timesteps (--batches, --batch-size, --calibration-timesteps)"
+        )
 
 
 def _checked(value: float, name: str, q: float) -> float:

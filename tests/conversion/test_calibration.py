@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sj_robust import SJRobustError, convert
+from sj_robust.conversion import balance
+from sj_robust.conversion.room import free_bytes
 from sj_robust.data import ImageDataset
 
 X = torch.linspace(0, 1, 8 * 3 * 8 * 8).view(8, 3, 8, 8)
@@ -117,3 +122,30 @@ def test_anything_else_is_one_line(calibration: Any, message: str) -> None:
     with pytest.raises(SJRobustError, match=message) as refusal:
         converted(calibration)
     assert "\n" not in str(refusal.value)
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_tried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system would end the process without a word."""
+    needed = 4 * 4 * 8 * 8 * 4  # bytes of one waiting batch of 4 at the only node
+    monkeypatch.setattr(balance, "free_bytes", lambda: needed)
+    converted(BATCHES)  # one other waits
+    monkeypatch.setattr(balance, "free_bytes", lambda: needed - 1)
+    with pytest.raises(
+        SJRobustError, match=r"calibration images wait at 2, .*: lower batches"
+    ) as e:
+        converted(BATCHES)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/meminfo")
+def test_free_memory_is_a_part_of_what_the_machine_has() -> None:
+    free = free_bytes()
+    swap = next(
+        int(line.split()[1]) << 10
+        for line in Path("/proc/meminfo").read_text().splitlines()
+        if line.startswith("SwapTotal")
+    )
+    assert free is not None
+    assert 0 < free < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + swap
