@@ -144,7 +144,7 @@ def test_free_memory_is_a_part_of_what_the_machine_has() -> None:
     free = free_bytes()
     swap = next(
         int(line.split()[1]) << 10
-        for line in Path("/proc/meminfo").read_text().splitlines()
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         if line.startswith("SwapTotal")
     )
     assert free is not None
