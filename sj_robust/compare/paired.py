@@ -20,7 +20,8 @@ class Pair(BaseModel):
 
     Attributes:
         images: the first so many, which both were given.
-        first, second: the accuracies on these.
+        first: the accuracy of the first one on these.
+        second: that of the other.
         first_alone, second_alone: images on which that model holds and the other does not.
         p: two-sided, of the exact McNemar test (McNemar, Psychometrika 1947): how likely chance
             splits as unevenly the images on which the two differ.
@@ -43,7 +44,8 @@ def compare_paired(
     """The pairs of two models at every eps that both were measured at.
 
     Args:
-        first, second: checkpoint folders, zoo models, models on the Hub, or reports (.json).
+        first: a checkpoint folder, zoo model, model on the Hub, or report (.json).
+        second: the other one.
         protocol: such as "paper", of those that were recorded; without it that of the strongest
             protocol.
 
