@@ -146,6 +146,14 @@ def evaluate(
             help="Take over what this report found on fewer images; attack the others.",
         ),
     ] = None,
+    save_adversarial: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-adversarial",
+            metavar="FOLDER",
+            help="Also keep the adversarial image of each image that falls, as EPS/INDEX.npy.",
+        ),
+    ] = None,
     plot: Annotated[
         Path | None,
         typer.Option("--plot", metavar="FOLDER", help="Also draw the figures into this folder."),
@@ -222,6 +230,7 @@ def evaluate(
         seed=seed,
         journal=journal,
         extend=earlier,
+        adversarial=save_adversarial,
         device=where,
         **settings,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sj_robust.attack import Attack
+from sj_robust.evaluation.adversarial import Keep
 from sj_robust.evaluation.journal import Journal, UnitKey
 from sj_robust.evaluation.judge import Judge, TimeUp
 from sj_robust.evaluation.plan import Run
@@ -122,9 +123,17 @@ def attack_ensemble(
 
 
 def searcher(
-    judge: Judge, journal: Journal, bar: Bar, *, seed: int, attackable: int, survivors_only: bool
+    judge: Judge,
+    journal: Journal,
+    bar: Bar,
+    *,
+    seed: int,
+    attackable: int,
+    survivors_only: bool,
+    keep: Keep | None = None,
 ) -> Search:
-    """The search that runs the attacks on `judge`, until its time is up."""
+    """The search that runs the attacks on `judge`, until its time is up; `keep` gets what they
+    find."""
     starts = journal.starts
 
     def search(key: UnitKey, run: Run, seen: nn.Module, given: Tensor) -> None:
@@ -137,6 +146,8 @@ def searcher(
             start = starts.of(chosen, x, attack.eps, run.anew) if starts and run.from_best else None
             x_adv = judge.attacked(attack, seen, key.view, chosen, x, y, noise, start)
             hit, margins = judge.decide(x_adv, y)
+            if keep and hit.any():
+                keep(key.eps, chosen[hit], x_adv[hit.to(x_adv.device)])
             bar.advance(work * len(chosen) / len(given))
 
             def note() -> None:

@@ -21,6 +21,7 @@ from sj_robust.distributed import Team, processes
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import facts
 from sj_robust.evaluation.activity import count_spikes
+from sj_robust.evaluation.adversarial import keep_in
 from sj_robust.evaluation.checks import run_checks
 from sj_robust.evaluation.energy import estimate_energy
 from sj_robust.evaluation.ensemble import attack_ensemble, searcher
@@ -72,6 +73,7 @@ class Evaluation:
         self.started = time.monotonic()
         options.check()
         self.options = options
+        self.keep = None if options.adversarial is None else keep_in(options.adversarial)
         model = expose(model)
         self.itself = bare(model)
         self.dataset = fitted(dataset, model)
@@ -200,6 +202,7 @@ class Evaluation:
                 seed=options.seed,
                 attackable=attackable,
                 survivors_only=options.survivors_only,
+                keep=self.keep,
             )
             try:
                 attack_ensemble(

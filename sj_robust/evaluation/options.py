@@ -41,6 +41,7 @@ class Options:
     seed: int
     journal: str | os.PathLike[str] | None
     extend: Report | None
+    adversarial: str | os.PathLike[str] | None
     device: str | torch.device | None
     show_progress: bool | None
 

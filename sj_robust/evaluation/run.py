@@ -42,6 +42,7 @@ def evaluate(
     seed: int = 0,
     journal: str | os.PathLike[str] | None = None,
     extend: Report | None = None,
+    adversarial: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     show_progress: bool | None = None,
 ) -> Report:
@@ -99,6 +100,9 @@ def evaluate(
             report is safe.
         extend: a complete report of the same evaluation on fewer images, whose outcomes are taken
             over; the others are attacked. One that leaves nothing to do is returned.
+        adversarial: a folder that gets the adversarial image of every image that falls, as it does:
+            EPS/INDEX.npy, such as 8-255/000017.npy, float32 [C, H, W]. Where an image had fallen at
+            a smaller eps it lies there; what `journal` or `extend` has is not found again.
         device: the model is moved there; default: where it is.
         show_progress: None draws a bar on a terminal, elsewhere it writes a line a minute; False
             shows nothing.
@@ -127,6 +131,7 @@ def evaluate(
         seed=seed,
         journal=journal,
         extend=extend,
+        adversarial=adversarial,
         device=device,
         show_progress=show_progress,
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from sj_robust.data import ImageDataset
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation import DEFAULT_VIEWS, Report
 from sj_robust.evaluation import evaluate as evaluate_and_check
+from sj_robust.evaluation.grid import Grid
 from sj_robust.model import NormalizedClassifier, SpikingActivation, SpikingClassifier
 from sj_robust.neuron import ENSEMBLE_VIEWS, Surrogate, ThresholdLIF, parse_view
 
@@ -489,3 +492,35 @@ def test_a_model_with_nan_logits_is_named(dataset: ImageDataset) -> None:
         model[1].bias[0] = float("nan")
     with pytest.raises(SJRobustError, match="logits that are not finite"):
         evaluate(model, dataset)
+
+
+@pytest.mark.parametrize("grid", [None, "8bit"])
+def test_adversarial_images_are_kept_as_they_are_found(
+    snn: SpikingClassifier, noisy: ImageDataset, tmp_path: Path, grid: Grid | None
+) -> None:
+    folder = tmp_path / "found"
+    report = evaluate(
+        snn, noisy, eps=EPS, attacks=["fgsm", "pgd3"], views=VIEWS, max_images=N, batch_size=17,
+        grid=grid, adversarial=folder,
+    )  # fmt: skip
+    fallen: set[int] = set()
+    for at, (eps, name) in enumerate(zip(EPS, ("4-255", "12-255"), strict=True)):
+        files = sorted((folder / name).iterdir())
+        assert [file.name for file in files] == [
+            f"{image:06d}.npy"
+            for image, by in enumerate(report.per_image.broken_by[at])
+            if by is not None and image not in fallen
+        ]
+        for file in files:
+            image = int(file.stem)
+            fallen.add(image)
+            found = torch.from_numpy(np.load(file))[None]
+            x, label = noisy.floats([image]), noisy.labels[image]
+            assert found.dtype == torch.float32
+            assert float((found - x).abs().max()) <= eps + 1e-6
+            assert 0 <= float(found.min()) and float(found.max()) <= 1
+            assert snn(found).argmax(1) != label == snn(x).argmax(1)
+    assert fallen
+    (tmp_path / "file").touch()
+    with pytest.raises(SJRobustError, match="is a file, expected a folder"):
+        evaluate(snn, noisy, eps=EPS, adversarial=tmp_path / "file")
