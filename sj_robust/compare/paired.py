@@ -19,10 +19,12 @@ class Pair(BaseModel):
     """At one eps, 0 for images as they are.
 
     Attributes:
+        eps: radius in units of [0, 1].
         images: the first so many, which both were given.
         first: the accuracy of the first one on these.
         second: that of the other.
-        first_alone, second_alone: images on which that model holds and the other does not.
+        first_alone: images on which the first holds and the other does not.
+        second_alone: the other way round.
         p: two-sided, of the exact McNemar test (McNemar, Psychometrika 1947): how likely chance
             splits as unevenly the images on which the two differ.
     """
@@ -60,7 +62,11 @@ def compare_paired(
 
 
 def paired(first: Report, second: Report) -> list[Pair]:
-    """The same of two reports."""
+    """The same of two reports.
+
+    Raises:
+        SJRobustError: they were not measured alike, on the same images.
+    """
     if differing := [
         name for name, facts in _setup(first).items() if facts != _setup(second)[name]
     ]:
