@@ -232,12 +232,9 @@ class Config(_Strict):
     def trainings(self) -> list[dict[str, Any]]:
         """What is recorded of each training after the conversion, or of an ANN's; the first one
         first."""
-        found: list[dict[str, Any]] = []
-        training: Any = self.training
-        while isinstance(training, dict) and training:
-            found.insert(0, training)
-            training = training.get("before")
-        return found
+        before = (self.training or {}).get("before")
+        earlier = before if isinstance(before, list) else [before]  # once one stood alone
+        return [one for one in (*earlier, self.training) if isinstance(one, dict) and one]
 
     @property
     def ann_sha256(self) -> str | None:

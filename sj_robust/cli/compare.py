@@ -103,7 +103,7 @@ def compare(
     if not names and not hub:
         usage("expected NAME..., or --hub for every model on the Hub")
     if paired:
-        if len(names or ()) != 2 or hub or markdown or html:
+        if len(names or ()) != 2 or hub or dataset or markdown or html:
             usage("--paired takes two models, and --protocol and --json alone beside them")
         _paired(*(names or ()), protocol=protocol, as_json=as_json)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,6 +39,7 @@ from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.files import check_within
 
 if TYPE_CHECKING:
+    from sj_robust.catalog import Checkpoint
     from sj_robust.evaluation.report import Report
 
 
@@ -185,6 +187,7 @@ def evaluate(
     from sj_robust.errors import SJRobustError
     from sj_robust.evaluation.figures import draw_figures
     from sj_robust.evaluation.journal import remove_journal
+    from sj_robust.evaluation.judge import image_count
     from sj_robust.model import SpikingModel
 
     for value in (eps or ()) if settings["norm"] == "linf" else ():
@@ -206,9 +209,12 @@ def evaluate(
             " without --grid first"
         )
     journal = kept and Path(f"{kept}.partial")
-    earlier = _report(out) if out and out.exists() else None
-    if earlier is None or earlier.stopped:  # a stopped one goes on by its journal
-        earlier = _report(extend) if extend else None
+    earlier = _report(extend) if extend else None
+    if out and out.exists():
+        try:
+            earlier = _report(out)
+        except SJRobustError as error:
+            raise SJRobustError(f"{error}, into another --out: this file is kept") from None
     where = pick_device(device)
     classifier, dataset = load_both(
         recorded or checkpoint, data, split, image_size, resize, model, arg, same_classes
@@ -216,6 +222,8 @@ def evaluate(
     if named_views is not None and not isinstance(classifier, SpikingModel):
         named_views = None
         say("an ANN has its exact gradient only: --views is left aside")
+    if recorded:
+        _check_not_fewer(recorded, protocol, grid, image_count(dataset, settings["max_images"]))
     report = measure(
         classifier,
         dataset,
@@ -237,7 +245,8 @@ def evaluate(
     if rank():
         return  # of several processes the first one speaks
     with shown(report, as_json):
-        write(report, out)
+        if report is not earlier:
+            write(report, out and Path(os.path.realpath(out)))
         if recorded:
             file = recorded.record(report=report)[0]
             say(f"recorded: {file}; sj-robust card {folder} writes it into the card")
@@ -246,6 +255,20 @@ def evaluate(
                 say(f"figure: {figure}")
         if journal and not report.stopped:
             remove_journal(journal)
+
+
+def _check_not_fewer(recorded: Checkpoint, protocol: str | None, grid: str | None, n: int) -> None:
+    """Raise SJRobustError, before the work, where it would take the place of one of more images."""
+    from sj_robust.checkpoint.results import protocol_of
+    from sj_robust.errors import SJRobustError
+
+    for there in recorded.reports():
+        same = protocol_of(there.settings.protocol) == protocol_of(protocol)
+        if same and there.settings.grid == grid and there.dataset.evaluated > n:
+            raise SJRobustError(
+                f"{recorded.folder} records this for {there.dataset.evaluated} images, which {n}"
+                " would take the place of: measure as many, or keep these with --out"
+            )
 
 
 def _report(path: Path) -> Report:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from sj_robust.catalog import locate
-from sj_robust.checkpoint.config import STRONGEST_FIRST
+from sj_robust.checkpoint.config import GRID, STRONGEST_FIRST
 from sj_robust.checkpoint.results import protocol_of, read_report
 from sj_robust.compare.rows import same_eps
 from sj_robust.errors import SJRobustError
@@ -54,10 +54,9 @@ def compare_paired(
     Raises:
         SJRobustError: they were not measured alike, on the same images, or are no models.
     """
-    if protocol not in (None, *STRONGEST_FIRST):
-        raise SJRobustError(
-            f"unknown protocol {protocol!r}: expected one of {', '.join(STRONGEST_FIRST)}"
-        )
+    known = [name for name in STRONGEST_FIRST if name != GRID]
+    if protocol not in (None, *known):
+        raise SJRobustError(f"unknown protocol {protocol!r}: expected one of {', '.join(known)}")
     return paired(_report(first, protocol), _report(second, protocol))
 
 
@@ -67,18 +66,17 @@ def paired(first: Report, second: Report) -> list[Pair]:
     Raises:
         SJRobustError: they were not measured alike, on the same images.
     """
-    if differing := [
-        name for name, facts in _setup(first).items() if facts != _setup(second)[name]
-    ]:
+    here, there = _setup(first), _setup(second)
+    if differing := [name for name in here | there if here.get(name) != there.get(name)]:
         raise SJRobustError(
-            f"a paired test needs two models measured alike, and {', '.join(differing)} differ:"
-            " evaluate one as the other was"
+            f"a paired test needs two models measured alike, and these are not the same:"
+            f" {', '.join(differing)}; evaluate one as the other was"
         )
-    for one in (first, second):
-        if one.stopped:
+    for report in (first, second):
+        if report.stopped:
             raise SJRobustError(
-                f"a paired test needs complete evaluations, and one was stopped {one.stopped}: let"
-                " it go on"
+                f"a paired test needs complete evaluations, and one was stopped {report.stopped}:"
+                " let it go on"
             )
     pairs = [_pair(0.0, *(_right(one) for one in (first, second)))]
     for at, joint in enumerate(first.joint):
@@ -99,7 +97,12 @@ def _setup(report: Report) -> dict[str, object]:
         "grid": settings.grid,
     }
     # a protocol may run other attacks on an ANN
-    own = {"attacks": settings.attacks, "views": settings.views}
+    own = {
+        "attacks": settings.attacks,
+        "views": settings.views,
+        "restarts": settings.restarts,
+        "the models to transfer from": settings.transfer,
+    }
     return alike if settings.protocol else {**alike, **own}
 
 

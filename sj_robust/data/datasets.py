@@ -218,7 +218,7 @@ def load_dataset(
     if name:
         source = _named(name, split)
     else:
-        path = Path(name_or_path).expanduser()
+        path = _home(name_or_path)
         if name_or_path == "" or not path.exists():  # "" would be the working directory
             hint = did_you_mean(str(name_or_path), NAMES)
             raise SJRobustError(
@@ -252,7 +252,7 @@ def _named(name: str, split: Split) -> Source:
     if name == "sample":
         return _at_path(zoo_root() / "sample", split)
     if root := os.environ.get("SJ_ROBUST_DATA"):
-        folder = Path(root).expanduser()
+        folder = _home(root)
         entries = sorted(folder.iterdir()) if folder.is_dir() else []
         if known_name(folder.name) == name:  # the data set's own folder
             entries.append(folder)
@@ -265,6 +265,13 @@ def _named(name: str, split: Split) -> Source:
             f"or {_place(name)}"
         )
     return parquet_source([_download(name, known.hub, known.files[split])], split)
+
+
+def _home(path: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # of a user that is none
+        raise SJRobustError(f"{path}: there is no such user's home: name the folder") from None
 
 
 def _place(name: str) -> str:

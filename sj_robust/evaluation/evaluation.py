@@ -167,12 +167,21 @@ class Evaluation:
             Starts(options.norm) if hands_on else None,
         )
         team.gather(None)  # nobody writes before all have read
+        done = [image for unit in self.journal.units.values() for image in unit.seen]
+        if max(done, default=0) >= self.total:
+            raise SJRobustError(
+                f"{path} keeps what was done of more images than the {self.total} of this"
+                " evaluation: take as many, name another file, or remove it"
+            )
         if options.extend is not None:
-            check_same(options.extend, identity)
-            if not self._says_all(options.extend):
-                self.journal.merge(
-                    taken_over(options.extend, self.plan, identity, self.predicted.tolist())
-                )
+            check_same(options.extend, options, self.protocol, identity, self.total)
+            # what a stopped one found is in the journal
+            on = options.extend.stopped and self.journal.units
+            if not on and not self._says_all(options.extend):
+                seen = self.predicted.tolist()
+                only = options.survivors_only
+                units = taken_over(options.extend, self.plan, seen, survivors_only=only)
+                self.journal.merge(units)
 
     def _says_all(self, earlier: Report) -> bool:
         """Whether a report of this evaluation leaves nothing to do."""
@@ -180,8 +189,8 @@ class Evaluation:
             not earlier.stopped
             and earlier.settings.survivors_only == self.options.survivors_only
             and earlier.per_image.predicted == self.predicted.tolist()
-            and bool(earlier.checks or not self.options.check_images)
-            and bool(earlier.roughness or not self.options.roughness_images)
+            and earlier.settings.check_images == self.options.check_images
+            and earlier.settings.roughness_images == self.options.roughness_images
         )
 
     def _attack(self, team: Team) -> None:
@@ -318,6 +327,8 @@ class Evaluation:
                 transfer=self.transfer,
                 survivors_only=options.survivors_only,
                 batch_size=options.batch_size,
+                check_images=options.check_images,
+                roughness_images=options.roughness_images,
                 seed=options.seed,
                 ball_tolerance=BALL_TOLERANCE,
                 device=facts.device_name(self.judge.device),

@@ -64,7 +64,7 @@ Units = dict[UnitKey, Unit]
 @dataclass
 class Journal:
     """Units by their keys. `key` is everything that decides the outcome: a file with another key is
-    refused and kept, a damaged one counts for nothing.
+    refused and kept; one whose content is not what was written counts for nothing.
 
     Without a path nothing is kept. Each process of several writes `path`.rankN beside it, and into
     it what it did itself in this session or an earlier one, so that no cost is in two files.
@@ -94,10 +94,9 @@ class Journal:
         journal = cls(own, key, starts=starts)
         if path is not None:
             for file in journal_files(path):
-                with suppress(
-                    OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError
-                ):
-                    found = json.loads(file.read_text(encoding="utf-8"))
+                if (found := _read(file)) is None:
+                    continue
+                with suppress(ValueError, KeyError, TypeError, AttributeError):
                     # one without a digest was begun before there was any
                     whole = found.get("digest") in (None, _digest(found["units"], found["starts"]))
                     # the classes seen, once noted as well, decide which images are attacked, and
@@ -106,8 +105,8 @@ class Journal:
                     if whole and theirs != key and found["units"]:
                         raise SJRobustError(
                             f"{file} keeps what another evaluation has done"
-                            f" ({', '.join(differing(theirs, key))} differ): name another file, or"
-                            " remove it"
+                            f" (not the same: {', '.join(differing(theirs, key))}): name another"
+                            " file, or remove it"
                         )
                     if whole and theirs == key:
                         units = {UnitKey(*name): Unit(**unit) for name, unit in found["units"]}
@@ -185,6 +184,21 @@ def _digest(units: Any, starts: Any) -> str:
 def _merge(units: Units, others: Units) -> None:
     for name, unit in others.items():
         units.setdefault(name, Unit()).add(unit)
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """What a file of notes holds, None where there is none. Raises SJRobustError for a file that
+    is something else, which would be replaced."""
+    if not file.exists():
+        return None
+    with suppress(OSError, ValueError, RecursionError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict) and {"key", "units"} <= found.keys():
+            return found
+    raise SJRobustError(
+        f"{file} cannot be read as what an evaluation has done (damaged, or another file?): remove"
+        " it to start anew, or name another file"
+    )
 
 
 def journal_files(path: Path) -> list[Path]:

@@ -201,6 +201,9 @@ class Settings(Facts):
     transfer: dict[str, str] | None = None
     survivors_only: bool
     batch_size: int
+    # of the checks and of roughness; None before it was noted
+    check_images: int | None = None
+    roughness_images: int | None = None
     seed: int
     ball_tolerance: float
     device: str

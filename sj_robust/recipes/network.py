@@ -239,7 +239,8 @@ def facts_of(config: Config) -> dict[str, Any]:
 def trained(config: Config) -> dict[str, Any]:
     """Which checkpoint it is and how it was trained last, in a few facts."""
     training: dict[str, Any] = config.training or {}
-    settings = training.get("config") or {}
+    settings = training.get("config")
+    settings = settings if isinstance(settings, dict) else {}
     found = {
         "name": config.name,
         "weights_sha256": config.weights.sha256,

@@ -27,6 +27,7 @@ from sj_robust.progress import bar
 from sj_robust.recipes.network import poison_of, trained
 from sj_robust.recipes.spec import AnnSettings, CalibratedConversion
 from sj_robust.training import TrainConfig, TrainResult, finetune, train_ann
+from sj_robust.training.state import STATE_FILE
 
 
 def convert_with(
@@ -73,12 +74,18 @@ def check_out(folder: str | os.PathLike[str], *, resume: bool | None = None) -> 
     there = [file for file in own_files(target) if file in MEASURED] if target.is_dir() else []
     if there:
         what = f"was measured ({', '.join(there)})"
-    elif target.is_dir() and not resume and any(target.iterdir()) and read_config(target).training:
-        what = "was trained"
+    elif (
+        target.is_dir()
+        and not (resume and (training_folder(target) / STATE_FILE).exists())
+        and any(target.iterdir())
+        and read_config(target).training
+    ):
+        what = "was trained" + (", and no state to resume from," if resume else "")
     else:
         return
     others = "choose another --out, or remove it"
-    advice = f"go on with --resume, {others}" if resume is False and "trained" in what else others
+    going = resume is False and (training_folder(target) / STATE_FILE).exists()
+    advice = f"go on with --resume, {others}" if going and not there else others
     raise SJRobustError(f"{target} holds a checkpoint that {what} and is kept: {advice}")
 
 
@@ -213,8 +220,10 @@ def make_finetuned(
     if not rank():
         training = _recorded(result, command)
         if before and before.training:
-            further = {key: before.training.get(key) for key in ("command", "before")}
-            training["before"] = trained(before) | {key: it for key, it in further.items() if it}
+            # a list, not one in the other: they may be many
+            command_before = before.training.get("command")
+            last = trained(before) | ({"command": command_before} if command_before else {})
+            training["before"] = [*before.trainings[:-1], last]
         save_trained(snn, folder, dataset, training, name=name, builder=builder)
     return result
 

@@ -180,6 +180,11 @@ def test_finetune_evaluate_card_and_info(cli: Cli, snn: Path, workplace: Path) -
         (tuned / file).unlink()
     done = cli("convert", "steps/ann", *CALIBRATION, "--out", "steps/tuned")
     assert "steps/tuned holds a checkpoint that was trained and is kept" in done.stderr
+    (workplace / "steps/tuned.training").rename(workplace / "steps/elsewhere")
+    resumed = ("finetune", "steps/snn", *TRAINING, "--epochs", 0.5, "--resume")
+    done = cli(*resumed, "--out", "steps/tuned")  # nothing to resume from: it would begin anew
+    assert (done.returncode, "no state to resume from" in done.stderr) == (1, True)
+    (workplace / "steps/elsewhere").rename(workplace / "steps/tuned.training")
     for path, content in before.items():
         path.write_bytes(content)
 
@@ -211,7 +216,8 @@ def test_a_network_finetuned_twice_records_both(cli: Cli, snn: Path, workplace: 
     assert second.training
     assert second.training["config"]["method"] == "trades"
     earlier = second.training["before"]
-    assert (earlier["weights_sha256"], earlier["method"]) == (first.weights.sha256, "pgd")
+    assert len(earlier) == 1
+    assert (earlier[0]["weights_sha256"], earlier[0]["method"]) == (first.weights.sha256, "pgd")
     assert cli("card", "steps/second").returncode == 0
     card = (workplace / "steps/second/README.md").read_text()
     assert "| earlier finetuning | method | pgd |" in card

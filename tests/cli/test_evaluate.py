@@ -314,7 +314,7 @@ def test_a_finished_report_is_not_measured_again_nor_replaced(cli: Cli, tmp_path
     assert (again.returncode, again.stdout) == (0, first.stdout)  # the cost too: of the first one
     assert out.read_bytes() == written
     for other, message in (
-        (("--eps", "4/255", "--max-images", 4), "of another evaluation (attacks differ)"),
+        (("--eps", "4/255", "--max-images", 4), "of another evaluation (not the same: attacks)"),
         (("--eps", "2/255", "--max-images", 2), "has 4 images, this evaluation 2"),
         (
             ("--eps", "2/255", "--max-images", 6, "--every-view"),
@@ -325,9 +325,66 @@ def test_a_finished_report_is_not_measured_again_nor_replaced(cli: Cli, tmp_path
         assert done.returncode == 1
         assert message in done.stderr
         assert out.read_bytes() == written
+    quick = ("--protocol", "quick", "--eps", "2/255")
+    named = cli("evaluate", "resnet20.cifar10_linf_pgd", "--data", "sample", *quick, "--out", out)
+    assert "under the protocol none, this evaluation under quick@1" in named.stderr
+    assert out.read_bytes() == written
     grown = measure("--eps", "2/255", "--max-images", 6)
     assert grown.returncode == 0, grown.stderr
     assert "first 4 images is taken from an earlier report" in out.read_text()
+    (tmp_path / "link.json").symlink_to(out)
+    linked = measure("--eps", "2/255", "--max-images", 7, "--out", tmp_path / "link.json")
+    assert linked.returncode == 0, linked.stderr
+    assert json.loads(out.read_text())["dataset"]["evaluated"] == 7
+    assert (tmp_path / "link.json").is_symlink()
     out.write_text("my notes")
-    assert measure("--eps", "2/255", "--max-images", 6).returncode == 1
+    refused = measure("--eps", "2/255", "--max-images", 6)
+    assert (refused.returncode, "this file is kept" in refused.stderr) == (1, True)
     assert out.read_text() == "my notes"
+
+
+def test_checks_are_made_anew_where_others_are_asked_for_and_never_dropped(
+    cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.json"
+    measure = partial(
+        *(cli, "evaluate", "resnet20.cifar10_linf_pgd", "--data", "sample", "--eps", "2/255"),
+        *("--attacks", "fgsm", "--max-images", 4, "--out", out),
+    )
+    assert measure("--check-images", 2).returncode == 0
+    checks = json.loads(out.read_text())["checks"]
+    assert checks
+    dropped = measure("--check-images", 0)
+    assert (dropped.returncode, "would lose what check_images found" in dropped.stderr) == (1, True)
+    assert json.loads(out.read_text())["checks"] == checks
+    assert measure("--check-images", 4).returncode == 0
+    assert json.loads(out.read_text())["settings"]["check_images"] == 4
+
+
+def test_a_stopped_report_is_not_replaced_by_another_evaluation(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    measure = partial(
+        *(cli, "evaluate", "resnet20.cifar10_linf_pgd", "--data", "sample", "--eps", "2/255"),
+        *("--check-images", 0, "--out", out),
+    )
+    stopped = measure("--attacks", "fgsm,pgd3", "--max-images", 8, "--time-limit", 0.0001)
+    assert stopped.returncode == 0, stopped.stderr
+    written = out.read_bytes()
+    assert json.loads(written)["stopped"]
+    for other in (("--attacks", "fgsm", "--max-images", 8), ("--attacks", "fgsm,pgd3")):
+        few = () if "--max-images" in other else ("--max-images", 4)
+        assert measure(*other, *few).returncode == 1
+        assert out.read_bytes() == written
+
+
+def test_recording_fewer_images_is_refused(cli: Cli, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    assert cli("pull", "resnet20.cifar10_linf_pgd", "--to", copy).returncode == 0
+    before = (copy / "evaluation.json").read_bytes()
+    done = cli(
+        *("evaluate", copy, "--data", "sample", "--protocol", "strong", "--eps", "2/255"),
+        *("--max-images", 2, "--record"),
+    )
+    assert done.returncode == 1
+    assert "records this for 1000 images, which 2 would take the place of" in done.stderr
+    assert (copy / "evaluation.json").read_bytes() == before

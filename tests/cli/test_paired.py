@@ -64,9 +64,11 @@ def test_the_command_says_the_same(cli: Cli, tmp_path: Path) -> None:
     for wrong, code, message in (
         ((ONE, "--paired"), 2, "--paired takes two models"),
         ((ONE, OTHER, "--paired", "--markdown"), 2, "--paired takes two models"),
+        ((ONE, OTHER, "--paired", "--dataset", "cifar10"), 2, "--paired takes two models"),
+        ((ONE, OTHER, "--paired", "--protocol", "8bit"), 1, "unknown protocol '8bit'"),
         ((ONE, "nothing.json", "--paired"), 1, "no file nothing.json"),
         ((ONE, OTHER, "--paired", "--protocol", "quick"), 1, "has no evaluation under quick"),
-        ((ONE, "resnet20.cifar100_linf_pgd", "--paired"), 1, "the data differ"),
+        ((ONE, "resnet20.cifar100_linf_pgd", "--paired"), 1, "not the same: the data"),
     ):
         done = cli("compare", *wrong)
         assert (done.returncode, "Traceback" in done.stderr) == (code, False)
@@ -94,5 +96,9 @@ def test_one_of_fewer_images_is_compared_on_these_and_a_stopped_one_is_not() -> 
     other = whole.model_copy(
         update={"settings": whole.settings.model_copy(update={"protocol": None})}
     )
-    with pytest.raises(SJRobustError, match="measured alike, and protocol differ"):
-        paired(whole, other)
+    for one, two in ((whole, other), (other, whole)):
+        with pytest.raises(SJRobustError, match="these are not the same: protocol"):
+            paired(one, two)
+    again = other.model_copy(update={"settings": other.settings.model_copy(update={"restarts": 5})})
+    with pytest.raises(SJRobustError, match="these are not the same: restarts"):
+        paired(other, again)

@@ -112,16 +112,16 @@ def test_it_is_part_of_what_an_evaluation_is(
     )
     plain = evaluate(snn, dataset, **settings, journal=tmp_path / "notes", roughness_images=12)
     assert plain.settings.grid is None
-    with pytest.raises(SJRobustError, match=r"another evaluation has done \(grid differ"):
+    with pytest.raises(SJRobustError, match=r"another evaluation has done \(not the same: grid"):
         evaluate(snn, dataset, **settings, journal=tmp_path / "notes", grid="8bit")
     gridded = evaluate(snn, dataset, **settings, grid="8bit", roughness_images=12)
     assert gridded.roughness == plain.roughness  # random points are not rounded
-    with pytest.raises(SJRobustError, match=r"of another evaluation \(grid differ\)"):
+    with pytest.raises(SJRobustError, match=r"of another evaluation \(not the same: grid\)"):
         evaluate(snn, dataset, **settings, extend=gridded)
-    assert (
-        evaluate(snn, dataset, **settings, grid="8bit", extend=gridded).per_image
-        == gridded.per_image
-    )
+    with pytest.raises(SJRobustError, match="would lose what roughness_images found"):
+        evaluate(snn, dataset, **settings, grid="8bit", extend=gridded)
+    same = evaluate(snn, dataset, **settings, grid="8bit", extend=gridded, roughness_images=12)
+    assert same is gridded
 
 
 @pytest.mark.parametrize(
