@@ -125,6 +125,8 @@ def check_other(words: list[str]) -> None:
             assert extra and extra[1] in (None, *project["optional-dependencies"])
         case ["python", script, *options]:
             source = (ROOT / script).read_text(encoding="utf-8")
+            if "from stages import" in source:  # which have some options in common
+                source += (ROOT / "scripts/stages.py").read_text(encoding="utf-8")
             for option in options:
                 assert not option.startswith("--") or f'"{option}"' in source, option
         case _:
