@@ -68,8 +68,12 @@ def radius(value: Any, norm: str = "linf") -> float:
 
 
 def radii(values: Any, norm: str = "linf") -> list[float]:
-    """One or several of them, ascending, each once."""
+    """One or several of them, ascending, each once; two that would be written alike are one."""
     several = isinstance(values, Iterable) and not isinstance(values, str | bytes)
     if several and getattr(values, "ndim", 1) == 0:  # an array or tensor of one number
         several = False
-    return sorted({radius(value, norm) for value in (values if several else [values])})
+    found: list[float] = []
+    for value in sorted(radius(value, norm) for value in (values if several else [values])):
+        if not found or value - found[-1] > max(1e-5 * value, 1e-8):
+            found.append(value)
+    return found

@@ -524,3 +524,11 @@ def test_adversarial_images_are_kept_as_they_are_found(
     (tmp_path / "file").touch()
     with pytest.raises(SJRobustError, match="is a file, expected a folder"):
         evaluate(snn, noisy, eps=EPS, adversarial=tmp_path / "file")
+
+
+def test_radii_that_are_written_alike_are_one(snn: SpikingClassifier, noisy: ImageDataset) -> None:
+    report = evaluate(
+        snn, noisy, eps=[0.01, 0.0100000001, "4/255"], attacks=["fgsm"], views=["PCW:1"],
+        max_images=4,
+    )  # fmt: skip
+    assert report.settings.eps == [0.01, 4 / 255]
