@@ -102,6 +102,8 @@ def compare(
         usage("--markdown and --json exclude each other: choose one")
     if not names and not hub:
         usage("expected NAME..., or --hub for every model on the Hub")
+    if hub or any("/" in name and not os.path.isdir(name) for name in names or ()):
+        calm()
     if paired:
         if len(names or ()) != 2 or hub or dataset or markdown or html:
             usage("--paired takes two models, and --protocol and --json alone beside them")
@@ -111,8 +113,6 @@ def compare(
         usage("--dataset chooses among the models of --hub")
     if html is not None:
         check_file(html)
-    if hub or any("/" in name and not os.path.isdir(name) for name in names or ()):
-        calm()
     on_hub = [model.name for model in list_hub(dataset)] if hub else []
     comparison = compare_models(names or [], on_hub, left_out=say, protocol=protocol)
     if html is not None:
@@ -130,8 +130,6 @@ def _paired(first: str, second: str, *, protocol: str | None, as_json: bool) -> 
     from sj_robust.compare import compare_paired
     from sj_robust.evaluation.report import eps_name
 
-    if any("/" in name and not os.path.isdir(name) for name in (first, second)):
-        calm()
     pairs = compare_paired(first, second, protocol)
     if as_json:
         print_json([pair.model_dump(mode="json") for pair in pairs])

@@ -35,6 +35,7 @@ from sj_robust.cli.measure import (
     write,
 )
 from sj_robust.cli.options import Args, Resize, SameClasses, Size, zoo_names
+from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.settings import EvaluationSettings
 from sj_robust.files import check_within
 
@@ -184,7 +185,6 @@ def evaluate(
     from sj_robust import load
     from sj_robust.checkpoint.config import BESIDE, EVALUATION, GRID
     from sj_robust.distributed import rank
-    from sj_robust.errors import SJRobustError
     from sj_robust.evaluation.figures import draw_figures
     from sj_robust.evaluation.journal import remove_journal
     from sj_robust.evaluation.judge import image_count
@@ -260,7 +260,6 @@ def evaluate(
 def _check_not_fewer(recorded: Checkpoint, protocol: str | None, grid: str | None, n: int) -> None:
     """Raise SJRobustError, before the work, where it would take the place of one of more images."""
     from sj_robust.checkpoint.results import protocol_of
-    from sj_robust.errors import SJRobustError
 
     for there in recorded.reports():
         same = protocol_of(there.settings.protocol) == protocol_of(protocol)
@@ -273,7 +272,6 @@ def _check_not_fewer(recorded: Checkpoint, protocol: str | None, grid: str | Non
 
 def _report(path: Path) -> Report:
     from sj_robust.checkpoint.results import read_report
-    from sj_robust.errors import SJRobustError
 
     report = read_report(path)
     if report is None:

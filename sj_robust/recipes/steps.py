@@ -71,21 +71,18 @@ def check_out(folder: str | os.PathLike[str], *, resume: bool | None = None) -> 
     check_folder(folder)
     target = Path(folder)
     check_replaceable(target)
-    there = [file for file in own_files(target) if file in MEASURED] if target.is_dir() else []
-    if there:
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    state = (training_folder(target) / STATE_FILE).exists()
+    advice = "choose another --out, or remove it"
+    if there := [file for file in own_files(target) if file in MEASURED]:
         what = f"was measured ({', '.join(there)})"
-    elif (
-        target.is_dir()
-        and not (resume and (training_folder(target) / STATE_FILE).exists())
-        and any(target.iterdir())
-        and read_config(target).training
-    ):
+    elif read_config(target).training and not (resume and state):
         what = "was trained" + (", and no state to resume from," if resume else "")
+        if resume is False and state:
+            advice = f"go on with --resume, {advice}"
     else:
         return
-    others = "choose another --out, or remove it"
-    going = resume is False and (training_folder(target) / STATE_FILE).exists()
-    advice = f"go on with --resume, {others}" if going and not there else others
     raise SJRobustError(f"{target} holds a checkpoint that {what} and is kept: {advice}")
 
 
