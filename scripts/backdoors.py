@@ -145,8 +145,8 @@ def brewed(
     return found
 
 
-def row(poison: str, name: str, report: ThreatReport) -> str:
-    """Of the table."""
+def row(name: str, report: ThreatReport) -> str:
+    """Of a poison's table."""
     last, fewer = report.last, report.rates[: -1 or None]
     cleanse, clusters, pruning = report.cleanse, report.clustering, report.pruning
     assert cleanse and clusters and pruning
@@ -155,7 +155,6 @@ def row(poison: str, name: str, report: ThreatReport) -> str:
     poisons, apart = (sum(getattr(one, key) for one in clusters.classes) for key in KEYS)
     half = fewer[len(report.rates) // 2 - 1] if len(report.rates) > 1 else None
     cells = [
-        f"`{poison}`",
         name,
         str(last.clean),
         str(last.success or "–"),
@@ -170,7 +169,7 @@ def row(poison: str, name: str, report: ThreatReport) -> str:
 
 KEYS = ("poisoned", "found")
 HEADER = [
-    "poison", "network", "clean", "attack success", "without trigger",
+    "network", "clean", "attack success", "without trigger",
     "clean; success at half the steps", "Neural Cleanse: flagged; index of the target",
     "clustering: flagged; poisons apart", "pruned: clean; success",
 ]  # fmt: skip
@@ -202,13 +201,15 @@ def main() -> None:
     try:
         train = load_dataset(options.data, "train").first(options.train_images)
         test = load_dataset(options.data, "test").first(options.test_images)
-        lines = [f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
+        lines: list[str] = []
 
         def add(poison: str, name: str, folder: Path, model: Any) -> None:
-            lines.append(row(poison, name, measured(folder, model, poison, train, test, options)))
+            lines.append(row(name, measured(folder, model, poison, train, test, options)))
             write_atomic(options.out / "table.md", "\n".join(lines) + "\n")
 
         for poison in options.poisons:
+            title = ["", f"`{poison}`", ""] if lines else [f"`{poison}`", ""]
+            lines += [*title, f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
             home = options.out / poison.replace(":", "_").replace("=", "")
             ann = trained_on(home / "ann", train, options, poison, seed=0)
             add(poison, "ANN", home / "ann", ann)

@@ -68,7 +68,7 @@ def draw(path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set(
         xlim=(0, None),
-        ylim=(-1, 40),
+        ylim=(-1, None),
         xlabel="energy of one inference (estimate), µJ",
         ylabel=f"accuracy at 8/255 under {PROTOCOL}, %",
     )
