@@ -27,11 +27,13 @@ class _Rate(ProgressColumn):
 
 class Bar:
     """What shows nothing: `advance` it by units done, `skip` those that were done before, which
-    count for no rate, and `note` a short text behind it."""
+    count for no rate, say how many are `left` at most, and `note` a short text behind it."""
 
     def advance(self, units: float) -> None: ...
 
     def skip(self, units: float) -> None: ...
+
+    def left(self, units: float) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -50,16 +52,22 @@ class _Drawn(Bar):
 
     def skip(self, units: float) -> None:
         # by its methods it would count as just done
-        next(task for task in self._progress.tasks if task.id == self._task).completed += units
+        self._shown().completed += units
+
+    def left(self, units: float) -> None:
+        self._progress.update(self._task, total=self._shown().completed + units)
 
     def note(self, text: str) -> None:
         self._progress.update(self._task, note=text)
+
+    def _shown(self) -> Task:
+        return next(task for task in self._progress.tasks if task.id == self._task)
 
 
 class _Lines(Bar):
     def __init__(self, description: str, total: float, unit: str, done: float) -> None:
         self._description, self._total, self._unit = description, total, unit
-        self._before, self._done, self._note = done, 0.0, ""
+        self._before, self._done, self._note, self._bound = done, 0.0, "", ""
         self._started = self._said = time.monotonic()
 
     def advance(self, units: float) -> None:
@@ -71,13 +79,19 @@ class _Lines(Bar):
             so_far = self._before + self._done
             left = timedelta(seconds=round(max(0.0, self._total - so_far) / rate))
             share = 100 * so_far / max(self._total, so_far)
-            text = f"{self._description} {share:.0f} %, {rate:.3g} {self._unit}/s, {left} left"
+            text = (
+                f"{self._description} {share:.0f} %, {rate:.3g} {self._unit}/s,"
+                f" {self._bound}{left} left"
+            )
             if self._note:
                 text += f"; {self._note}"
             print(visible(text), file=sys.stderr, flush=True)
 
     def skip(self, units: float) -> None:
         self._before += units
+
+    def left(self, units: float) -> None:
+        self._total, self._bound = self._before + self._done + units, "at most "
 
     def note(self, text: str) -> None:
         self._note = text

@@ -60,8 +60,13 @@ class Attack:
 
     @property
     def iterations(self) -> int:
-        """Passes through the model for one image, to weigh progress and cost."""
+        """Steps or queries for one image in one attempt."""
         return 1
+
+    @property
+    def passes(self) -> int:
+        """What it costs at most for one image, in forward passes: a gradient takes about three."""
+        return self.iterations * self.restarts * (1 if self.black_box else 3)
 
     @property
     def black_box(self) -> bool:

@@ -49,6 +49,10 @@ class Rounds(Attack):
         return self.first.iterations + self.second.iterations
 
     @property
+    def passes(self) -> int:
+        return self.restarts * (self.first.passes + self.second.passes)
+
+    @property
     def black_box(self) -> bool:
         return self.first.black_box and self.second.black_box
 

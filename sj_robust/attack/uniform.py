@@ -35,6 +35,10 @@ class UniformNoise(Attack):
         return self.restarts
 
     @property
+    def passes(self) -> int:
+        return self.restarts
+
+    @property
     def starts_at_random(self) -> bool:
         return False  # it consists of restarts
 

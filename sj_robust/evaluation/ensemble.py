@@ -128,18 +128,21 @@ def searcher(
     bar: Bar,
     *,
     seed: int,
-    attackable: int,
+    for_one: int,
     survivors_only: bool,
     keep: Keep | None = None,
 ) -> Search:
     """The search that runs the attacks on `judge`, until its time is up; `keep` gets what they
-    find."""
-    starts = journal.starts
+    find. `for_one`: passes for an image that survives them all."""
+    starts, later = journal.starts, for_one
 
     def search(key: UnitKey, run: Run, seen: nn.Module, given: Tensor) -> None:
-        bar.note(f"eps {' '.join(key)}: {len(given)} images")
+        nonlocal later
         attack, missing = run.attack, journal.missing(key, given)
-        work = attack.iterations * attackable  # of this unit; survivors stand for all
+        later -= attack.passes
+        bar.note(f"eps {' '.join(key)}: {len(given)} images")
+        bar.skip(attack.passes * (len(given) - len(missing)))
+        bar.left(attack.passes * len(missing) + later * len(given))  # should all survive this one
         noise = noise_seed(seed, attack, key.view)
 
         def batch(chosen: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Callable[[], None]]:
@@ -148,7 +151,7 @@ def searcher(
             hit, margins = judge.decide(x_adv, y)
             if keep and hit.any():
                 keep(key.eps, chosen[hit], x_adv[hit.to(x_adv.device)])
-            bar.advance(work * len(chosen) / len(given))
+            bar.advance(attack.passes * len(chosen))
 
             def note() -> None:
                 if starts:
@@ -160,7 +163,6 @@ def searcher(
 
             return hit, note
 
-        bar.skip(work * (1 - len(missing) / max(1, len(given))) if len(missing) else work)
         with suppress(TimeUp):
             journal.work(key, judge.batches(missing), judge.passes, batch)
 

@@ -199,17 +199,15 @@ class Evaluation:
         self.earlier = sum(unit.seconds for unit in notes.units.values())
         if options.time_limit:
             self.judge.deadline = self.started + options.time_limit
-        attackable = int((self.correct & mine).sum())
-        steps = attackable * sum(
-            run.attack.iterations * len(run.seen) for runs in self.plan for run in runs
-        )
-        with bar("attacks", steps, unit="gradients", show=self.show) as progress:
+        for_one = sum(run.attack.passes * len(run.seen) for runs in self.plan for run in runs)
+        total = for_one * int((self.correct & mine).sum())
+        with bar("attacks", total, unit="passes", show=self.show) as progress:
             search = searcher(
                 self.judge,
                 notes,
                 progress,
                 seed=options.seed,
-                attackable=attackable,
+                for_one=for_one,
                 survivors_only=options.survivors_only,
                 keep=self.keep,
             )
