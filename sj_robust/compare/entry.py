@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -9,18 +10,28 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import ValidationError
 
 from sj_robust.catalog import Checkpoint
-from sj_robust.checkpoint.config import BESIDE, EVALUATION, MAX_TEXT_BYTES, read_bounded
+from sj_robust.checkpoint.config import (
+    BESIDE,
+    EVALUATION,
+    MAX_TEXT_BYTES,
+    STRONGEST_FIRST,
+    read_bounded,
+)
 from sj_robust.checkpoint.results import check_belongs, check_grid
 from sj_robust.compare.recorded import Evaluation, plain
 from sj_robust.compare.rows import Cell, Checks, RobustCell, Rough, Row, Setup
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.consistency import check_figures
+from sj_robust.evaluation.protocol import find_protocol
 from sj_robust.evaluation.report import Accuracy, Changed  # no torch
 from sj_robust.evaluation.words import shown_verdict, telling_checks, worst
 from sj_robust.settings import first_error
 
 if TYPE_CHECKING:
     from sj_robust.evaluation import Report
+
+
+NO_REPORT = "no file {}: expected a report that evaluate --out has written"
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,15 @@ class Entry:
     stopped: str | None = None
     weights: str = ""  # sha256 of its file, and of that of the ANN it was converted from
     ann: str | None = None
+
+
+def filed_under(protocol: str | None, known: Sequence[str] = STRONGEST_FIRST) -> str | None:
+    """ "strong" for "strong@2": the name by which a checkpoint keeps it. Raises SJRobustError for
+    one that is not `known`, and for a version that this release does not have."""
+    name = find_protocol(protocol).name if protocol and "@" in protocol else protocol
+    if name not in (None, *known):
+        raise SJRobustError(f"unknown protocol {protocol!r}: expected one of {', '.join(known)}")
+    return name
 
 
 def read_checkpoint(name: str | Path, checkpoint: Checkpoint, protocol: str | None) -> Entry:
@@ -60,7 +80,7 @@ def read_checkpoint(name: str | Path, checkpoint: Checkpoint, protocol: str | No
 
 def read_report(path: Path) -> Entry:
     if not path.is_file():
-        raise SJRobustError(f"no file {path}: expected a report that evaluate --out has written")
+        raise SJRobustError(NO_REPORT.format(path))
     evaluation = _read_evaluation(path)
     model = evaluation.model
     return _measured(

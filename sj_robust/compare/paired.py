@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from sj_robust.catalog import locate
 from sj_robust.checkpoint.config import GRID, STRONGEST_FIRST
 from sj_robust.checkpoint.results import protocol_of, read_report
+from sj_robust.compare.entry import NO_REPORT, filed_under
 from sj_robust.compare.rows import same_eps
 from sj_robust.errors import SJRobustError
 from sj_robust.evaluation.report import Accuracy, Report  # no torch
@@ -54,9 +55,7 @@ def compare_paired(
     Raises:
         SJRobustError: they were not measured alike, on the same images, or are no models.
     """
-    known = [name for name in STRONGEST_FIRST if name != GRID]
-    if protocol not in (None, *known):
-        raise SJRobustError(f"unknown protocol {protocol!r}: expected one of {', '.join(known)}")
+    protocol = filed_under(protocol, [name for name in STRONGEST_FIRST if name != GRID])
     return paired(_report(first, protocol), _report(second, protocol))
 
 
@@ -110,9 +109,7 @@ def _report(name: str | Path, protocol: str | None) -> Report:
     if str(name).endswith(".json"):
         found = read_report(Path(name))
         if found is None:
-            raise SJRobustError(
-                f"no file {name}: expected a report that evaluate --out has written"
-            )
+            raise SJRobustError(NO_REPORT.format(name))
         return found
     reports = [
         report

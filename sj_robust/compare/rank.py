@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sj_robust.catalog import Checkpoint, locate, locate_evaluation
-from sj_robust.checkpoint.config import STRONGEST_FIRST
-from sj_robust.compare.entry import Entry, read_checkpoint, read_report
+from sj_robust.compare.entry import Entry, filed_under, read_checkpoint, read_report
 from sj_robust.compare.recorded import plain
 from sj_robust.compare.rows import Eps, Marks, Row, Setup, Share, same_eps
 from sj_robust.compare.table import Comparison
@@ -39,10 +38,7 @@ def compare(
         SJRobustError: an unknown protocol, one of `names` that is no model, a damaged file, and an
             evaluation of other weights.
     """
-    if protocol not in (None, *STRONGEST_FIRST):
-        raise SJRobustError(
-            f"unknown protocol {protocol!r}: expected one of {', '.join(STRONGEST_FIRST)}"
-        )
+    protocol = filed_under(protocol)
     found: dict[Path, Entry] = {}
     for name in names:
         if str(name).endswith(".json"):

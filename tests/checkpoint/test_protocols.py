@@ -237,7 +237,7 @@ def test_index_and_comparison_know_both(
     assert "under strong" in shown.output and "joint robust 25.0 %" in shown.output
     rows = {
         protocol: compare([both], protocol=protocol).rows[0]
-        for protocol in (None, "strong", "paper", "quick")
+        for protocol in (None, "strong", "paper", "quick", "paper@1")
     }
     assert {
         protocol: (row.setup and row.setup.named, row.robust[-1].value)
@@ -247,6 +247,7 @@ def test_index_and_comparison_know_both(
         "strong": ("strong@1", 0.125),
         "paper": ("paper@1", 0.25),
         "quick": ("strong@1", 0.125),
+        "paper@1": ("paper@1", 0.25),
     }
     with pytest.raises(
         SJRobustError,

@@ -61,11 +61,14 @@ def test_the_command_says_the_same(cli: Cli, tmp_path: Path) -> None:
     file = tmp_path / "one.json"
     file.write_text(json.dumps(recorded(ONE)))
     assert json.loads(cli("compare", file, OTHER, "--paired", "--json").stdout) == told
+    whole = cli("compare", ONE, OTHER, "--paired", "--json", "--protocol", "strong@2")
+    assert json.loads(whole.stdout) == told
     for wrong, code, message in (
         ((ONE, "--paired"), 2, "--paired takes two models"),
         ((ONE, OTHER, "--paired", "--markdown"), 2, "--paired takes two models"),
         ((ONE, OTHER, "--paired", "--dataset", "cifar10"), 2, "--paired takes two models"),
         ((ONE, OTHER, "--paired", "--protocol", "8bit"), 1, "unknown protocol '8bit'"),
+        ((ONE, OTHER, "--paired", "--protocol", "strong@9"), 1, "unknown protocol 'strong@9'"),
         ((ONE, "nothing.json", "--paired"), 1, "no file nothing.json"),
         ((ONE, OTHER, "--paired", "--protocol", "quick"), 1, "has no evaluation under quick"),
         ((ONE, "resnet20.cifar100_linf_pgd", "--paired"), 1, "not the same: the data"),
