@@ -14,13 +14,12 @@ import typer
 from pydantic import BaseModel
 
 from sj_robust.cli.app import app
-from sj_robust.evaluation.report import eps_name
 from sj_robust.evaluation.settings import EvaluationSettings
+from sj_robust.evaluation.words import RADII, eps_name
 from sj_robust.recipes.spec import CalibratedConversion
 from sj_robust.training.config import PRESETS, TrainConfig
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-RADII = ("eps", "alpha", "step_size")
 
 
 def command_line() -> str:
@@ -141,5 +140,7 @@ def on_files(files: Any, config: Any) -> Any:
         **pictures,
     }
     for name, content in pages.items():
+        if stub := files.get_file_from_path(name):  # for who reads docs/ as it lies there
+            files.remove(stub)
         files.append(File.generated(config, name, content=content))
     return files

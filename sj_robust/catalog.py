@@ -38,7 +38,7 @@ class Checkpoint:
     config: Config
     origin: Origin | None = None
 
-    def load(self, model: nn.Module | Callable[[], nn.Module] | None = None) -> Classifier:
+    def load(self, model: nn.Module | Callable[..., nn.Module] | None = None) -> Classifier:
         """The classifier.
 
         Args:
@@ -121,7 +121,7 @@ def _fetched(name: HubName, token: str | None, *, weights: bool = True) -> Check
 
 
 def load(
-    folder_or_name: str | Path, *, model: nn.Module | Callable[[], nn.Module] | None = None
+    folder_or_name: str | Path, *, model: nn.Module | Callable[..., nn.Module] | None = None
 ) -> Classifier:
     """The classifier that was saved under a name, with the same logits bit for bit.
 
@@ -129,8 +129,9 @@ def load(
 
     Args:
         folder_or_name: a folder, a zoo model, or `owner/name[@revision]` of the Hub (see `pull`).
-        model: for a user's own network, a freshly built backbone or a function that builds one; a
-            timm network is built by its name.
+        model: for a user's own network, a freshly built backbone or a function that builds one,
+            called with the recorded arguments where it takes them; a timm network is built by its
+            name.
 
     Raises:
         SJRobustError: anything missing, damaged, altered since it was written, newer than this

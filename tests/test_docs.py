@@ -36,6 +36,7 @@ IN_SECONDS = {
     '"cifar10"': '"sample"',
     "epochs=5": "epochs=0.1, validation=64",
     "max_images=500": "max_images=2, check_images=0, roughness_images=2",
+    "max_images=16": "max_images=4, roughness_images=2",
     "max_images=64": "max_images=4, roughness_images=2",
 }
 # Commands that run to their end where they name nothing but zoo networks.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -27,6 +28,18 @@ from sj_robust.phrases import did_you_mean, few
 from sj_robust.text import visible
 
 Classifier = SpikingModel | NormalizedClassifier
+
+
+def own_arguments(function: Callable[..., nn.Module], config: Config) -> dict[str, Any]:
+    """What the config records of the call that made a user's own network, where `function` takes
+    it."""
+    if config.architecture is not None:
+        return {}
+    try:
+        inspect.signature(function).bind(**config.model_args)
+    except (TypeError, ValueError):  # takes others, or says nothing of them
+        return {}
+    return config.model_args
 
 
 def build_backbone(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:

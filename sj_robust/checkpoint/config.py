@@ -175,8 +175,8 @@ class Config(_Strict):
         kind: tells a spiking network ("snn") from its source ("ann").
         architecture: a timm name built with `model_args` and `num_classes`; None for a user's own
             class.
-        model: the "module:function" that built a user's own class, for the reader's information
-            only.
+        model: the "module:function" that built a user's own class, with `model_args`, for the
+            reader's information: only a function that the loading user names is ever called.
     """
 
     format_version: Literal[1]

@@ -41,6 +41,7 @@ def describe(
     classes: Sequence[str] | None = None,
     input_size: Sequence[int] | None = None,
     builder: str | None = None,
+    builder_args: Mapping[str, Any] | None = None,
     training: Any = None,
     **facts: Any,
 ) -> Config:
@@ -104,7 +105,11 @@ def describe(
             " model=",
             stacklevel=3,
         )
-    return _validated({**described, "architecture": None})
+    try:
+        arguments = _MODEL_ARGS.validate_python(dict(builder_args or {}))
+    except ValidationError:
+        arguments = {}  # such as a path: whoever loads it has to give them
+    return _validated({**described, "architecture": None, "model_args": arguments})
 
 
 def _classes(model: Classifier, size: Sequence[int] | None) -> int:

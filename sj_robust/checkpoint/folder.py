@@ -21,6 +21,7 @@ from sj_robust.checkpoint.build import (
     assemble,
     build_backbone,
     not_finite,
+    own_arguments,
     weights_of,
 )
 from sj_robust.checkpoint.config import (
@@ -69,6 +70,7 @@ def save(
     classes: Sequence[str] | None = None,
     input_size: Sequence[int] | None = None,
     builder: str | None = None,
+    builder_args: Mapping[str, Any] | None = None,
     license: str | None = None,
     base_model: str | None = None,
 ) -> Config:
@@ -89,6 +91,7 @@ def save(
         classes: names by label.
         input_size: [C,H,W], known for a timm network.
         builder: "module:function" that made a user's own network, recorded for the reader.
+        builder_args: what it was called with, which `load` gives to the function of `model=`.
         license: for the card.
         base_model: "owner/name" on the Hub, for the card.
 
@@ -130,6 +133,7 @@ def save(
         classes=classes,
         input_size=input_size,
         builder=builder,
+        builder_args=builder_args,
         training=training,
         license=license,
         base_model=base_model,
@@ -193,7 +197,7 @@ def load_folder(
     folder: Path,
     config: Config | None = None,
     *,
-    model: nn.Module | Callable[[], nn.Module] | None = None,
+    model: nn.Module | Callable[..., nn.Module] | None = None,
 ) -> Classifier:
     """The classifier saved in a folder.
 
@@ -207,7 +211,7 @@ def load_folder(
     config = config or read_config(folder)
     tensors = read_tensors(folder / WEIGHTS, config)
     if model is not None:
-        backbone = model if isinstance(model, nn.Module) else model()
+        backbone = model if isinstance(model, nn.Module) else model(**own_arguments(model, config))
         backbone = unwrap(backbone)
         backbone = backbone.backbone if isinstance(backbone, NormalizedClassifier) else backbone
     elif config.architecture is None:
@@ -215,8 +219,8 @@ def load_folder(
             f"it was made by {config.model!r}" if config.model else "what made it was not recorded"
         )
         raise SJRobustError(
-            f"{folder} holds your own network ({made_by}): pass a freshly built one, --model"
-            f" {config.model or 'MODULE:FUNCTION'} or load(..., model=...)"
+            f"{folder} holds your own network ({made_by}): name the function that builds it,"
+            f" --model {config.model or 'MODULE:FUNCTION'} or load(..., model=...)"
         )
     else:
         backbone = build_backbone(config, tensors)

@@ -122,6 +122,7 @@ def convert(
         seed=seed,
         source={**facts, "command": command_line()},
         builder=model,
+        builder_args=ann_settings.args or (begun.config.model_args if begun else {}),
         device=where,
     )
     some = calibration_indices(dataset, conversion.batches, conversion.batch_size, seed=seed)[

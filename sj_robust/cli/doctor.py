@@ -85,7 +85,9 @@ def _facts() -> dict[str, Any]:
         "zoo": _place(zoo_root),
         "cache": _place(lambda: cache_folder(make=False)),
         "hub cache": _place(lambda: Path(constants.HF_HUB_CACHE)),
-        "hub": f"{hub['endpoint']}: {hub['state']}",
+        "hub": hub["state"]
+        if hub["endpoint"] in hub["state"]
+        else ": ".join((hub["endpoint"], hub["state"])),
         "hub login": hub["login"],
         "packages": {name: _version(name) for name in PACKAGES},
     }

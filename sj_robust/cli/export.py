@@ -56,13 +56,13 @@ def export(
     """
     from sj_robust.catalog import locate
     from sj_robust.export import export_nir, export_onnx, export_torch
-    from sj_robust.recipes.network import call_builder
+    from sj_robust.recipes.network import load_with
 
     if dt is not None and format != "nir":
         usage(f"--dt is for --format nir: a file in the format {format} has no time step")
     check_file(out)
     found = locate(checkpoint)
-    network = found.load(call_builder(model, arguments(arg)) if model else None)
+    network = load_with(found, model, arguments(arg))
     size = found.config.input_size
     if image_size is not None:
         size = [len(network.mean), image_size, image_size]

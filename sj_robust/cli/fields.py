@@ -13,18 +13,21 @@ import typer
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
+from sj_robust.evaluation.words import RADII, eps_name
+
 
 def takes(
     model: type[BaseModel],
     *,
     leave_out: tuple[str, ...] = (),
-    preset: bool = False,
+    preset: BaseModel | None = None,
     flags: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command an option for every field of `model` but those in `leave_out`, in the place of
     its parameter `settings`, which gets {field: value}.
 
-    preset: the options have no defaults of their own, and `settings` only holds what was typed.
+    preset: the options have no defaults of their own, `settings` only holds what was typed, and
+        the help shows the values of this one.
     flags: names of options other than --field-name.
     """
 
@@ -54,7 +57,7 @@ def takes(
 
 
 def _parameter(
-    name: str, field: FieldInfo, preset: bool, flags: tuple[str, ...]
+    name: str, field: FieldInfo, preset: BaseModel | None, flags: tuple[str, ...]
 ) -> inspect.Parameter:
     kind, rules = _plain(field)
     default = None if preset else field.get_default(call_default_factory=True)
@@ -73,6 +76,8 @@ def _parameter(
         )
         more |= {"parser": _parser(field), "metavar": shown + _interval(rules)}
     text = field.description or ""
+    if preset and (chosen := getattr(preset, name)) is not None:
+        more["show_default"] = _shown(name, chosen)
     option = typer.Option(*(flags or (dashed,)), help=text[:1].upper() + text[1:] + ".", **more)
     if default is None:
         annotation = annotation | None if annotation is not Any else Any
@@ -82,6 +87,13 @@ def _parameter(
         default=default,
         annotation=Annotated[annotation, option],
     )
+
+
+def _shown(name: str, value: Any) -> str:
+    """As an option takes it."""
+    if isinstance(value, bool):
+        return name.replace("_", "-") if value else f"no-{name.replace('_', '-')}"
+    return eps_name(value) if name in RADII else str(value)
 
 
 def _plain(field: FieldInfo) -> tuple[Any, list[Any]]:

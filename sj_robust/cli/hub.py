@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sj_robust.checkpoint.config import EVALUATION
 from sj_robust.cli.common import Json, command, print_json, say, usage
 from sj_robust.cli.options import zoo_names
 
@@ -146,6 +147,8 @@ def push(
 
 
 def _show(result: PushResult) -> None:
+    if not any(change.path == EVALUATION for change in result.changes):
+        say("it has no evaluation, which its card says: sj-robust evaluate --record makes one")
     for change in result.changes:
         say(f"{change.state:<8} {change.bytes:>12,}  {change.path}")
     if result.dry_run:

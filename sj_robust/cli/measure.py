@@ -73,14 +73,15 @@ def load_one(checkpoint: str | Checkpoint | None, model: str | None, arg: list[s
     """The classifier of a checkpoint, or what the user's function returns."""
     from sj_robust.catalog import locate
     from sj_robust.model import expose
-    from sj_robust.recipes.network import call_builder
+    from sj_robust.recipes.network import call_builder, load_with
 
     one_of(checkpoint, model)
     if arg and not model:
         usage("--arg is for the function of --model, and there is none: leave it out")
-    built = call_builder(model, arguments(arg)) if model else None
     found = locate(checkpoint) if isinstance(checkpoint, str) else checkpoint
-    return expose(found.load(built) if found else built)
+    if found is None:
+        return expose(call_builder(model or "", arguments(arg)))
+    return expose(load_with(found, model, arguments(arg)))
 
 
 def load_both(

@@ -23,7 +23,9 @@ def add_to(app: typer.Typer) -> None:
 def run(
     recipe: Annotated[
         Path,
-        typer.Argument(metavar="RECIPE", help="A YAML file; recipe.yaml of any checkpoint is one."),
+        typer.Argument(
+            metavar="RECIPE", help="A YAML file; recipe.yaml of a checkpoint it made is one."
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", help="The folder of all stages; without it runs/NAME.")

@@ -39,7 +39,8 @@ from sj_robust.cli.options import (
     under_its_names,
     zoo_names,
 )
-from sj_robust.training.config import TrainConfig
+from sj_robust.evaluation.words import eps_name
+from sj_robust.training.config import PRESETS, TrainConfig
 
 # of a network that spikes alone
 SPIKING = ("consistency", "learn_thresholds", "threshold_min")
@@ -62,7 +63,7 @@ def add_to(app: typer.Typer) -> None:
     )(finetune)
 
 
-@takes(TrainConfig, preset=True, leave_out=("seed", *SPIKING))
+@takes(TrainConfig, preset=PRESETS["ann"]["default"], leave_out=("seed", *SPIKING))
 def train_ann(
     architecture: Annotated[
         str | None,
@@ -127,7 +128,7 @@ def train_ann(
         _report(out, result, as_json)
 
 
-@takes(TrainConfig, preset=True, leave_out=("seed",), flags=FLAGS)
+@takes(TrainConfig, preset=PRESETS["finetune"]["default"], leave_out=("seed",), flags=FLAGS)
 def finetune(
     checkpoint: Annotated[
         str,
@@ -160,7 +161,7 @@ def finetune(
     from sj_robust.errors import SJRobustError
     from sj_robust.model import SpikingModel
     from sj_robust.recipes import steps
-    from sj_robust.recipes.network import call_builder
+    from sj_robust.recipes.network import load_with
     from sj_robust.training import preset as named
 
     config = named("finetune", preset, seed=seed, **settings)
@@ -169,7 +170,7 @@ def finetune(
     if arg and not model:
         usage("--arg is for the function of --model, and there is none: leave it out")
     found = locate(checkpoint)
-    snn = found.load(call_builder(model, arguments(arg)) if model else None)
+    snn = load_with(found, model, arguments(arg))
     if not isinstance(snn, SpikingModel):
         raise SJRobustError(f"{checkpoint} is an ANN: convert it first with sj-robust convert")
     dataset = load_dataset(data, "train", image_size=image_size, resize=resize)
@@ -182,6 +183,7 @@ def finetune(
         found.config,
         resume=resume,
         builder=model,
+        builder_args=arguments(arg) or found.config.model_args,
         device=where,
         command=command_line(),
     )
@@ -194,7 +196,8 @@ def _report(out: Path, result: Any, as_json: bool) -> None:
         print_json({"checkpoint": str(out), **result.model_dump(mode="json")})
         return
     best = result.best
-    robust = "" if best.robust is None else f", robust {100 * best.robust:.1f} %"
+    at = eps_name(result.config.eps)
+    robust = "" if best.robust is None else f", robust at {at} {100 * best.robust:.1f} %"
     say(
         f"{result.steps} steps in {result.seconds:.0f} s ({result.images_per_second:.0f} images/s);"
         f" best on {result.validation_images} held-out images at step {best.step}: clean"

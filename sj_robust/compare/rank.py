@@ -116,6 +116,8 @@ def _compare(entries: list[Entry]) -> Comparison:
     beside = [entry for entry in measured if _comparable(reference, entry)]
     ranked_by = _ranking_eps([entry.row for entry in beside], columns)
     ranked = _ranked(beside, ranked_by)
+    if len(ranked) == 1:  # the first of one is no winner
+        ranked = [(None, ranked[0][1])]
     rest = [(None, entry) for entry in entries if not any(entry is other for _, other in ranked)]
     rest.sort(key=lambda unranked: unranked[1].row.setup is None)
     footnotes: dict[str, int] = {}

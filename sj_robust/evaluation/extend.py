@@ -55,7 +55,7 @@ def check_same(
         if there and not wanted:
             raise SJRobustError(
                 f"{EARLIER} would lose what {name} found: give some (--{name.replace('_', '-')}),"
-                f" or {_ANEW}"
+                " or evaluate anew, into a file of its own"
             )
 
 

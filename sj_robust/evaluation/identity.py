@@ -11,6 +11,7 @@ from sj_robust.evaluation.options import Options
 from sj_robust.evaluation.plan import Run
 from sj_robust.evaluation.protocol import find_protocol
 from sj_robust.evaluation.report import DatasetFacts, ModelFacts, Report
+from sj_robust.evaluation.words import RADII, eps_name
 
 # what a report names too, and what to call it
 NAMED = {
@@ -19,7 +20,7 @@ NAMED = {
     "images": "the images",
     "seed": "seed",
     "grid": "grid",
-    "plan": "attacks",
+    "plan": "attacks or views",
     "transfer": "the models to transfer from",
 }
 _ONLY_OURS = {"survivors_only": "who is attacked", "version": "the versions of the file"}
@@ -29,7 +30,46 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """What to call the parts of an evaluation's identity that another one has otherwise."""
     keys = dict.fromkeys([*theirs, *ours])
     names = NAMED | _ONLY_OURS
-    return [names.get(key, key) for key in keys if theirs.get(key) != ours.get(key)]
+    found: list[str] = []
+    for key in keys:
+        if theirs.get(key) == ours.get(key):
+            continue
+        if key == "plan" and theirs.get(key) and ours.get(key):
+            found += _differing_plans(_runs(theirs[key]), _runs(ours[key]))
+        else:
+            found.append(names.get(key, key))
+    return found
+
+
+def _runs(plan: Sequence[Any]) -> list[Any]:
+    """[settings, views] of each run, of a plan that may have a list for each eps."""
+    return [run for each in plan for run in ([each] if isinstance(each[0], Mapping) else each)]
+
+
+def _differing_plans(theirs: Sequence[Any], ours: Sequence[Any]) -> list[str]:
+    there, here = ([_radii(runs), _but_for_radii(runs)] for runs in (theirs, ours))
+    if there[0] == here[0]:
+        return [NAMED["plan"]]
+    eps = f"eps {there[0]}, now {here[0]}"
+    return [eps] if there[1] == here[1] else [eps, NAMED["plan"]]
+
+
+def _radii(runs: Sequence[Any]) -> str:
+    return " ".join(map(eps_name, sorted({settings["eps"] for settings, _ in runs})))
+
+
+def _but_for_radii(value: Any) -> Any:
+    """Runs without eps and the steps that are a share of it, each once."""
+    if isinstance(value, Mapping):
+        kept = {key: one for key, one in value.items() if key not in RADII}
+        return {key: _but_for_radii(one) for key, one in kept.items()}
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    found: list[Any] = []
+    for one in map(_but_for_radii, value):
+        if one not in found:
+            found.append(one)
+    return found
 
 
 def of_evaluation(

@@ -166,6 +166,9 @@ def first_only(
     return [f"Only the first {evaluated} of {size} images were {were}."] if evaluated < size else []
 
 
+RADII = ("eps", "alpha", "step_size")  # settings that are written as eps is
+
+
 def eps_name(eps: float) -> str:
     """8/255 for 0.03137…, else the number."""
     levels = eps * 255

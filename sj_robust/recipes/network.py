@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from sj_robust.catalog import Checkpoint, locate
 from sj_robust.checkpoint import zoo
+from sj_robust.checkpoint.build import Classifier, own_arguments
 from sj_robust.checkpoint.config import Config
 from sj_robust.data import ImageDataset, in_order_of
 from sj_robust.data.classes import nothing_in_common
@@ -60,10 +62,13 @@ def open_ann(
     stored = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = call_builder(settings.model, settings.args) if settings.model else None
+        network: nn.Module
         if settings.checkpoint:
-            network = (begun or locate(settings.checkpoint)).load(network)
-        elif network is None:
+            start = begun or locate(settings.checkpoint)
+            network = load_with(start, settings.model, settings.args)
+        elif settings.model:
+            network = call_builder(settings.model, settings.args)
+        else:
             network = _create(settings, dataset)
         network = bare(expose(network))
         if settings.weights:
@@ -164,9 +169,27 @@ def from_text(text: str | None, **fields: Any) -> AnnSettings:
     return checked(AnnSettings, fields)
 
 
+def load_with(found: Checkpoint, name: str | None, args: dict[str, Any]) -> Classifier:
+    """The classifier of a checkpoint, whose network the user's own `module:function` builds, if one
+    is named: with `args` or, without any, as it was called when the checkpoint was made."""
+    if name is None:
+        return found.load()
+    function = find_builder(name)
+    return found.load(call_builder(name, args or own_arguments(function, found.config)))
+
+
 def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
-    """The network that a user's own `module:function` returns; the working directory is on the
-    import path."""
+    """The network that a user's own `module:function` returns."""
+    network = find_builder(name)(**args)
+    if not isinstance(network, nn.Module):
+        raise SJRobustError(
+            f"{name!r} returned a {type(network).__name__}: expected a torch.nn.Module"
+        )
+    return network
+
+
+def find_builder(name: str) -> Callable[..., nn.Module]:
+    """A user's own `module:function`; the working directory is on the import path."""
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise SJRobustError(
@@ -176,7 +199,7 @@ def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module_name), attribute)
+        found: Callable[..., nn.Module] = getattr(importlib.import_module(module_name), attribute)
     except ModuleNotFoundError as error:
         raise SJRobustError(
             f"{name!r}: {error}; it has to be installed or lie in the working directory"
@@ -184,12 +207,7 @@ def call_builder(name: str, args: dict[str, Any]) -> nn.Module:
         ) from None
     except AttributeError:
         raise SJRobustError(f"{name!r}: module {module_name} has no {attribute}") from None
-    network = function(**args)
-    if not isinstance(network, nn.Module):
-        raise SJRobustError(
-            f"{name!r} returned a {type(network).__name__}: expected a torch.nn.Module"
-        )
-    return network
+    return found
 
 
 def begun_from(settings: AnnSettings) -> Checkpoint | None:

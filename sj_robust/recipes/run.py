@@ -145,7 +145,8 @@ class _Run:
 
     @property
     def named(self) -> dict[str, Any]:
-        return {"name": self.recipe.name, "builder": self.recipe.ann.model}
+        ann = self.recipe.ann
+        return {"name": self.recipe.name, "builder": ann.model, "builder_args": ann.args}
 
     def all_stages(self) -> RunResult:
         recipe = self.recipe

@@ -4,6 +4,7 @@ a checkpoint says of its origin does not depend on the door it came through."""
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,13 @@ def check_out(folder: str | os.PathLike[str], *, resume: bool | None = None) -> 
     raise SJRobustError(f"{target} holds a checkpoint that {what} and is kept: {advice}")
 
 
-def _check_names(model: Any, dataset: ImageDataset, builder: str | None, **facts: Any) -> None:
+def _check_names(
+    model: Any,
+    dataset: ImageDataset,
+    builder: str | None,
+    builder_args: Mapping[str, Any] | None = None,
+    **facts: Any,
+) -> None:
     """Raise SJRobustError, before hours of work, for names that a checkpoint cannot hold."""
     check_facts(classes=list(model.classes or dataset.classes), model=builder, **facts)
 
@@ -129,6 +136,7 @@ def make_ann(
     facts: dict[str, Any] = {
         "name": settings.name,
         "builder": settings.model,
+        "builder_args": settings.args or (begun.config.model_args if begun else {}),
         "license": license,
     }
     _check_names(ann, dataset, **facts)
@@ -169,6 +177,7 @@ def make_converted(
     source: dict[str, Any] | None = None,
     name: str | None = None,
     builder: str | None = None,
+    builder_args: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     show_progress: bool | None = None,
 ) -> SpikingClassifier:
@@ -184,7 +193,7 @@ def make_converted(
         device=device,
         show_progress=show_progress,
     )
-    save_trained(snn, folder, dataset, name=name, builder=builder)
+    save_trained(snn, folder, dataset, name=name, builder=builder, builder_args=builder_args)
     return snn
 
 
@@ -198,6 +207,7 @@ def make_finetuned(
     resume: bool = True,
     name: str | None = None,
     builder: str | None = None,
+    builder_args: Mapping[str, Any] | None = None,
     device: str | torch.device = "cpu",
     show_progress: bool | None = None,
     command: str | None = None,
@@ -221,7 +231,8 @@ def make_finetuned(
             command_before = before.training.get("command")
             last = trained(before) | ({"command": command_before} if command_before else {})
             training["before"] = [*before.trainings[:-1], last]
-        save_trained(snn, folder, dataset, training, name=name, builder=builder)
+        own = {"name": name, "builder": builder, "builder_args": builder_args}
+        save_trained(snn, folder, dataset, training, **own)
     return result
 
 

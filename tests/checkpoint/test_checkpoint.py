@@ -131,7 +131,7 @@ def test_a_network_changed_after_timm_built_it_is_not_taken_for_the_original(
     with pytest.warns(UserWarning, match="load will need model="):
         config = save(model, tmp_path / "m")
     assert config.architecture is None
-    with pytest.raises(SJRobustError, match="pass a freshly built one"):
+    with pytest.raises(SJRobustError, match="name the function that builds it"):
         load(tmp_path / "m")
 
 

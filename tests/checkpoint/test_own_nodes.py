@@ -114,7 +114,7 @@ def test_it_comes_back_bit_for_bit(
 def test_it_says_that_it_needs_its_code(folder: Path) -> None:
     with pytest.raises(
         SJRobustError,
-        match=r"your own network \(it was made by 'my_networks:robust'\): pass a freshly built one",
+        match=r"your own network \(it was made by 'my_networks:robust'\): name the function that",
     ):
         load(folder)
 

@@ -240,13 +240,21 @@ def test_a_training_that_goes_on_from_another_says_so(
 
 
 def test_a_users_own_class_goes_all_the_way(cli: Cli, workplace: Path) -> None:
-    own = ("--model", "my_networks:make", "--arg", "width=6")
-    done = cli("train-ann", *own, *NORMALISED, *TRAINING, "--epochs", 0.5, "--out", "own/ann")
+    own = ("--model", "my_networks:make")
+    wide = (*own, "--arg", "width=6")
+    done = cli("train-ann", *wide, *NORMALISED, *TRAINING, "--epochs", 0.5, "--out", "own/ann")
     assert done.returncode == 0, done.stderr
+    # from here on the arguments are known
     done = cli("convert", "own/ann", *own, *CALIBRATION, "--out", "own/snn")
     assert done.returncode == 0, done.stderr
-    config = json.loads((workplace / "own/snn/config.json").read_text())
-    assert (config["architecture"], config["model"]) == (None, "my_networks:make")
+    done = cli("finetune", "own/snn", *own, *TRAINING, "--epochs", 0.5, "--out", "own/finetuned")
+    assert done.returncode == 0, done.stderr
+    for name in ("snn", "finetuned"):
+        config = json.loads((workplace / f"own/{name}/config.json").read_text())
+        assert (config["architecture"], config["model"]) == (None, "my_networks:make")
+        assert config["model_args"] == {"width": 6}
+    done = cli("card", "own/finetuned")
+    assert "called with the recorded" in (workplace / "own/finetuned/README.md").read_text()
     attack = ("--eps", "1/255", "--attacks", "fgsm", "--views", "rate", "--max-images", 4)
     done = cli("evaluate", "own/snn", *own, "--data", "colours", *attack)
     assert done.returncode == 0, done.stderr

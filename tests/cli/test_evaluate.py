@@ -314,7 +314,7 @@ def test_a_finished_report_is_not_measured_again_nor_replaced(cli: Cli, tmp_path
     assert (again.returncode, again.stdout) == (0, first.stdout)  # the cost too: of the first one
     assert out.read_bytes() == written
     for other, message in (
-        (("--eps", "4/255", "--max-images", 4), "of another evaluation (not the same: attacks)"),
+        (("--eps", "4/255", "--max-images", 4), "(not the same: eps 2/255, now 4/255)"),
         (("--eps", "2/255", "--max-images", 2), "has 4 images, this evaluation 2"),
         (
             ("--eps", "2/255", "--max-images", 6, "--every-view"),

@@ -94,8 +94,8 @@ def test_an_interrupted_evaluation_ends_with_the_same_report(
     ("change", "called"),
     [
         (dict(seed=1), "seed"),
-        (dict(eps=[8 / 255]), "attacks"),
-        (dict(views=["PCW:1"]), "attacks"),
+        (dict(eps=[8 / 255]), "eps 4/255 16/255, now 8/255"),
+        (dict(views=["PCW:1"]), "attacks or views"),
         (dict(survivors_only=False), "who is attacked"),
     ],
 )
@@ -355,7 +355,7 @@ def test_a_report_through_another_model_s_gradients_is_extended_with_that_model_
     [
         (dict(seed=1), "same: seed"),
         (dict(attacks=["pgd2"]), "same: attacks"),
-        (dict(eps=[4 / 255]), "same: attacks"),
+        (dict(eps=[4 / 255]), "same: eps .*, now 4/255"),
         (dict(views=["PCW:1"]), "same: attacks"),
         (dict(max_images=8), "16 images, this evaluation 8"),
         (dict(survivors_only=False), "gives every view all images"),
