@@ -66,7 +66,7 @@ def certify(
             "--sigma",
             parser=distance,
             metavar="SIGMA",
-            help="Of smoothing: standard deviation of the noise, on images in [0,1].",
+            help="Smoothing needs it: standard deviation of the noise, on images in [0,1].",
         ),
     ] = None,
     n0: Annotated[
@@ -95,7 +95,7 @@ def certify(
             "--eps",
             parser=budget,
             metavar="EPS",
-            help="Of ibp: radius, once or several times.",
+            help="Ibp needs it: radius, once or several times.",
         ),
     ] = None,
     attempts: Annotated[

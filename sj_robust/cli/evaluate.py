@@ -257,7 +257,9 @@ def evaluate(
         if plot:
             for figure in draw_figures(report, plot):
                 say(f"figure: {figure}")
-        if journal and not report.stopped:
+        if journal and report.stopped:
+            say("the same command goes on there, with another --time-limit or none")
+        elif journal:
             remove_journal(journal)
 
 

@@ -175,8 +175,9 @@ class Evaluation:
             )
         if options.extend is not None:
             check_same(options.extend, options, self.protocol, identity, self.total)
-            # what a stopped one found is in the journal
-            on = options.extend.stopped and self.journal.units
+            # what a stopped one found, if anything, is in the journal
+            tried = any(result.attempted for result in options.extend.robust)
+            on = options.extend.stopped and (self.journal.units or not tried)
             if not on and not self._says_all(options.extend):
                 seen = self.predicted.tolist()
                 only = options.survivors_only

@@ -59,6 +59,11 @@ class RobustResult(Facts):
     forward_images: int | None = None
     backward_images: int | None = None
 
+    @property
+    def attempted(self) -> int:
+        """How many images it was given, over all views."""
+        return sum(view.attempted for view in self.per_view.values())
+
 
 class JointResult(Facts):
     """All attacks and views at one eps: robust is what survived every one of them.

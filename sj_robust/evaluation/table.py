@@ -53,25 +53,24 @@ def _table(report: Report) -> list[str]:
     header = [
         "eps",
         *(("after " if report.settings.survivors_only else "") + attack for attack in attacks),
-        "joint",
+        "joint" if report.stopped is None else "joint, at most",
     ]
     rows = [header + ["broke most"] * several]
     for joint in report.joint:
         results = {result.attack: result for result in report.robust if result.eps == joint.eps}
-        cells = [
-            str(
-                results[attack].alone
-                if not report.settings.survivors_only
-                else results[attack].joint
-            )
-            for attack in attacks
-        ]
+        cells = [_found(report, results[attack]) for attack in attacks]
         rows.append(
             [eps_name(joint.eps), *cells, str(joint.accuracy)]
             + [_strongest(list(results.values()))] * several
         )
     lines = aligned(rows)
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def _found(report: Report, result: RobustResult) -> str:
+    if report.stopped and not result.attempted:
+        return "not run"
+    return str(result.joint if report.settings.survivors_only else result.alone)
 
 
 def _strongest(results: list[RobustResult], count: int = 3) -> str:

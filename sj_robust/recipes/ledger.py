@@ -40,11 +40,13 @@ class Ledger:
         *,
         trains_on: ImageDataset | None = None,
         shared: bool = False,
+        ready: Callable[[], object] = lambda: None,
     ) -> Path:
         """Let `work` make `name` in the folder, unless it is there and was made from the same; the
         path of it.
 
-        `shared`: by all processes, of which the first one writes; else by that one alone.
+        `shared`: by all processes, of which the first one writes; else by that one alone. `ready`:
+        by all of them, before what other settings made is put aside: a mistake costs nothing then.
         """
         path = self.folder / name
         record_path = path.with_name(path.name + ".stage.json")
@@ -55,13 +57,15 @@ class Ledger:
             "key": hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest(),
             "made_from": made_from,
         }
-        state = self.team.from_first(
-            self._begin(path, record_path, record) if self.team.first else ""
-        )
+        state = self.team.from_first(self._state(record_path, record) if self.team.first else "")
         self.states[name] = state
         if self.team.first:
             self.say(f"{name}: {'making' if state == 'made' else state}")
         if state == "made":
+            ready()
+            if self.team.first:
+                self._begin(path, record_path, record)
+            self.team.from_first(None)  # nobody begins before the way is free
             if shared or self.team.first:
                 work(path)
             if self.team.first:
@@ -69,18 +73,20 @@ class Ledger:
             self.team.from_first(None)  # nobody reads what is not there yet
         return path
 
-    def _begin(self, path: Path, record_path: Path, record: dict[str, Any]) -> str:
-        """Whether the stage is "kept" or has to be "made", and then what other settings made is out
-        of its way."""
+    def _state(self, record_path: Path, record: dict[str, Any]) -> str:
+        """Whether the stage is "kept" or has to be "made"."""
         earlier = _read(record_path)
         same = earlier.get("key") == record["key"]
-        if same and _intact(self.folder, earlier.get("outputs")):
-            return "kept"
-        if not same:
+        return "kept" if same and _intact(self.folder, earlier.get("outputs")) else "made"
+
+    def _begin(self, path: Path, record_path: Path, record: dict[str, Any]) -> None:
+        """Put what other settings made out of the way."""
+        earlier = _read(record_path)
+        if earlier.get("key") != record["key"]:
             notes = journal_files(path.with_suffix(JOURNAL))
-            _set_aside([path, training_folder(path), *notes], known=bool(earlier))
+            for aside in _set_aside([path, training_folder(path), *notes], known=bool(earlier)):
+                self.say(f"what other settings made is kept: {aside}")
             _write(record_path, record)
-        return "made"
 
 
 def _outputs(folder: Path, path: Path) -> dict[str, str]:
@@ -112,9 +118,10 @@ def _write(path: Path, record: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(record, indent=2) + "\n")
 
 
-def _set_aside(paths: Sequence[Path], *, known: bool) -> None:
+def _set_aside(paths: Sequence[Path], *, known: bool) -> list[Path]:
     """Rename what an earlier run with other settings made to NAME.previous, in place of an older
-    one."""
+    one; the new names."""
+    moved = []
     for path in paths:
         if path.exists():
             if not known:
@@ -126,3 +133,5 @@ def _set_aside(paths: Sequence[Path], *, known: bool) -> None:
             if previous.is_dir():
                 shutil.rmtree(previous)
             os.replace(path, previous)
+            moved.append(previous)
+    return moved

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from sj_robust.card import write_card
 from sj_robust.checkpoint import load_folder, record
-from sj_robust.checkpoint.config import read_config
+from sj_robust.checkpoint.config import CARD, read_config
 from sj_robust.data import load_dataset
 from sj_robust.data.loader import calibration_indices
 from sj_robust.distributed import Team, own_device, processes
@@ -178,6 +178,7 @@ class _Run:
             self.make_ann,
             trains_on=self.train,
             shared=True,
+            ready=self.open_ann,
         )
         channels = len(read_config(ann).settings["mean"])
         self.train, self.test = self.train.in_channels(channels), self.test.in_channels(channels)
@@ -223,16 +224,20 @@ class _Run:
             made_from,
             lambda path: self.make_result(path, ann, snn, ann_report, snn_report, further),
         )
+        if self.team.first and not (ann / CARD).exists():  # it was made again, to the same weights
+            self.describe(ann, ann_report, further["ann"])
         return RunResult(result, ann, ann_report, snn_report, converted_report, self.ledger.states)
 
-    def make_ann(self, path: Path) -> None:
+    def open_ann(self) -> None:
         settings = self.recipe.ann
-        ann = self.team.after_first(
+        self.ann = self.team.after_first(
             lambda: open_ann(settings, self.train, self.begun, seed=self.recipe.seed)
         )
-        train = self.train.in_channels(len(ann.mean))
+
+    def make_ann(self, path: Path) -> None:
+        settings, train = self.recipe.ann, self.train.in_channels(len(self.ann.mean))
         steps.make_ann(
-            ann, settings, train, path, self.begun, license=self.recipe.license, **self.on
+            self.ann, settings, train, path, self.begun, license=self.recipe.license, **self.on
         )
 
     def make_converted(self, path: Path) -> None:
@@ -326,11 +331,17 @@ class _Run:
             source_report=ann_report,
             **self.named,
         )
-        record(ann, report=ann_report, recipe=self.recipe.to_yaml())
-        for folder, reports in ((path, further["snn"]), (ann, further["ann"])):
-            for report in reports:
-                record(folder, report=report)
-            write_card(folder)
+        self.describe(ann, ann_report, further["ann"])
+        for report in further["snn"]:
+            record(path, report=report)
+        write_card(path)
+
+    def describe(self, ann: Path, report: Report, further: list[Report]) -> None:
+        """The ANN's records and card."""
+        record(ann, report=report, recipe=self.recipe.to_yaml())
+        for one in further:
+            record(ann, report=one)
+        write_card(ann)
 
     def load(self, checkpoint: Path) -> NormalizedClassifier | SpikingClassifier:
         builder = self.recipe.ann.model

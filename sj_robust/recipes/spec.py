@@ -91,8 +91,9 @@ class AnnSettings(Strict):
         begun = bool(self.weights or self.brings_weights or self.train)
         if self.architecture and not (begun or self.scratch):
             raise ValueError(
-                f"{self.architecture} would keep its random weights: give weights, pretrained:"
-                " true, train, or scratch: true"
+                f"{self.architecture} would keep its random weights: give weights (--weights),"
+                " pretrained (--pretrained), train (sj-robust train-ann, then convert its"
+                " checkpoint), or in a recipe scratch: true"
             )
         if self.scratch and (begun or not self.architecture):
             raise ValueError(

@@ -377,6 +377,22 @@ def test_a_stopped_report_is_not_replaced_by_another_evaluation(cli: Cli, tmp_pa
         assert out.read_bytes() == written
 
 
+def test_a_stopped_evaluation_goes_on_without_its_limit(cli: Cli, tmp_path: Path) -> None:
+    measure = partial(
+        *(cli, "evaluate", "resnet20.cifar10_linf_pgd", "--data", "sample", "--eps", "2/255"),
+        *("--attacks", "fgsm,pgd3", "--max-images", 8, "--check-images", 0),
+    )
+    whole, out = tmp_path / "whole.json", tmp_path / "report.json"
+    assert measure("--out", whole).returncode == 0
+    stopped = measure("--out", out, "--time-limit", 0.0001)  # before any attack
+    assert "not run" in stopped.stdout and "joint, at most" in stopped.stdout
+    assert "goes on there, with another --time-limit or none" in stopped.stderr
+    done = measure("--out", out)
+    assert done.returncode == 0, done.stderr
+    found, expected = (json.loads(path.read_text()) for path in (out, whole))
+    assert (found["joint"], found["stopped"]) == (expected["joint"], None)
+
+
 def test_recording_fewer_images_is_refused(cli: Cli, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     assert cli("pull", "resnet20.cifar10_linf_pgd", "--to", copy).returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -102,6 +103,21 @@ def test_a_second_run_keeps_everything(made: Path, recipe: Recipe) -> None:
     assert again.stages == dict.fromkeys(STAGES, "kept")
     assert sums(made) == before
     assert again.snn_report.dataset.evaluated == 8
+
+
+def test_a_mistake_that_shows_late_puts_nothing_aside_and_lost_records_come_back(
+    made: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    before = sums(copy)
+    with pytest.raises(SJRobustError, match="my_networks has no mistyped"):
+        run(changed(recipe, "ann", model="my_networks:mistyped"), copy)
+    assert sums(copy) == before
+    for name in ("README.md", "evaluation.json"):  # as where the ANN was made again
+        (copy / "ann" / name).unlink()
+    assert run(recipe, copy).stages == dict.fromkeys(STAGES, "kept")
+    assert sums(copy).keys() == before.keys()
 
 
 def test_settings_that_came_later_do_not_make_finished_stages_again(made: Path) -> None:

@@ -380,6 +380,6 @@ def test_a_report_of_another_evaluation_is_not_extended(
             dataset.images.flip(3), dataset.labels, dataset.classes, dataset.name, dataset.split
         )
     else:
-        report = evaluate(snn, dataset, time_limit=1e-9, **settings)  # type: ignore[arg-type]
+        report = report.model_copy(update={"stopped": "after 3 s (time_limit)"})
     with pytest.raises(SJRobustError, match=message):
         evaluate(snn, dataset, extend=report, **settings)  # type: ignore[arg-type]
