@@ -21,6 +21,7 @@ from sj_robust.text import visible
 if TYPE_CHECKING:
     from sj_robust.checkpoint.config import Config
     from sj_robust.checkpoint.zoo import Entry
+    from sj_robust.evaluation.certified import Certified
     from sj_robust.hub.search import HubModel
 
 Kind = Literal["ann", "snn"]
@@ -110,19 +111,21 @@ def info(
     """Show what a checkpoint is: architecture, settings, thresholds, how it was trained, what was
     measured."""
     from sj_robust.catalog import locate
-    from sj_robust.checkpoint.results import results
+    from sj_robust.checkpoint.results import read_certificates, results
 
     if "/" in name:
         calm()
     checkpoint = locate(name)
     folder, config = checkpoint.folder, checkpoint.config
     found = [results(report) for report in checkpoint.reports()]
+    certified = read_certificates(folder, config)
     if as_json:
         print_json(
             {
                 "folder": str(folder),
                 "config": config.model_dump(mode="json"),
                 "results": [one.model_dump(mode="json") for one in found],
+                "certificates": [one.model_dump(mode="json") for one in certified],
             }
         )
         return
@@ -147,11 +150,17 @@ def info(
         **_trained(config),
         "made with": _pairs(config.created_with),
         **{f"under {one.place}": _measured(one.model_dump(mode="json")) for one in found},
+        **{f"certified, {one.name}": _certified(one) for one in certified},
     }
     width = max(map(len, facts))
     for key, value in facts.items():
         if value not in (None, ""):
             show(f"{key:<{width}}  {value}", 20_000)
+
+
+def _certified(one: Certified) -> str:
+    points = ", ".join(f"{one.radius(point.eps)}: {point.accuracy}" for point in one.points)
+    return f"{points} of {one.images} images of {one.dataset.name} {one.dataset.split}"
 
 
 COLUMNS = [

@@ -264,7 +264,9 @@ def _advice(
         " finetune, as is usual."
     )
     if fixed:
-        advice.append("One factor is on all thresholds: scale='auto' finds each layer's own.")
+        advice.append(
+            "One factor is on all thresholds: --scale auto (scale='auto') finds each layer's own."
+        )
     if settings.get("replace_activation"):
         advice.append(
             "Activations other than ReLU were taken for ReLU: finetune the ANN with nn.ReLU in"
@@ -286,10 +288,12 @@ def _advice(
             " norm_statistics='calibrate'."
         )
     if settings.get("folded") and hard:
-        advice.append("Without batch norms thresholds decide alone: try reset='soft' first.")
+        advice.append(
+            "Without batch norms thresholds decide alone: try --reset soft (reset='soft') first."
+        )
     if len(agreement) > 1 and last.cosine > agreement[len(agreement) // 2 - 1].cosine + 0.02:
         advice.append(f"The agreement still grows at T={last.timesteps}: take more steps.")
     advice.append("Calibrate with more images of the training set.")
     if hard and not settings.get("folded"):
-        advice.append("Try reset='soft'.")
+        advice.append("Try --reset soft (reset='soft').")
     return advice

@@ -139,7 +139,8 @@ def _tested(
         )
         warnings.warn(
             f"{what} does not say with which mean and std it was trained: {data}'s are taken,"
-            f" {mean} and {std}{found}; give both if it was others (0,0,0 and 1,1,1 for none)",
+            f" {mean} and {std}{found}; give mean and std (--mean, --std) if it was"
+            " others (0,0,0 and 1,1,1 for none)",
             stacklevel=4,
         )
     return assumed

@@ -197,8 +197,8 @@ def _begin(folder: Path, resume: bool, fresh: Progress) -> tuple[Progress, Group
         return fresh, {}
     if not resume:
         raise SJRobustError(
-            f"{folder} already holds a training run: pass --resume (resume=True) to go on with it,"
-            " or another folder"
+            f"{folder} already holds a training run: pass --resume (in Python resume=True) to go"
+            " on with it, or another folder"
         )
     saved, groups = load_state(folder)
     check_same_run(saved, fresh, folder)

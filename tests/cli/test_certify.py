@@ -106,6 +106,8 @@ def test_interval_bounds_are_recorded_and_in_the_card(cli: Cli, tmp_path: Path) 
     recorded = Certificates.from_json((folder / "certificates.json").read_text()).found
     assert [one.method for one in recorded] == ["interval bounds", "randomised smoothing"]
     assert recorded[0] == found.certified()
+    told = cli("info", folder).stdout
+    assert "certified, interval bounds" in told and "certified, randomised smoothing" in told
     assert "certified" not in (folder / "evaluation.json").read_text()
     assert cli("card", folder).returncode == cli("compare", folder).returncode == 0
     card = (folder / "README.md").read_text(encoding="utf-8")
