@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from sj_robust.errors import SJRobustError, first_line
 
 Thing = TypeVar("Thing")
 
+_LET_GO = 0.2  # seconds in which gloo's threads drop what they held
 _groups = itertools.count()
 _pooled: ContextVar[int] = ContextVar("pooled", default=1)
 
@@ -194,6 +196,9 @@ def processes(
         raise
     finally:
         if not joined:
+            # torch before 2.8 waits here for gloo's threads with the GIL in its hand, which one of
+            # them may want for the tensor of what it did last: without end (pytorch #154976)
+            time.sleep(_LET_GO)
             dist.destroy_process_group()
 
 
