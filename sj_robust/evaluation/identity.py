@@ -35,7 +35,10 @@ def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
         if theirs.get(key) == ours.get(key):
             continue
         if key == "plan" and theirs.get(key) and ours.get(key):
-            found += _differing_plans(_runs(theirs[key]), _runs(ours[key]))
+            try:
+                found += _differing_plans(_runs(theirs[key]), _runs(ours[key]))
+            except (LookupError, TypeError, ValueError):  # of a file that a stranger wrote
+                found.append(names[key])
         else:
             found.append(names.get(key, key))
     return found
